@@ -1,0 +1,1 @@
+"""Passes over the Relax module. Import as ``awq_tvm.passes``."""

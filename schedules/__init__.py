@@ -1,0 +1,1 @@
+"""TensorIR schedules per hardware. Import as ``awq_tvm.schedules``."""

@@ -1,0 +1,1 @@
+"""What hardware is. Import as ``awq_tvm.targets``."""
