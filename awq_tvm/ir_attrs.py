@@ -1,0 +1,38 @@
+"""Names of the PrimFunc and IRModule attributes through which passes and schedules talk to each other.
+
+A quantized linear is recognised by these attributes, never by the name of a function.
+"""
+
+from __future__ import annotations
+
+OP = "awq.op"
+"""What a PrimFunc computes: one of the ``OP_*`` values."""
+
+OP_DEQUANTIZE = "dequantize"
+"""W[N, K] from (qweight, scales, zeros)."""
+
+OP_DEQUANTIZE_MATMUL = "dequantize_matmul"
+"""y[M, N] = epilogue(x[M, K] @ dequantize(...).T); described in full by ``MATMUL_SPEC``."""
+
+OP_DEQUANTIZE_TAKE = "dequantize_take"
+"""Rows of a quantized embedding, dequantized as they are gathered."""
+
+OP_DENSE_MATMUL = "dense_matmul"
+"""y[M, N] = x[M, K] @ W.T with an unquantized W[N, K]."""
+
+BITS = "awq.bits"
+GROUP_SIZE = "awq.group_size"
+LAYOUT = "awq.layout"
+"""Name of the weight layout (``awq_tvm.schedules.layout``) that the weight parameters of a PrimFunc are in."""
+
+MATMUL_SPEC = "awq.matmul_spec"
+"""JSON of ``awq_tvm.schedules.spec.MatmulSpec``."""
+
+SCHEDULE = "awq.schedule"
+"""Name of the schedule rule that wrote the body of a PrimFunc."""
+
+PARAMETER_PLAN = "awq.parameter_plan"
+"""IRModule attribute, JSON: for every weight parameter, in order, the checkpoint tensors it is made of."""
+
+IS_SCHEDULED = "tirx.is_scheduled"
+"""TVM's own mark: leave this PrimFunc's body alone."""

@@ -1,0 +1,1 @@
+"""Every schedule family, imported once so that it registers itself."""

@@ -1,0 +1,114 @@
+"""How the codes, scales and zero points of a quantized linear lie in memory.
+
+A layout names the weight arrays of a kernel, says their shapes, and packs a weight into them; kernels and
+``pack`` are written against the same class, so they cannot drift apart. Packing runs at compile time only.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from awq_tvm.schedules.spec import MatmulSpec
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class ArrayType:
+    """Shape and dtype of one packed weight array; ``suffix`` ends its parameter name."""
+
+    suffix: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class Layout(ABC):
+    """One way to store a quantized weight."""
+
+    name: str
+
+    @abstractmethod
+    def arrays(self, spec: MatmulSpec) -> tuple[ArrayType, ...]:
+        """The weight arrays of a linear of this spec, in the order of the kernel's parameters."""
+
+    @abstractmethod
+    def pack(self, spec: MatmulSpec, q: Array, scales: Array, zeros: Array) -> tuple[Array, ...]:
+        """Pack one weight.
+
+        Args:
+            spec: the linear's spec.
+            q: [N, K] uint8 codes.
+            scales: [N, K // group_size] float16.
+            zeros: [N, K // group_size] uint8.
+
+        Returns:
+            The arrays that ``arrays`` describes.
+        """
+
+
+class RowLayout(Layout):
+    """Rows as the checkpoint has them: what the model is exported in, before any target is known.
+
+    Codes of up to 4 bits: qweight uint8 [N, K // 2], k even in the low nibble, k odd in the high one;
+    wider codes: uint8 [N, K]. scales float16 [N, G], zeros uint8 [N, G].
+    """
+
+    name = "row"
+
+    def arrays(self, spec: MatmulSpec) -> tuple[ArrayType, ...]:
+        """See ``Layout.arrays``."""
+        n, k, g = spec.out_features, spec.in_features, spec.groups
+        width = k // 2 if spec.bits <= 4 else k
+        return (
+            ArrayType("qweight", (n, width), "uint8"),
+            ArrayType("scales", (n, g), "float16"),
+            ArrayType("zeros", (n, g), "uint8"),
+        )
+
+    def pack(self, spec: MatmulSpec, q: Array, scales: Array, zeros: Array) -> tuple[Array, ...]:
+        """See ``Layout.pack``."""
+        if spec.bits <= 4:
+            q = q[:, 0::2] | (q[:, 1::2] << 4)
+        return np.ascontiguousarray(q), np.ascontiguousarray(scales), np.ascontiguousarray(zeros)
+
+
+class Interleaved16Layout(Layout):
+    """Sixteen outputs side by side, four k in each 32-bit lane: the operand order of a four-way dot product.
+
+    Codes of up to 4 bits: qweight uint8 [N16, K // 8, 16, 4]; byte (i, c, j, b) holds q[16 i + j, 8 c + b] in its
+    low nibble and q[16 i + j, 8 c + 4 + b] in its high one. Wider codes: uint8 [N16, K // 4, 16, 4], byte
+    (i, c, j, b) = q[16 i + j, 4 c + b]. scales float16 [N16, G, 16], zeros uint8 [N16, G, 16].
+    N16 = ceil(N / 16); the rows that pad N have scale 0.
+    """
+
+    name = "interleaved16"
+
+    def arrays(self, spec: MatmulSpec) -> tuple[ArrayType, ...]:
+        """See ``Layout.arrays``."""
+        n16, g = -(-spec.out_features // 16), spec.groups
+        step = 8 if spec.bits <= 4 else 4
+        return (
+            ArrayType("qweight", (n16, spec.in_features // step, 16, 4), "uint8"),
+            ArrayType("scales", (n16, g, 16), "float16"),
+            ArrayType("zeros", (n16, g, 16), "uint8"),
+        )
+
+    def pack(self, spec: MatmulSpec, q: Array, scales: Array, zeros: Array) -> tuple[Array, ...]:
+        """See ``Layout.pack``."""
+        n, k = q.shape
+        padding = ((0, -n % 16), (0, 0))
+        q, scales, zeros = (np.pad(array, padding) for array in (q, scales, zeros))
+        n16 = q.shape[0] // 16
+        lanes = np.ascontiguousarray(q.reshape(n16, 16, k // 4, 4).transpose(0, 2, 1, 3))
+        if spec.bits <= 4:
+            lanes = np.ascontiguousarray(lanes[:, 0::2] | (lanes[:, 1::2] << 4))
+        by_group = (np.ascontiguousarray(a.reshape(n16, 16, -1).transpose(0, 2, 1)) for a in (scales, zeros))
+        return (lanes, *by_group)
+
+
+LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (RowLayout(), Interleaved16Layout())}

@@ -1,0 +1,71 @@
+"""The registry where a schedule family plugs in: the one place that knows which kernel serves a linear."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from awq_tvm.schedules.layout import Layout
+    from awq_tvm.schedules.spec import MatmulSpec
+    from awq_tvm.targets import Target
+
+
+@dataclass(frozen=True)
+class NotApplicable:
+    """A rule's answer when it cannot serve a linear, with the reason in words for ``compile --explain``."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Match:
+    """A rule's answer when it can: the configuration it would use by default."""
+
+    config: Any
+
+
+class MatmulRule(ABC):
+    """A schedule family for the fused dequantize-matmul on one kind of hardware."""
+
+    name: str
+    version: int
+
+    @abstractmethod
+    def applies(self, spec: MatmulSpec, target: Target) -> Match | NotApplicable:
+        """Whether this family serves the spec on the target."""
+
+    @abstractmethod
+    def layout(self, spec: MatmulSpec, target: Target) -> Layout:
+        """The weight layout that all kernels of this family share."""
+
+    @abstractmethod
+    def build(self, spec: MatmulSpec, target: Target, config: Any) -> Any:
+        """The scheduled PrimFunc for every M, parameters in the order that ``MatmulSpec`` states."""
+
+
+_RULES: dict[str, list[MatmulRule]] = {}
+
+
+def register(family: str, rule: MatmulRule) -> None:
+    """Add a rule for a target family ("x86", "arm", "cuda", "metal"); earlier rules are asked first."""
+    _RULES.setdefault(family, []).append(rule)
+
+
+def rules_for(target: Target) -> tuple[MatmulRule, ...]:
+    """The rules of the target's family, in the order in which they are asked."""
+    import awq_tvm.schedules.families  # noqa: F401  (registers every family on first use)
+
+    return tuple(_RULES.get(target.family, ()))
+
+
+def select(spec: MatmulSpec, target: Target) -> tuple[MatmulRule, Match] | tuple[None, tuple[str, ...]]:
+    """The first rule that serves the spec, or the reasons why none does."""
+    reasons = []
+    for rule in rules_for(target):
+        answer = rule.applies(spec, target)
+        if isinstance(answer, Match):
+            return rule, answer
+        reasons.append(f"{rule.name}: {answer.reason}")
+    return None, tuple(reasons)

@@ -1,0 +1,78 @@
+"""What a fused quantized matmul computes, apart from how."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+import json
+from typing import Any
+
+from awq_tvm.errors import UnsupportedError
+
+LEGAL_BITS = (2, 3, 4, 8)
+LEGAL_ACTIVATION_FUNCTIONS = ("silu", "gelu", "gelu_tanh", "relu")
+
+
+@dataclass(frozen=True)
+class MatmulSpec:
+    """y[M, N] = residual[M, N] + f(x[M, K] @ W[N, K].T + bias[N]), W dequantized by group.
+
+    W[n, k] = (q[n, k] - z[n, k // group_size]) * s[n, k // group_size].
+
+    The PrimFunc's parameters stand in this order: x, the layout's weight arrays, bias (if any), residual (if
+    any), y. M is dynamic.
+
+    Args:
+        in_features: K.
+        out_features: N.
+        bits: width of a code q, one of 2, 3, 4, 8.
+        group_size: k per scale and zero point; divides K.
+        dtype: of x, bias, residual and y, "float32" or "float16".
+        has_bias: whether bias[N] is added.
+        activation_function: None, or the elementwise function f.
+        has_residual: whether residual[M, N] is added last.
+        activations: "float" (x is used as it is) or "int8" (x is quantized to int8 per token and group first).
+
+    Raises:
+        UnsupportedError: a field is outside what is listed here.
+    """
+
+    in_features: int
+    out_features: int
+    bits: int
+    group_size: int
+    dtype: str
+    has_bias: bool = False
+    activation_function: str | None = None
+    has_residual: bool = False
+    activations: str = "float"
+
+    def __post_init__(self) -> None:
+        """Prove the fields consistent."""
+        where = f"{self.out_features}x{self.in_features} linear"
+        if self.bits not in LEGAL_BITS:
+            raise UnsupportedError(
+                f"{self.bits}-bit weights have no kernel", where=where, fix=f"use one of {LEGAL_BITS}"
+            )
+        if self.group_size <= 0 or self.in_features % self.group_size:
+            raise UnsupportedError(
+                f"group size {self.group_size} does not divide in_features {self.in_features}", where=where
+            )
+        if self.activation_function not in (None, *LEGAL_ACTIVATION_FUNCTIONS):
+            raise UnsupportedError(f"no fused {self.activation_function} epilogue", where=where)
+        if self.activations not in ("float", "int8"):
+            raise UnsupportedError(f"unknown activation mode {self.activations!r}", where=where)
+
+    @property
+    def groups(self) -> int:
+        """Number of groups along K."""
+        return self.in_features // self.group_size
+
+    def to_json(self) -> str:
+        """The spec as one line of JSON with sorted keys."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @staticmethod
+    def from_json(text: str) -> MatmulSpec:
+        """Read back what ``to_json`` wrote."""
+        fields: dict[str, Any] = json.loads(text)
+        return MatmulSpec(**fields)
