@@ -1,8 +1,8 @@
 """NVIDIA GPUs.
 
-Sources: bandwidth, peaks and SM counts from NVIDIA's data sheets and architecture white papers, dense rates at
-boost clock; shared memory per block, registers and warp size from the compute capability tables of the CUDA
-C++ Programming Guide. float16 rates are with float32 sums.
+Sources: bandwidth, peaks and SM counts from NVIDIA's data sheets and architecture white papers, dense rates
+at boost clock; shared memory per block, registers and warp size from the compute capability tables of the
+CUDA C++ Programming Guide. float16 rates are with float32 sums.
 """
 
 from __future__ import annotations

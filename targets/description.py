@@ -101,8 +101,8 @@ class Target:
         """Prove the description consistent.
 
         Raises:
-            TargetError: a name that is not lower-case words, fields that contradict each other, a measure that
-                is not positive.
+            TargetError: a name that is not lower-case words, fields that contradict each other, a measure
+                that is not positive.
         """
         object.__setattr__(self, "tvm_target", copy.deepcopy(self.tvm_target))
         object.__setattr__(self, "host", copy.deepcopy(self.host))
@@ -230,8 +230,8 @@ class Target:
         """Key of tuned records and bundles: the family and 12 hex digits.
 
         It covers what makes one schedule faster than another or unable to run: kind, family, triple, CPU or
-        GPU architecture, features, cores, memory sizes and bandwidth. The name, the summary and the arithmetic
-        peaks are left out, so that correcting those keeps the records. So is the level-3 cache, of which
+        GPU architecture, features, cores, memory sizes and bandwidth. The name, the summary and the
+        arithmetic peaks are left out, so that correcting those keeps the records. So is the level-3 cache, of which
         virtual machines of one kind report different slices.
         """
         what = {

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from awq_tvm.errors import TargetError
 from awq_tvm.targets import arm, cuda, metal, x86
 from awq_tvm.targets.description import Target
-from awq_tvm.targets.detect import detect
+from awq_tvm.targets.detection import detect
 
 # Short names for what people most often mean. "auto" and "cpu" are this machine and are not in the table.
 ALIASES: Mapping[str, str] = MappingProxyType(

@@ -157,7 +157,7 @@ def read_caches(folder: Path) -> dict[str, int]:
 
 
 def _bytes(size: str) -> int | None:
-    """ "48K" -> 49152; None for what is no size."""
+    """Read a size: "48K" is 49152; None for what is no size."""
     number, unit = (size[:-1], size[-1]) if size[-1:] in ("K", "M", "G") else (size, "")
     if not number.isdecimal():
         return None
