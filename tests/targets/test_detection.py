@@ -63,7 +63,8 @@ def test_an_x86_cpu_below_v2_is_refused_with_what_it_lacks() -> None:
 
 
 def test_arm_features() -> None:
-    cpuinfo = "processor\t: 0\nFeatures\t: fp asimd atomics fphp asimdhp asimdrdm asimddp i8mm bf16\nCPU part\t: 0xd40\n"
+    features = "fp asimd atomics fphp asimdhp asimdrdm asimddp i8mm bf16"
+    cpuinfo = f"processor\t: 0\nFeatures\t: {features}\nCPU part\t: 0xd40\n"
     target = describe_linux_cpu("aarch64", cpuinfo, cores=8, caches={})
     assert target.features == {"neon", "lse", "fullfp16", "rdm", "dotprod", "i8mm", "bf16"}
     assert target.tvm_target["mattr"] == ["+bf16", "+dotprod", "+fullfp16", "+i8mm", "+lse", "+neon", "+rdm"]
