@@ -229,10 +229,10 @@ class Target:
     def fingerprint(self) -> str:
         """Key of tuned records and bundles: the family and 12 hex digits.
 
-        It covers what makes one schedule faster than another or unable to run: kind, family, triple, CPU or
-        GPU architecture, features, cores, memory sizes and bandwidth. The name, the summary and the
-        arithmetic peaks are left out, so that correcting those keeps the records. So is the level-3 cache, of which
-        virtual machines of one kind report different slices.
+        It covers what makes one schedule faster than another or unable to run: kind, family, triple, CPU
+        or GPU architecture, features, cores, memory sizes and bandwidth. The name, the summary and the
+        arithmetic peaks are left out, so that correcting those keeps the records. So is the level-3
+        cache, of which virtual machines of one kind report different slices.
         """
         what = {
             "kind": self.kind,
