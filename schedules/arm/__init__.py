@@ -1,0 +1,1 @@
+"""Schedules for AArch64: plain NEON."""

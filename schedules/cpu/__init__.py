@@ -1,0 +1,1 @@
+"""Schedules that x86 and ARM share: everything is written on vectors of 16 lanes, which LLVM splits as needed."""

@@ -1,0 +1,69 @@
+"""From packed codes (``Interleaved16Layout``) to float lanes."""
+
+from __future__ import annotations
+
+from tvm.script.ir_builder import tirx as T  # noqa: N812
+
+from awq_tvm.schedules.cpu.vectors import LANES, Buffer, Expression, fma, lanes, splat
+from awq_tvm.schedules.spec import MatmulSpec
+
+
+class Codes:
+    """Reads the weight arrays of one linear, 16 outputs at a time.
+
+    A chunk is what 64 bytes hold: 16 outputs x ``chunk`` consecutive k.
+
+    Args:
+        spec: the linear.
+        qweight: uint8 [N16, K // chunk, 16, 4].
+        scales: float16 [N16, G, 16].
+        zeros: uint8 [N16, G, 16].
+        use_lookup: decode nibbles with one AVX-512 permutation each instead of mask and conversion.
+    """
+
+    def __init__(
+        self, spec: MatmulSpec, qweight: Buffer, scales: Buffer, zeros: Buffer, use_lookup: bool
+    ) -> None:
+        self.qweight, self.scales, self.zeros = qweight, scales, zeros
+        self.code_bits = 4 if spec.bits <= 4 else 8
+        self.chunk = 32 // self.code_bits
+        self.chunks_per_group = spec.group_size // self.chunk
+        self.use_lookup = use_lookup and self.code_bits == 4
+
+    def offset(self, position: int) -> int:
+        """The k within a chunk of the code at bits [code_bits * position, ...) of a 32-bit lane."""
+        return position if self.code_bits == 8 else position // 2 + 4 * (position % 2)
+
+    def words(self, block: Expression, chunk: Expression) -> Expression:
+        """A chunk as int32x16, bound to a variable."""
+        return T.bind(T.reinterpret("int32x16", self.words_as_bytes(block, chunk)))
+
+    def words_as_bytes(self, block: Expression, chunk: Expression) -> Expression:
+        """A chunk as uint8x64."""
+        flat = T.decl_buffer(
+            (self.qweight.shape[0], self.qweight.shape[1], 4 * LANES), "uint8", data=self.qweight.data
+        )
+        return flat[block, chunk, lanes(0, 4 * LANES)]
+
+    def values(self, words: Expression, position: int) -> Expression:
+        """The codes at one position of a chunk as float32x16."""
+        shift = self.code_bits * position
+        shifted = words >> splat(shift, "int32") if shift else words
+        if self.use_lookup:
+            # The permutation looks at the low 4 bits of an index only: no mask, no conversion.
+            table = T.cast(lanes(), "float32x16")
+            return T.call_llvm_pure_intrin("float32x16", "llvm.x86.avx512.permvar.sf.512", table, shifted)
+        mask = (1 << self.code_bits) - 1
+        return T.cast(T.bitwise_and(shifted, splat(mask, "int32")), "float32x16")
+
+    def scale(self, block: Expression, group: Expression) -> Expression:
+        """The scales of 16 outputs as float32x16."""
+        return T.cast(self.scales[block, group, lanes()], "float32x16")
+
+    def zero(self, block: Expression, group: Expression) -> Expression:
+        """The zero points of 16 outputs as float32x16."""
+        return T.cast(T.cast(self.zeros[block, group, lanes()], "int32x16"), "float32x16")
+
+    def dequantized(self, words: Expression, position: int, scale: Expression, shift: Expression) -> Expression:
+        """q * scale + shift, with shift = -zero * scale."""
+        return fma(self.values(words, position), scale, shift)

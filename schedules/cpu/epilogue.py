@@ -1,0 +1,111 @@
+"""What happens to a finished sum on its way to y: bias, activation function, residual, ragged N."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import math
+
+from tvm.script.ir_builder import tirx as T  # noqa: N812
+
+from awq_tvm.schedules.cpu.vectors import LANES, Buffer, Expression, Register, exp, fma, lanes, splat
+
+
+def _sigmoid(x: Expression) -> Expression:
+    return splat(1.0) / (splat(1.0) + exp(splat(0.0) - x))
+
+
+def _silu(x: Expression) -> Expression:
+    return x * _sigmoid(x)
+
+
+def _gelu_tanh(x: Expression) -> Expression:
+    # (1 + tanh(u)) / 2 = sigmoid(2 u)
+    inner = x + splat(0.044715) * x * x * x
+    return x * _sigmoid(splat(2.0 * math.sqrt(2.0 / math.pi)) * inner)
+
+
+def _gelu(x: Expression) -> Expression:
+    """x (1 + erf(x / sqrt 2)) / 2 with erf from Abramowitz and Stegun 7.1.26, absolute error below 1.5e-7."""
+    z = T.bind(T.max(x, splat(0.0) - x) * splat(math.sqrt(0.5)))
+    t = T.bind(splat(1.0) / fma(z, splat(0.3275911), splat(1.0)))
+    polynomial = splat(1.061405429)
+    for coefficient in (-1.453152027, 1.421413741, -0.284496736, 0.254829592, 0.0):
+        polynomial = fma(polynomial, t, splat(coefficient))
+    tail = T.bind(polynomial * exp(splat(0.0) - z * z))
+    half = T.bind(splat(0.5) * x)
+    return T.Select(x > splat(0.0), half * (splat(2.0) - tail), half * tail)
+
+
+def _relu(x: Expression) -> Expression:
+    return T.max(x, splat(0.0))
+
+
+ACTIVATION_FUNCTIONS: dict[str, Callable[[Expression], Expression]] = {
+    "silu": _silu,
+    "gelu": _gelu,
+    "gelu_tanh": _gelu_tanh,
+    "relu": _relu,
+}
+
+
+class Output:
+    """y[M, N] together with what is applied to a sum before it is stored.
+
+    Args:
+        out_features: N.
+        y: the output buffer [M, N] float32.
+        bias: [N] float32 or None.
+        residual: [M, N] float32 or None.
+        activation_function: a key of ``ACTIVATION_FUNCTIONS`` or None.
+    """
+
+    def __init__(
+        self,
+        out_features: int,
+        y: Buffer,
+        bias: Buffer | None = None,
+        residual: Buffer | None = None,
+        activation_function: str | None = None,
+    ) -> None:
+        self.out_features, self.y, self.bias, self.residual = out_features, y, bias, residual
+        self.activation_function = activation_function
+
+    def store(self, row: Expression, block: Expression, value: Expression) -> None:
+        """Finish and store y[row, 16 block .. 16 block + 15], as far as N reaches."""
+        full_blocks, tail = divmod(self.out_features, LANES)
+        if tail == 0:
+            self._store_full(row, block, value)
+            return
+        with T.If(block < full_blocks):
+            with T.Then():
+                self._store_full(row, block, value)
+            with T.Else():
+                self._store_tail(row, full_blocks * LANES, tail, value)
+
+    def _finish(self, value: Expression, bias: Expression | None, residual: Expression | None) -> Expression:
+        if bias is not None:
+            value = value + bias
+        if self.activation_function is not None:
+            value = ACTIVATION_FUNCTIONS[self.activation_function](T.bind(value))
+        if residual is not None:
+            value = value + residual
+        return value
+
+    def _store_full(self, row: Expression, block: Expression, value: Expression) -> None:
+        columns = lanes(block * LANES)
+        bias = None if self.bias is None else self.bias[columns]
+        residual = None if self.residual is None else self.residual[row, columns]
+        T.buffer_store(self.y, self._finish(value, bias, residual), [row, columns])
+
+    def _store_tail(self, row: Expression, start: int, count: int, value: Expression) -> None:
+        def partial(source: Buffer | None, *index: Expression) -> Expression | None:
+            if source is None:
+                return None
+            loaded = Register(splat(0.0))
+            for lane in range(count):
+                T.buffer_store(loaded.buffer, source[(*index, start + lane)], [lane])
+            return loaded.get()
+
+        finished = Register(self._finish(value, partial(self.bias), partial(self.residual, row)))
+        for lane in range(count):
+            T.buffer_store(self.y, finished.buffer[lane], [row, start + lane])

@@ -1,0 +1,96 @@
+"""The frame of a fused matmul PrimFunc: its parameters, its attributes, and the choice of a kernel by M."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T  # noqa: N812
+
+from awq_tvm import ir_attrs
+from awq_tvm.schedules.cpu.epilogue import Output
+from awq_tvm.schedules.cpu.vectors import LANES, Buffer, Expression
+from awq_tvm.schedules.layout import Layout
+from awq_tvm.schedules.spec import MatmulSpec
+
+
+@dataclass(frozen=True)
+class Operands:
+    """The buffers of a fused matmul under construction.
+
+    Args:
+        spec: the linear.
+        rows: M, a symbolic int64.
+        x: [M, K].
+        weights: the layout's arrays.
+        output: y with bias, activation function and residual.
+    """
+
+    spec: MatmulSpec
+    rows: Expression
+    x: Buffer
+    weights: tuple[Buffer, ...]
+    output: Output
+
+    @property
+    def blocks(self) -> int:
+        """N in units of 16 outputs, rounded up."""
+        return -(-self.spec.out_features // LANES)
+
+
+Body = Callable[[Operands], None]
+
+
+def fused_matmul(
+    spec: MatmulSpec, layout: Layout, schedule_name: str, one_row: Body, many_rows: Body
+) -> tirx.PrimFunc:
+    """A PrimFunc that computes ``spec``: ``one_row`` is its body for M = 1, ``many_rows`` for every other M.
+
+    Args:
+        spec: the linear; the parameters stand in the order it states.
+        layout: of the weight parameters.
+        schedule_name: put into the attributes.
+        one_row: adds the statements for M = 1.
+        many_rows: adds the statements for M > 1.
+    """
+    k, n = spec.in_features, spec.out_features
+    with IRBuilder() as builder:
+        with T.prim_func(s_tir=True):
+            T.func_name("fused_dequantize_matmul")
+            rows = T.int64()
+
+            def parameter(name: str, shape: tuple[Expression, ...], dtype: str) -> Buffer:
+                return T.match_buffer(T.arg(name, T.handle()), shape, dtype)
+
+            x = parameter("x", (rows, k), spec.dtype)
+            weights = tuple(parameter(a.suffix, a.shape, a.dtype) for a in layout.arrays(spec))
+            bias = parameter("bias", (n,), spec.dtype) if spec.has_bias else None
+            residual = parameter("residual", (rows, n), spec.dtype) if spec.has_residual else None
+            y = parameter("y", (rows, n), spec.dtype)
+            output = Output(n, y, bias, residual, spec.activation_function)
+            operands = Operands(spec, rows, x, weights, output)
+            with T.If(rows == 1):
+                with T.Then():
+                    one_row(operands)
+                with T.Else():
+                    many_rows(operands)
+    return _marked(builder.get(), spec, layout, schedule_name)
+
+
+def _marked(func: tirx.PrimFunc, spec: MatmulSpec, layout: Layout, schedule_name: str) -> tirx.PrimFunc:
+    if func.attrs is not None and "global_symbol" in func.attrs:
+        func = func.without_attr("global_symbol")
+    return func.with_attrs(
+        {
+            "op_pattern": 8,
+            ir_attrs.OP: ir_attrs.OP_DEQUANTIZE_MATMUL,
+            ir_attrs.BITS: spec.bits,
+            ir_attrs.GROUP_SIZE: spec.group_size,
+            ir_attrs.MATMUL_SPEC: spec.to_json(),
+            ir_attrs.LAYOUT: layout.name,
+            ir_attrs.SCHEDULE: schedule_name,
+            ir_attrs.IS_SCHEDULED: True,
+        }
+    )

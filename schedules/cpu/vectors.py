@@ -1,0 +1,86 @@
+"""Vectors of 16 lanes in TensorIR: one zmm, two ymm or four NEON registers, as the target has them.
+
+Every function here returns an expression or adds statements to the PrimFunc under construction
+(``tvm.script.ir_builder``); Python loops around them are unrolled.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T  # noqa: N812
+
+LANES = 16
+
+Expression = Any
+Buffer = Any
+
+
+def lanes(start: Expression = 0, count: int = LANES) -> Expression:
+    """The indices start .. start + count - 1."""
+    return T.ramp(start, 1, count)
+
+
+def splat(value: Expression, dtype: str = "float32", count: int = LANES) -> Expression:
+    """The same scalar in every lane."""
+    scalar = tirx.const(value, dtype) if isinstance(value, int | float) else value
+    return T.broadcast(scalar, count)
+
+
+def fma(a: Expression, b: Expression, c: Expression) -> Expression:
+    """a * b + c, rounded once, on float32x16."""
+    return T.call_llvm_pure_intrin("float32x16", "llvm.fma", a, b, c)
+
+
+class Register:
+    """A variable of 16 lanes; small enough that LLVM keeps it in registers."""
+
+    def __init__(self, value: Expression | None = None, dtype: str = "float32") -> None:
+        self.buffer = T.alloc_buffer((LANES,), dtype)
+        if value is not None:
+            self.set(value)
+
+    def get(self) -> Expression:
+        """Its present value."""
+        return self.buffer[lanes()]
+
+    def set(self, value: Expression) -> None:
+        """Overwrite it."""
+        T.buffer_store(self.buffer, value, [lanes()])
+
+    def add_product(self, a: Expression, b: Expression) -> None:
+        """Add a * b to it."""
+        self.set(fma(a, b, self.get()))
+
+
+def take(vector: Expression, indices: list[int]) -> Expression:
+    """The named lanes of a vector, in that order."""
+    return tirx.Shuffle([vector], [tirx.IntImm("int32", i) for i in indices])
+
+
+def horizontal_sum(vector: Expression) -> Expression:
+    """The sum of 16 lanes as a scalar, added as a balanced tree."""
+    count = LANES
+    while count > 1:
+        half = count // 2
+        bound = T.bind(vector)
+        vector = take(bound, list(range(half))) + take(bound, list(range(half, count)))
+        count = half
+    return vector
+
+
+def exp(x: Expression) -> Expression:
+    """e ** x on float32x16, relative error below 3e-7 for |x| < 87, saturating outside.
+
+    2 ** (n + f) with n an integer and |f| <= 1/2: a polynomial in f, then n added to the exponent bits.
+    """
+    x = T.bind(T.min(T.max(x, splat(-87.0)), splat(88.0)))
+    n = T.bind(T.call_llvm_pure_intrin("float32x16", "llvm.nearbyint", x * splat(1.4426950408889634)))
+    # log(2) in two parts keeps the remainder exact.
+    f = T.bind(fma(n, splat(-1.42860682030941723212e-6), fma(n, splat(-0.693145751953125), x)))
+    polynomial = splat(1.0 / 5040)
+    for coefficient in (1 / 720, 1 / 120, 1 / 24, 1 / 6, 0.5, 1.0, 1.0):
+        polynomial = fma(polynomial, f, splat(coefficient))
+    exponent = (T.cast(n, "int32x16") + splat(127, "int32")) << splat(23, "int32")
+    return polynomial * T.reinterpret("float32x16", exponent)
