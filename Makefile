@@ -1,0 +1,47 @@
+# Everything runs in .venv, which the first command makes. `make help` lists the commands.
+
+PYTHON ?= python3
+VENV := .venv
+STAMP := $(VENV)/.installed
+RUN := $(VENV)/bin/python
+
+.PHONY: help demo test test-full lint format clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo       quantize, compile and run a small real model, and measure it"
+	@echo "make test       linters, type checks and the fast tests"
+	@echo "make test-full  the same with the slow tests"
+	@echo "make format     let ruff rewrite what it can"
+	@echo "make clean      remove what was built, the environment included"
+
+# pip is quiet: it would warn of package indexes that do not carry every package.
+$(STAMP): pyproject.toml
+	@echo "Setting up $(VENV): downloads TVM and PyTorch the first time ..."
+	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	@$(RUN) -m pip install -qq --disable-pip-version-check -e '.[all]'
+	@touch $@
+
+demo: $(STAMP)
+	@$(RUN) benchmarks/demo.py
+
+lint: $(STAMP)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/lint-imports --no-logo
+	$(VENV)/bin/mypy
+	$(VENV)/bin/mypy benchmarks
+
+test: lint
+	$(RUN) -m pytest -q -m "not slow"
+
+test-full: lint
+	$(RUN) -m pytest -q
+
+format: $(STAMP)
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
