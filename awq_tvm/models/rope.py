@@ -164,12 +164,12 @@ class RopeConfig:
         """Keep short wavelengths, divide long ones by ``factor``, blend between."""
         f32 = np.float32
         original = self.original_max_position_embeddings
-        wavelength = f32(2 * math.pi) / inverse
+        wavelength = f32(2 * math.pi) * (f32(1) / inverse)  # two roundings, as PyTorch's scalar / tensor
         long = wavelength > f32(original / self.low_freq_factor)
         short = wavelength < f32(original / self.high_freq_factor)
         scaled = np.where(long, inverse / f32(self.factor), inverse)
         span = f32(self.high_freq_factor - self.low_freq_factor)
-        smooth = (f32(original) / wavelength - f32(self.low_freq_factor)) / span
+        smooth = (f32(original) * (f32(1) / wavelength) - f32(self.low_freq_factor)) / span
         blended = (f32(1) - smooth) * scaled / f32(self.factor) + smooth * scaled
         return np.where(~long & ~short, blended, scaled)
 
