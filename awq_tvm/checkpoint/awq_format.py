@@ -1,0 +1,152 @@
+"""AutoAWQ's "gemm" layout, 4 bits, which transformers and vLLM load.
+
+qweight int32 [K, N // 8]: eight 4-bit values of neighbouring output channels to a word; nibble i (from the low end)
+holds channel `_ORDER[i]`. qzeros int32 [G, N // 8] is packed the same way; scales float16 [G, N].
+Source: AutoAWQ, awq/utils/packing_utils.py and awq/modules/linear/gemm.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from awq_tvm.checkpoint.base import QuantizationScheme, QuantizedWeight, TensorInfo
+from awq_tvm.checkpoint.packed_format import checked_scheme, exact_float16
+from awq_tvm.errors import CheckpointError, UnsupportedError
+
+_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+_FLOATS = ("float16", "bfloat16", "float32")
+
+
+def pack_nibbles(values: NDArray[np.uint8]) -> NDArray[np.int32]:
+    """Pack uint8 [R, N], each below 16, N a multiple of 8, into int32 [R, N // 8]."""
+    octets = values.reshape(values.shape[0], -1, 8)
+    # Two neighbouring nibbles make one byte of the little-endian word.
+    packed = octets[:, :, _ORDER[0::2]] | octets[:, :, _ORDER[1::2]] << 4
+    return np.ascontiguousarray(packed).view("<i4")[:, :, 0]
+
+
+def unpack_nibbles(words: NDArray[np.int32]) -> NDArray[np.uint8]:
+    """Undo `pack_nibbles`: int32 [R, C] into uint8 [R, C * 8]."""
+    packed = np.ascontiguousarray(words).astype("<i4", copy=False).view(np.uint8).reshape(*words.shape, 4)
+    values = np.empty((*words.shape, 8), np.uint8)
+    values[:, :, _ORDER[0::2]] = packed & 15
+    values[:, :, _ORDER[1::2]] = packed >> 4
+    return values.reshape(words.shape[0], -1)
+
+
+class AwqGemm:
+    """AutoAWQ "gemm" on disk; see `packed_format.PackedFormat` for the methods."""
+
+    name = "awq"
+    marker = "qweight"
+
+    def suffixes(self, scheme: QuantizationScheme) -> tuple[str, ...]:
+        """Return the names of the three tensors of a linear."""
+        return ("qweight", "qzeros", "scales")
+
+    def parse_scheme(self, config: Mapping[str, Any], where: str) -> QuantizationScheme:
+        """Read quantization_config.
+
+        Raises:
+            CheckpointError: if a value is out of range.
+            UnsupportedError: for gemv, gemv_fast, marlin and the like, or other than 4 bits.
+        """
+        version = str(config.get("version", config.get("format", "gemm"))).lower()
+        if version != "gemm":
+            raise UnsupportedError(
+                f"AWQ weights in the {version!r} layout",
+                where=where,
+                why="only AutoAWQ's 'gemm' layout is read",
+                fix="take a gemm version of the checkpoint, or quantize the original model with this tool",
+            )
+        bits = config.get("bits", config.get("w_bit", 4))
+        skipped = config.get("modules_to_not_convert") or []
+        scheme = checked_scheme(
+            bits,
+            config.get("group_size", config.get("q_group_size", 128)),
+            config.get("zero_point", True),
+            skipped,
+            where,
+        )
+        if scheme.bits != 4:
+            raise UnsupportedError(
+                f"AWQ gemm weights of {scheme.bits} bits", where=where, why="the layout is for 4 bits"
+            )
+        return scheme
+
+    def describe(self, scheme: QuantizationScheme) -> dict[str, Any]:
+        """Return quantization_config as AutoAWQ writes it."""
+        return {
+            "quant_method": "awq",
+            "version": "gemm",
+            "bits": scheme.bits,
+            "group_size": scheme.group_size,
+            "zero_point": True,
+            "modules_to_not_convert": list(scheme.modules_to_not_convert) or None,
+        }
+
+    def check(self, infos: Mapping[str, TensorInfo], scheme: QuantizationScheme) -> tuple[int, int]:
+        """Return (N, K).
+
+        Raises:
+            CheckpointError: if shapes or dtypes disagree with each other or with the scheme.
+        """
+        qweight, qzeros, scales = infos["qweight"], infos["qzeros"], infos["scales"]
+        if any(len(info.shape) != 2 for info in infos.values()):
+            raise CheckpointError("a packed tensor is not a matrix", why=_shapes(infos))
+        if qweight.dtype != "int32" or qzeros.dtype != "int32" or scales.dtype not in _FLOATS:
+            raise CheckpointError("a packed tensor has the wrong dtype", why=_shapes(infos))
+        features, groups = qweight.shape[0], scales.shape[0]
+        outputs = scales.shape[1]
+        if outputs % 8:
+            raise CheckpointError(
+                "out_features is not a multiple of 8", why=f"scales say {outputs}; {_shapes(infos)}"
+            )
+        if features % scheme.group_size:
+            raise CheckpointError(f"group_size {scheme.group_size} does not divide in_features {features}")
+        needed = (features // scheme.group_size, outputs // 8)
+        if groups != needed[0] or qzeros.shape != needed or qweight.shape[1] != needed[1]:
+            raise CheckpointError(
+                f"the shapes do not fit each other and group_size {scheme.group_size}", why=_shapes(infos)
+            )
+        return outputs, features
+
+    def pack(self, weight: QuantizedWeight, scheme: QuantizationScheme) -> dict[str, NDArray[Any]]:
+        """Return qweight, qzeros and scales.
+
+        Raises:
+            CheckpointError: if N is not a multiple of 8.
+        """
+        if weight.out_features % 8:
+            raise CheckpointError(
+                f"out_features {weight.out_features} is not a multiple of 8",
+                why="AutoAWQ gemm packs eight output channels to a word",
+                fix="leave this linear dense, or choose another bit width",
+            )
+        return {
+            "qweight": pack_nibbles(weight.q.T),
+            "qzeros": pack_nibbles(weight.zeros.T),
+            "scales": np.ascontiguousarray(weight.scales.T),
+        }
+
+    def unpack(self, arrays: Mapping[str, NDArray[Any]], scheme: QuantizationScheme) -> QuantizedWeight:
+        """Undo `pack`, bit for bit.
+
+        Raises:
+            CheckpointError: if a scale is not finite or not > 0.
+        """
+        return QuantizedWeight(
+            q=np.ascontiguousarray(unpack_nibbles(arrays["qweight"]).T),
+            scales=np.ascontiguousarray(exact_float16(arrays["scales"], "scales").T),
+            zeros=np.ascontiguousarray(unpack_nibbles(arrays["qzeros"]).T),
+            bits=scheme.bits,
+            group_size=scheme.group_size,
+        )
+
+
+def _shapes(infos: Mapping[str, TensorInfo]) -> str:
+    return ", ".join(f"{suffix} {info.dtype} {list(info.shape)}" for suffix, info in infos.items())

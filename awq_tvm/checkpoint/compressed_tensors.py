@@ -1,0 +1,233 @@
+"""compressed-tensors "pack-quantized", for group-wise integer weights of 2 to 8 bits.
+
+weight_packed int32 [N, ceil(K * bits / 32)] is one little-endian bit stream a row: value k at bits k * bits and up, no
+bit unused (compressed-tensors 0.20; releases before it left bits unused for 3, 5, 6 and 7 bits, which is told apart by
+the width and refused). weight_zero_point int32 [ceil(N * bits / 32), G] is packed the same way, down the columns.
+weight_scale [N, G], weight_shape int64 [2] = [N, K]. The library counts from -(2 ** (bits - 1)) and adds that offset
+before it packs, so what is packed is our unsigned q and z.
+Source: compressed-tensors, compressors/pack_quantized.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from awq_tvm.checkpoint.base import QuantizationScheme, QuantizedWeight, TensorInfo
+from awq_tvm.checkpoint.packed_format import checked_scheme, exact_float16
+from awq_tvm.errors import CheckpointError, UnsupportedError
+
+_FLOATS = ("float16", "bfloat16", "float32")
+
+
+def pack_bits(values: NDArray[np.uint8], bits: int) -> NDArray[np.int32]:
+    """Pack uint8 [R, C], each below 2 ** bits, into int32 [R, ceil(C * bits / 32)]."""
+    rows, columns = values.shape
+    padded = np.zeros((rows, -(-columns // 32) * 4, 8), np.uint8)
+    padded.reshape(rows, -1)[:, :columns] = values
+    # Eight values fill exactly `bits` bytes.
+    octets = np.zeros(padded.shape[:2], "<u8")
+    for i in range(8):
+        octets |= padded[:, :, i].astype("<u8") << np.uint64(i * bits)
+    stream = np.ascontiguousarray(octets.view(np.uint8).reshape(rows, -1, 8)[:, :, :bits])
+    words = stream.reshape(rows, -1).view("<i4")
+    return np.ascontiguousarray(words[:, : packed_width(columns, bits)])
+
+
+def unpack_bits(words: NDArray[np.int32], bits: int, columns: int) -> NDArray[np.uint8]:
+    """Undo `pack_bits`: int32 [R, ceil(columns * bits / 32)] into uint8 [R, columns]."""
+    rows = words.shape[0]
+    groups = -(-columns // 32) * 4
+    stream = np.zeros((rows, groups * bits), np.uint8)
+    stream.view("<i4")[:, : words.shape[1]] = words
+    octets = np.zeros((rows, groups, 8), np.uint8)
+    octets[:, :, :bits] = stream.reshape(rows, groups, bits)
+    whole = octets.view("<u8")[:, :, 0]
+    values = np.empty((rows, groups, 8), np.uint8)
+    for i in range(8):
+        values[:, :, i] = (whole >> np.uint64(i * bits)) & np.uint64((1 << bits) - 1)
+    return np.ascontiguousarray(values.reshape(rows, -1)[:, :columns])
+
+
+def packed_width(columns: int, bits: int) -> int:
+    """Return how many int32 words a row of `columns` values takes."""
+    return -(-columns * bits // 32)
+
+
+class PackQuantized:
+    """compressed-tensors on disk; see `packed_format.PackedFormat` for the methods."""
+
+    name = "compressed-tensors"
+    marker = "weight_packed"
+
+    def suffixes(self, scheme: QuantizationScheme) -> tuple[str, ...]:
+        """Return the names of the tensors of a linear; symmetric ones store no zero points."""
+        common = ("weight_packed", "weight_scale", "weight_shape")
+        return (*common, "weight_zero_point") if scheme.zero_point else common
+
+    def parse_scheme(self, config: Mapping[str, Any], where: str) -> QuantizationScheme:
+        """Read quantization_config.
+
+        Raises:
+            CheckpointError: if a value is of the wrong type or out of range.
+            UnsupportedError: for other formats of the library, or more than one scheme in a model.
+        """
+        groups = config.get("config_groups")
+        if (
+            not isinstance(groups, dict)
+            or not all(isinstance(group, dict) for group in groups.values())
+            or not groups
+        ):
+            raise CheckpointError(
+                "quantization_config has no config_groups", where=where, why=f"found {groups!r:.80}"
+            )
+        schemes = list(groups.values())
+        weights = schemes[0].get("weights")
+        if not isinstance(weights, dict):
+            raise CheckpointError(
+                "quantization_config says nothing about weights", where=where, why=f"{weights!r:.80}"
+            )
+        wanted = {"type": "int", "strategy": "group", "dynamic": False}
+        refused = [
+            f"weights.{key} is {weights.get(key)!r}"
+            for key, value in wanted.items()
+            if weights.get(key, value) != value
+        ]
+        refused += [
+            f"{key} is not null" for key in ("input_activations", "output_activations") if schemes[0].get(key)
+        ]
+        if config.get("format", "pack-quantized") != "pack-quantized":
+            refused.append(f"format is {config['format']!r}")
+        if weights.get("actorder") not in (None, False, "static", "weight"):
+            refused.append(f"weights.actorder is {weights['actorder']!r}")
+        if any(scheme.get("weights") != weights for scheme in schemes):
+            refused.append(f"{len(schemes)} config_groups with different weights")
+        if refused:
+            raise UnsupportedError(
+                "a variant of compressed-tensors that is not read",
+                where=where,
+                why="; ".join(refused) + "; needed: pack-quantized int weights in groups, one scheme for all",
+                fix="quantize the original model with this tool",
+            )
+        symmetric = weights.get("symmetric", True)
+        zero_point = not symmetric if isinstance(symmetric, bool) else symmetric
+        return checked_scheme(
+            weights.get("num_bits"), weights.get("group_size"), zero_point, config.get("ignore") or [], where
+        )
+
+    def describe(self, scheme: QuantizationScheme) -> dict[str, Any]:
+        """Return quantization_config as compressed-tensors writes it."""
+        weights = {
+            "num_bits": scheme.bits,
+            "type": "int",
+            "symmetric": not scheme.zero_point,
+            "strategy": "group",
+            "group_size": scheme.group_size,
+            "dynamic": False,
+            "actorder": None,
+        }
+        group = {
+            "targets": ["Linear"],
+            "weights": weights,
+            "input_activations": None,
+            "output_activations": None,
+        }
+        return {
+            "quant_method": "compressed-tensors",
+            "format": "pack-quantized",
+            "quantization_status": "compressed",
+            "config_groups": {"group_0": {**group, "format": "pack-quantized"}},
+            "ignore": list(scheme.modules_to_not_convert),
+            "kv_cache_scheme": None,
+        }
+
+    def check(self, infos: Mapping[str, TensorInfo], scheme: QuantizationScheme) -> tuple[int, int]:
+        """Return (N, K).
+
+        Raises:
+            CheckpointError: if shapes or dtypes disagree with each other or with the scheme.
+            UnsupportedError: for the layout of releases before 0.20 where it differs.
+        """
+        packed, scale = infos["weight_packed"], infos["weight_scale"]
+        dtypes = {
+            "weight_packed": ("int32",),
+            "weight_scale": _FLOATS,
+            "weight_shape": ("int64", "int32"),
+            "weight_zero_point": ("int32",),
+        }
+        for suffix, info in infos.items():
+            if info.dtype not in dtypes[suffix] or len(info.shape) != (1 if suffix == "weight_shape" else 2):
+                raise CheckpointError("a packed tensor has the wrong dtype or rank", why=_shapes(infos))
+        outputs, groups = scale.shape
+        features = groups * scheme.group_size
+        bits = scheme.bits
+        if 32 % bits and packed.shape == (outputs, -(-features // (32 // bits))):
+            raise UnsupportedError(
+                f"{bits}-bit weights as compressed-tensors before 0.20 packed them",
+                why=_shapes(infos),
+                fix="save the checkpoint again with compressed-tensors 0.20 or later",
+            )
+        zeros = (packed_width(outputs, bits), groups)
+        fits = packed.shape == (outputs, packed_width(features, bits)) and infos["weight_shape"].shape == (2,)
+        if scheme.zero_point:
+            fits = fits and infos["weight_zero_point"].shape == zeros
+        if not fits:
+            raise CheckpointError(
+                f"the shapes do not fit each other, {bits} bits and group_size {scheme.group_size}",
+                why=_shapes(infos),
+            )
+        return outputs, features
+
+    def pack(self, weight: QuantizedWeight, scheme: QuantizationScheme) -> dict[str, NDArray[Any]]:
+        """Return weight_packed, weight_scale, weight_shape and, if asymmetric, weight_zero_point.
+
+        Raises:
+            CheckpointError: if the scheme is symmetric and a zero point is not the middle.
+        """
+        arrays: dict[str, NDArray[Any]] = {
+            "weight_packed": pack_bits(weight.q, weight.bits),
+            "weight_scale": np.ascontiguousarray(weight.scales),
+            "weight_shape": np.array(weight.q.shape, np.int64),
+        }
+        if scheme.zero_point:
+            arrays["weight_zero_point"] = np.ascontiguousarray(pack_bits(weight.zeros.T, weight.bits).T)
+        elif (weight.zeros != 1 << (weight.bits - 1)).any():
+            raise CheckpointError(
+                "a symmetric scheme with zero points of its own",
+                why=f"every zero point must be {1 << (weight.bits - 1)} where zero_point is false",
+                fix="set zero_point to true",
+            )
+        return arrays
+
+    def unpack(self, arrays: Mapping[str, NDArray[Any]], scheme: QuantizationScheme) -> QuantizedWeight:
+        """Undo `pack`, bit for bit.
+
+        Raises:
+            CheckpointError: if weight_shape contradicts the other shapes, or a scale is not finite or not > 0.
+        """
+        scales = np.ascontiguousarray(exact_float16(arrays["weight_scale"], "weight_scale"))
+        outputs, groups = scales.shape
+        shape = (outputs, groups * scheme.group_size)
+        if tuple(arrays["weight_shape"].tolist()) != shape:
+            raise CheckpointError(
+                "weight_shape contradicts the other tensors",
+                why=f"{arrays['weight_shape'].tolist()}, they say {list(shape)}",
+            )
+        if scheme.zero_point:
+            zeros = unpack_bits(arrays["weight_zero_point"].T, scheme.bits, outputs).T
+        else:
+            zeros = np.full(scales.shape, 1 << (scheme.bits - 1), np.uint8)
+        return QuantizedWeight(
+            q=unpack_bits(arrays["weight_packed"], scheme.bits, shape[1]),
+            scales=scales,
+            zeros=np.ascontiguousarray(zeros),
+            bits=scheme.bits,
+            group_size=scheme.group_size,
+        )
+
+
+def _shapes(infos: Mapping[str, TensorInfo]) -> str:
+    return ", ".join(f"{suffix} {info.dtype} {list(info.shape)}" for suffix, info in infos.items())

@@ -1,0 +1,147 @@
+"""Hugging Face folders: dense, AutoAWQ "gemm", and compressed-tensors "pack-quantized"."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from awq_tvm.checkpoint.awq_format import AwqGemm
+from awq_tvm.checkpoint.base import Checkpoint, QuantizationScheme, QuantizedWeight, TensorInfo
+from awq_tvm.checkpoint.compressed_tensors import PackQuantized
+from awq_tvm.checkpoint.config import MAX_CONFIG_BYTES, parse_config
+from awq_tvm.checkpoint.expected_tensors import check_weights
+from awq_tvm.checkpoint.folder import WeightFolder, read_side_files, safe_file
+from awq_tvm.checkpoint.json_file import read_bounded
+from awq_tvm.checkpoint.packed_format import PackedFormat
+from awq_tvm.errors import CheckpointError, UnsupportedError
+
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+def open_folder(folder: Path, source: str) -> Checkpoint:
+    """Open a folder with config.json and safetensors.
+
+    Args:
+        folder: the folder.
+        source: what the user typed.
+
+    Raises:
+        CheckpointError: if anything in the folder is damaged, lies, or does not fit the rest.
+        UnsupportedError: for a quantization that is not read here.
+    """
+    config_path = safe_file(folder, "config.json")
+    config = parse_config(read_bounded(config_path, MAX_CONFIG_BYTES), str(config_path))
+    packed, scheme = _quantization(config.get("quantization_config"), str(config_path))
+    weights = WeightFolder(folder)
+    tensors = {
+        name: info for name, info in weights.tensors.items() if not name.endswith(".rotary_emb.inv_freq")
+    }
+    _untie(config, tensors, weights)
+    shapes = {name: info.shape for name, info in tensors.items()}
+    linears: dict[str, dict[str, TensorInfo]] = {}
+    if packed is not None and scheme is not None:
+        linears = _take_linears(packed, scheme, tensors, str(folder))
+        shapes = {name: info.shape for name, info in tensors.items()}
+        for name, infos in linears.items():
+            shapes[f"{name}.weight"] = _check_linear(packed, infos, scheme, f"{folder}, linear {name}")
+    check_weights(config, shapes, str(folder))
+
+    def load_quantized(name: str) -> QuantizedWeight:
+        if packed is None or scheme is None:
+            raise CheckpointError("the checkpoint is not quantized", where=str(folder))
+        return packed.unpack({suffix: weights.read(f"{name}.{suffix}") for suffix in linears[name]}, scheme)
+
+    return Checkpoint(
+        source=source,
+        path=folder,
+        format="huggingface" if packed is None else packed.name,
+        config=config,
+        scheme=scheme,
+        tensors=tensors,
+        quantized=tuple(linears),
+        load_dense=weights.read,
+        load_quantized=load_quantized,
+        load_side_files=lambda: read_side_files(folder),
+    )
+
+
+def _quantization(section: object, where: str) -> tuple[PackedFormat | None, QuantizationScheme | None]:
+    """Return the format and scheme that config.json's quantization_config names; (None, None) without one."""
+    if section is None:
+        return None, None
+    if not isinstance(section, dict):
+        raise CheckpointError(
+            "quantization_config is not an object", where=where, why=f"found {section!r:.80}"
+        )
+    method = section.get("quant_method")
+    formats: tuple[PackedFormat, ...] = (AwqGemm(), PackQuantized())
+    for packed in formats:
+        if packed.name == method:
+            return packed, packed.parse_scheme(section, where)
+    raise UnsupportedError(
+        f"weights quantized with {method!r:.80}",
+        where=where,
+        why=f"quant_method must be one of {', '.join(packed.name for packed in formats)}",
+        fix="take the unquantized model and quantize it with this tool",
+    )
+
+
+def _untie(config: Mapping[str, Any], tensors: dict[str, TensorInfo], weights: WeightFolder) -> None:
+    """Drop a stored lm_head that only repeats the tied embedding, so that readers see it once."""
+    if not config.get("tie_word_embeddings") or _HEAD not in tensors or _EMBEDDING not in tensors:
+        return
+    if tensors[_HEAD] != tensors[_EMBEDDING] or not _same_bytes(
+        weights.read(_HEAD), weights.read(_EMBEDDING)
+    ):
+        raise CheckpointError(
+            "lm_head.weight differs from the embedding it is tied to",
+            where=str(weights.folder),
+            why="config.json says tie_word_embeddings: true",
+            fix="set tie_word_embeddings to false in config.json if the separate head is meant",
+        )
+    del tensors[_HEAD]
+
+
+def _same_bytes(left: NDArray[Any], right: NDArray[Any]) -> bool:
+    pairs = zip(left, right, strict=True)
+    return all(np.array_equal(a.view(np.uint8), b.view(np.uint8)) for a, b in pairs)
+
+
+def _take_linears(
+    packed: PackedFormat, scheme: QuantizationScheme, tensors: dict[str, TensorInfo], where: str
+) -> dict[str, dict[str, TensorInfo]]:
+    """Move the tensors of quantized linears out of `tensors`; return linear -> suffix -> info."""
+    marker = f".{packed.marker}"
+    linears = {}
+    for name in [name.removesuffix(marker) for name in tensors if name.endswith(marker)]:
+        absent = [suffix for suffix in packed.suffixes(scheme) if f"{name}.{suffix}" not in tensors]
+        if absent:
+            raise CheckpointError(
+                "a quantized linear is incomplete", where=f"{where}, linear {name}", why=f"no {absent}"
+            )
+        if f"{name}.g_idx" in tensors or f"{name}.weight_g_idx" in tensors:
+            raise UnsupportedError(
+                "weights quantized in activation order",
+                where=f"{where}, linear {name}",
+                why="groups are scattered (g_idx)",
+                fix="take a version without activation order, or quantize the original model with this tool",
+            )
+        linears[name] = {suffix: tensors.pop(f"{name}.{suffix}") for suffix in packed.suffixes(scheme)}
+    if not linears:
+        raise CheckpointError(
+            "config.json says quantized, but no linear is", where=where, why=f"no tensor is named *{marker}"
+        )
+    return linears
+
+
+def _check_linear(
+    packed: PackedFormat, infos: Mapping[str, TensorInfo], scheme: QuantizationScheme, where: str
+) -> tuple[int, int]:
+    try:
+        return packed.check(infos, scheme)
+    except CheckpointError as error:
+        raise CheckpointError(error.what, where=where, why=error.why, fix=error.fix) from None
