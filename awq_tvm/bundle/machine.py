@@ -138,8 +138,8 @@ def cuda_architectures() -> tuple[str, ...]:
 def runs_on_gpu(needed: str, found: str) -> bool:
     """Whether code for compute capability `needed` runs on `found`.
 
-    A cubin runs on the same major version and the same or a later minor one ("sm_80" on "sm_86"); a suffixed one
-    ("sm_90a") on its own chip alone.
+    A cubin runs on the same major version and the same or a later minor one ("sm_80" on "sm_86"); a suffixed
+    one ("sm_90a") on its own chip alone.
     """
     digits = needed.removeprefix("sm_").rstrip("abcdefghijklmnopqrstuvwxyz")
     have = found.removeprefix("sm_")

@@ -1,7 +1,7 @@
 """The weights file: plain safetensors, streamed, every tensor on a 64-byte boundary of the file.
 
-The format allows no holes between tensors, so a tensor whose size is not a multiple of 64 bytes is followed by
-a small uint8 tensor named `padding.N`. The header is padded with spaces, as the format allows.
+The format allows no holes between tensors, so a tensor whose size is not a multiple of 64 bytes is followed
+by a small uint8 tensor named `padding.N`. The header is padded with spaces, as the format allows.
 """
 
 from __future__ import annotations

@@ -1,0 +1,138 @@
+"""Choose the next token from logits: greedy, or drawn from a distribution that options narrow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from awq_tvm.errors import BundleError, UsageError
+
+MAX_NEW_TOKENS = 1 << 20
+_MAX_STOPS, _MAX_STOP_LENGTH = 64, 4096
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingOptions:
+    """How an answer is drawn and where it ends.
+
+    Attributes:
+        max_tokens: most tokens to generate, 1 to 2^20; None: as many as the context holds, 256 at most.
+        temperature: 0 takes the most likely token; above it logits are divided by it; at most 100.
+        top_k: keep the k most likely tokens; 0 keeps all.
+        top_p: keep the smallest set of tokens that reaches this probability, above 0 to 1.
+        min_p: drop tokens less likely than this part of the most likely one, 0 to 1.
+        repetition_penalty: above 1, tokens of the prompt and the answer become less likely; above 0 to 100.
+        seed: of the random generator, 0 to 2^63 - 1; None draws one.
+        stop: strings that end the answer and are not part of it.
+
+    Raises:
+        UsageError: a value out of its range; the message holds the value and the range.
+    """
+
+    max_tokens: int | None = None
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.max_tokens is not None:
+            _check("max_tokens", self.max_tokens, 1, MAX_NEW_TOKENS)
+        _check("temperature", self.temperature, 0, 100)
+        _check("top_k", self.top_k, 0, 1 << 24)
+        _check("top_p", self.top_p, 0, 1, open_below=True)
+        _check("min_p", self.min_p, 0, 1)
+        _check("repetition_penalty", self.repetition_penalty, 0, 100, open_below=True)
+        if self.seed is not None:
+            _check("seed", self.seed, 0, (1 << 63) - 1)
+        _check("number of stop strings", len(self.stop), 0, _MAX_STOPS)
+        for text in self.stop:
+            _check("length of a stop string", len(text), 1, _MAX_STOP_LENGTH)
+
+
+def _check(name: str, value: float, low: float, high: float, *, open_below: bool = False) -> None:
+    inside = math.isfinite(value) and (low < value if open_below else low <= value) and value <= high
+    if not inside:
+        bound = f"above {low}" if open_below else f"from {low}"
+        raise UsageError(
+            f"{name} {value} cannot be meant.",
+            where=name,
+            why=f"found {value}, legal is {bound} to {high}",
+            fix=f"give {name} a value in that range",
+        )
+
+
+class Sampler:
+    """Draws the tokens of one answer.
+
+    Args:
+        options: how to draw.
+        prompt_tokens: tokens the repetition penalty counts from the start.
+    """
+
+    def __init__(self, options: SamplingOptions, prompt_tokens: Iterable[int] = ()) -> None:
+        self.options = options
+        self._seen = set(prompt_tokens)
+        self._generator = np.random.Generator(np.random.PCG64(options.seed))
+
+    def sample(self, logits: np.ndarray) -> int:
+        """Draw one token.
+
+        Args:
+            logits: float [V]; left as it is.
+
+        Returns:
+            the token id; where two are equally likely greedy takes the lower.
+
+        Raises:
+            BundleError: a logit is NaN, or none is finite.
+        """
+        options = self.options
+        peak = float(logits.max())
+        if not math.isfinite(peak):  # max is NaN where any logit is
+            bad = int(np.argmax(~np.isfinite(logits)))
+            raise BundleError(
+                "The model computed a logit that is not a number.",
+                where=f"logit {bad}",
+                why=f"found {logits[bad]}",
+                fix="run `python -m awq_tvm verify BUNDLE`, then build the bundle again",
+            )
+        if options.repetition_penalty != 1.0 and self._seen:
+            logits = logits.copy()
+            seen = np.fromiter(self._seen, dtype=np.int64)
+            values = logits[seen]
+            penalty = options.repetition_penalty
+            logits[seen] = np.where(values > 0, values / penalty, values * penalty)
+        token = int(logits.argmax()) if options.temperature == 0 else self._draw(logits)
+        self._seen.add(token)
+        return token
+
+    def _draw(self, logits: np.ndarray) -> int:
+        options = self.options
+        tokens = np.arange(logits.size)
+        if 0 < options.top_k < logits.size:
+            # A stable descending order decides which of equal logits at the edge stay.
+            tokens = np.argsort(-logits, kind="stable")[: options.top_k]
+            logits = logits[tokens]
+        scaled = logits.astype(np.float64)
+        # The maximum goes first: a tiny temperature would overflow the quotient otherwise.
+        with np.errstate(over="ignore"):
+            chances = np.exp((scaled - scaled.max()) / options.temperature)
+        chances /= chances.sum()
+        if options.top_p < 1.0:
+            order = np.argsort(-chances, kind="stable")
+            before = np.cumsum(chances[order]) - chances[order]
+            chances[order[before >= options.top_p]] = 0.0  # the most likely one has 0 before it: it stays
+        if options.min_p > 0.0:
+            chances[chances < options.min_p * chances.max()] = 0.0
+        edges = np.cumsum(chances)
+        point = self._generator.random() * edges[-1]
+        # side="right" never lands on a token of no chance, whatever the rounding of the sum.
+        index = min(int(np.searchsorted(edges, point, side="right")), int(np.flatnonzero(chances)[-1]))
+        return int(tokens[index])

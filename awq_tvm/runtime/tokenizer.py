@@ -1,0 +1,224 @@
+"""Text to tokens and back, with user text that cannot become control tokens."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import tokenizers
+
+from awq_tvm.errors import BundleError, UsageError
+
+MAX_TOKENIZER_BYTES = 64 << 20
+# Added tokens that a tokenizer does not call special but that templates use as such: <think>, [TOOL_CALLS].
+_MARKUP = re.compile(r"<[^<>\s]{1,64}>|\[[A-Z_/]{2,64}\]")
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A run of text. In `trusted` text, a template's own, control tokens are recognised; in other text never."""
+
+    text: str
+    trusted: bool
+
+
+class Tokenizer:
+    """The tokenizer of a bundle.
+
+    Args:
+        tokenizer_json: content of tokenizer.json.
+        config: tokenizer_config.json, parsed; may be empty.
+
+    Raises:
+        BundleError: larger than 64 MiB, not JSON, or no tokenizer.
+
+    Attributes:
+        control_ids: tokens that user text never becomes.
+        skipped_ids: tokens that decode to nothing.
+        byte_tokens: tokens of one byte each, `<0x00>` to `<0xFF>`; empty for a byte-level vocabulary.
+        vocab_size: one more than the largest id.
+    """
+
+    def __init__(self, tokenizer_json: bytes, config: Mapping[str, Any] | None = None) -> None:
+        if len(tokenizer_json) > MAX_TOKENIZER_BYTES:
+            raise _bad(f"{len(tokenizer_json)} bytes, at most {MAX_TOKENIZER_BYTES} are read")
+        try:
+            text = tokenizer_json.decode()
+            document = json.loads(text)
+            added = document["added_tokens"]
+            skipped = {entry["content"] for entry in added if entry["special"]}
+            for entry in added:
+                entry["special"] = bool(entry["special"]) or bool(_MARKUP.fullmatch(entry["content"]))
+            self._tokenizer = tokenizers.Tokenizer.from_str(text)
+            # The same tokenizer, told to read control tokens as plain text.
+            self._plain = tokenizers.Tokenizer.from_str(json.dumps(document))
+        except Exception as error:  # the library raises nothing narrower
+            raise _bad(f"{type(error).__name__}: {str(error)[:200]}") from None
+        for each in (self._tokenizer, self._plain):
+            each.no_truncation()
+            each.no_padding()
+        self._plain.encode_special_tokens = True
+        self.config = dict(config or {})
+        control = {entry["content"] for entry in added if entry["special"]}
+        self.control_ids = self._ids(control)
+        self.skipped_ids = self._ids(skipped)
+        # Longest first, so that a literal inside a longer one does not hide it.
+        self._literals = re.compile(
+            "|".join(map(re.escape, sorted(control, key=len, reverse=True))) or r"(?!)"
+        )
+        self.vocab_size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+        self.byte_tokens = self._ids(f"<0x{byte:02X}>" for byte in range(256))
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Tokens of a user's text.
+
+        Args:
+            text: anything; a control token spelled out in it is encoded as ordinary text.
+            add_special_tokens: put in what the tokenizer puts around a text, usually a beginning-of-text token.
+        """
+        encoding = self._plain.encode(_valid(text), add_special_tokens=add_special_tokens)
+        mask = encoding.special_tokens_mask
+        # A model with control tokens in its own vocabulary may reach one without the added-token step.
+        if any(token in self.control_ids and not mask[i] for i, token in enumerate(encoding.ids)):
+            first = next((i for i, own in enumerate(mask) if not own), len(mask))
+            last = next((i for i in reversed(range(len(mask))) if not mask[i]), -1) + 1
+            body = self._encode_broken(text)
+            return [*encoding.ids[:first], *body, *encoding.ids[last:]]
+        return list(encoding.ids)
+
+    def encode_pieces(self, pieces: Sequence[Piece]) -> list[int]:
+        """Tokens of a rendered chat template; nothing is added around them.
+
+        Where no untrusted text touches a control token this is the encoding of the joined text, token for token.
+        Otherwise the text between the trusted control tokens is encoded as plain text.
+        """
+        text = _valid("".join(piece.text for piece in pieces))
+        trusted: list[bool] = []
+        for piece in pieces:
+            trusted.extend([piece.trusted] * len(piece.text))
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        for token, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
+            if token in self.control_ids:
+                # Some control tokens swallow blanks around them; blanks are harmless.
+                start += len(text[start:end]) - len(text[start:end].lstrip())
+                end = start + len(text[start:end].rstrip())
+                if not all(trusted[start:end]):
+                    return self._encode_apart(pieces)
+        if self._reaches_control(pieces, encoding.ids):
+            return self._encode_apart(pieces)
+        return list(encoding.ids)
+
+    def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Text of tokens; an id outside the vocabulary decodes to nothing."""
+        text: str = self._tokenizer.decode(list(tokens), skip_special_tokens=skip_special_tokens)
+        return text
+
+    def token_id(self, content: str) -> int | None:
+        """Id of one token by its content."""
+        found: int | None = self._tokenizer.token_to_id(content)
+        return found
+
+    def special_strings(self) -> dict[str, str]:
+        """What a chat template knows as bos_token, eos_token and so on; a missing one is an empty string."""
+        strings = {}
+        for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
+            value = self.config.get(name)
+            if isinstance(value, Mapping):
+                value = value.get("content")
+            strings[name] = value if isinstance(value, str) else ""
+        return strings
+
+    def _ids(self, contents: Iterable[str]) -> frozenset[int]:
+        return frozenset(
+            token for content in contents if (token := self._tokenizer.token_to_id(content)) is not None
+        )
+
+    def _reaches_control(self, pieces: Sequence[Piece], ids: Iterable[int]) -> bool:
+        """Whether there are more control tokens than the trusted text alone has."""
+        own = sum(
+            token in self.control_ids
+            for piece in pieces
+            if piece.trusted
+            for token in self._tokenizer.encode(piece.text, add_special_tokens=False).ids
+        )
+        return sum(token in self.control_ids for token in ids) > own
+
+    def _encode_apart(self, pieces: Sequence[Piece]) -> list[int]:
+        tokens: list[int] = []
+        pending = ""
+        for piece in pieces:
+            if not piece.trusted:
+                pending += piece.text
+                continue
+            encoding = self._tokenizer.encode(_valid(piece.text), add_special_tokens=False)
+            done = 0
+            for token, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
+                if token in self.control_ids:
+                    tokens += self._encode_plain(pending + piece.text[done:start])
+                    tokens.append(token)
+                    pending, done = "", end
+            pending += piece.text[done:]
+        return tokens + self._encode_plain(pending)
+
+    def _encode_plain(self, text: str) -> list[int]:
+        return self.encode(text, add_special_tokens=False) if text else []
+
+    def _encode_broken(self, text: str) -> list[int]:
+        """Encode with every control token's spelling cut after its first character."""
+        tokens: list[int] = []
+        done = 0
+        cuts = [match.start() + 1 for match in self._literals.finditer(text)]
+        for cut in [*cuts, len(text)]:
+            part = self._plain.encode(_valid(text[done:cut]), add_special_tokens=False).ids
+            tokens.extend(token for token in part if token not in self.control_ids)
+            done = cut
+        return tokens
+
+
+def load_tokenizer(side_files: Mapping[str, bytes]) -> Tokenizer:
+    """The tokenizer among a bundle's files.
+
+    Raises:
+        BundleError: there is none, or it is damaged.
+    """
+    if "tokenizer.json" not in side_files:
+        raise _bad("the bundle holds no tokenizer.json of at most 64 MiB")
+    return Tokenizer(side_files["tokenizer.json"], read_json_object(side_files, "tokenizer_config.json"))
+
+
+def read_json_object(side_files: Mapping[str, bytes], name: str) -> dict[str, Any]:
+    """A JSON file of the bundle; empty where the bundle has none.
+
+    Raises:
+        BundleError: it is not a JSON object.
+    """
+    try:
+        value = json.loads(side_files.get(name, b"{}"))
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{name} is not JSON.", where=name, why=str(error)[:200], fix=_FIX) from None
+    if not isinstance(value, dict):
+        raise BundleError(f"{name} is not a JSON object.", where=name, why=type(value).__name__, fix=_FIX)
+    return value
+
+
+_FIX = "check the model's tokenizer files, then build the bundle again"
+
+
+def _bad(why: str) -> BundleError:
+    return BundleError("The tokenizer cannot be read.", where="tokenizer.json", why=why, fix=_FIX)
+
+
+def _valid(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            "The text is not valid Unicode.",
+            where=f"character {error.start}",
+            why=f"found the lone surrogate U+{ord(text[error.start]):04X}",
+            fix="pass text in UTF-8",
+        ) from None
+    return text
