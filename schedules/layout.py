@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -50,6 +50,17 @@ class Layout(ABC):
             The arrays that ``arrays`` describes.
         """
 
+    @abstractmethod
+    def elements(self, spec: MatmulSpec, arrays: tuple[Any, ...], n: Any, k: Any) -> tuple[Any, Any, Any]:
+        """Index expressions of one weight: (code, scale, zero point) of W[n, k], in the stored dtypes.
+
+        Args:
+            spec: the linear's spec.
+            arrays: what ``arrays`` describes, as TE tensors, TIR buffers or numpy arrays.
+            n: output index.
+            k: input index.
+        """
+
 
 class RowLayout(Layout):
     """Rows as the checkpoint has them: what the model is exported in, before any target is known.
@@ -75,6 +86,13 @@ class RowLayout(Layout):
         if spec.bits <= 4:
             q = q[:, 0::2] | (q[:, 1::2] << 4)
         return np.ascontiguousarray(q), np.ascontiguousarray(scales), np.ascontiguousarray(zeros)
+
+    def elements(self, spec: MatmulSpec, arrays: tuple[Any, ...], n: Any, k: Any) -> tuple[Any, Any, Any]:
+        """See ``Layout.elements``."""
+        qweight, scales, zeros = arrays
+        g = k // spec.group_size
+        code = (qweight[n, k // 2] >> (k % 2 * 4).astype("uint8")) & 15 if spec.bits <= 4 else qweight[n, k]
+        return code, scales[n, g], zeros[n, g]
 
 
 class Interleaved16Layout(Layout):
@@ -109,6 +127,16 @@ class Interleaved16Layout(Layout):
             lanes = np.ascontiguousarray(lanes[:, 0::2] | (lanes[:, 1::2] << 4))
         by_group = (np.ascontiguousarray(a.reshape(n16, 16, -1).transpose(0, 2, 1)) for a in (scales, zeros))
         return (lanes, *by_group)
+
+    def elements(self, spec: MatmulSpec, arrays: tuple[Any, ...], n: Any, k: Any) -> tuple[Any, Any, Any]:
+        """See ``Layout.elements``."""
+        qweight, scales, zeros = arrays
+        i, j, g = n // 16, n % 16, k // spec.group_size
+        if spec.bits <= 4:
+            code = (qweight[i, k // 8, j, k % 4] >> (k % 8 // 4 * 4).astype("uint8")) & 15
+        else:
+            code = qweight[i, k // 4, j, k % 4]
+        return code, scales[i, g, j], zeros[i, g, j]
 
 
 LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (RowLayout(), Interleaved16Layout())}

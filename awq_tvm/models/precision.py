@@ -1,0 +1,47 @@
+"""In which number formats a model's weights are stored and its activations computed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from awq_tvm.schedules.spec import MatmulSpec
+
+
+@dataclass(frozen=True)
+class QuantizedShape:
+    """Bits and group size of one quantized weight of the checkpoint."""
+
+    bits: int
+    group_size: int
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Number formats of one compiled model.
+
+    Args:
+        dtype: activations and the KV cache, "float32" or "float16".
+        weight_dtype: unquantized matrices as stored, "float16", "bfloat16" or "float32".
+        activations: "float" or "int8", how quantized linears read their input.
+        quantized: by checkpoint name of the linear.
+    """
+
+    dtype: str
+    weight_dtype: str
+    activations: str = "float"
+    quantized: Mapping[str, QuantizedShape] = field(default_factory=dict)
+
+    def spec(self, name: str, in_features: int, out_features: int) -> MatmulSpec | None:
+        """The spec of the linear ``name``, or None where the checkpoint holds it unquantized."""
+        shape = self.quantized.get(name)
+        if shape is None:
+            return None
+        return MatmulSpec(
+            in_features=in_features,
+            out_features=out_features,
+            bits=shape.bits,
+            group_size=shape.group_size,
+            dtype=self.dtype,
+            activations=self.activations,
+        )

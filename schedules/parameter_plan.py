@@ -1,0 +1,70 @@
+"""Which checkpoint tensors every weight parameter of a compiled model is made of.
+
+The plan travels with the IRModule as an attribute: passes that combine or repack weights rewrite it, and the
+compile driver carries it out once at the end. So the repack happens at compile time, never on the device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+import json
+
+
+@dataclass(frozen=True)
+class DenseSource:
+    """A parameter made of unquantized tensors, concatenated along axis 0 and cast.
+
+    Args:
+        tensors: checkpoint names.
+        dtype: of the parameter.
+        layout: None for the tensors as they are, else the name of a dense layout.
+    """
+
+    tensors: tuple[str, ...]
+    dtype: str
+    layout: str | None = None
+
+
+@dataclass(frozen=True)
+class QuantizedSource:
+    """One array of a packed quantized weight, the rows of several linears one below the other.
+
+    Args:
+        modules: checkpoint names of the linears, concatenated along N.
+        spec: JSON of the ``MatmulSpec`` of the whole.
+        layout: name of the weight layout.
+        array: which of the layout's arrays.
+    """
+
+    modules: tuple[str, ...]
+    spec: str
+    layout: str
+    array: int
+
+
+Source = DenseSource | QuantizedSource
+
+
+@dataclass(frozen=True)
+class ParameterPlan:
+    """Weight parameters by name, in the order in which the compiled function takes them."""
+
+    sources: dict[str, Source]
+
+    def to_json(self) -> str:
+        """The plan as JSON."""
+        kinds = {name: [type(s).__name__, asdict(s)] for name, s in self.sources.items()}
+        return json.dumps(kinds)
+
+    @staticmethod
+    def from_json(text: str) -> ParameterPlan:
+        """Read back what ``to_json`` wrote."""
+        sources: dict[str, Source] = {}
+        for name, (kind, fields) in json.loads(text).items():
+            if kind == "DenseSource":
+                fields["tensors"] = tuple(fields["tensors"])
+                sources[name] = DenseSource(**fields)
+            else:
+                fields["modules"] = tuple(fields["modules"])
+                sources[name] = QuantizedSource(**fields)
+        return ParameterPlan(sources)
