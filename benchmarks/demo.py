@@ -1,7 +1,7 @@
 """The demo: one small real model, quantized, compiled, talking and measured, by the commands a user types.
 
-Every stage is a public verb in a process of its own. A stage whose command, program and input are those of the
-last finished run is not run again: its figures come from build/demo/results.json.
+Every stage is a public verb in a process of its own. A stage whose command, program and input are those of
+the last finished run is not run again: its figures come from build/demo/results.json.
 """
 
 from __future__ import annotations
