@@ -1,19 +1,20 @@
 """Rotary position embedding: what a config.json asks for, as one table of frequencies.
 
-Every scaling kind changes only the table of inverse frequencies and one scale, so both are worked out here, in
-Python, and the kernels know nothing of kinds: angle[position, i] = position * inverse_frequency[i].
+Every scaling kind changes only the table of inverse frequencies and one scale, so both are worked out here,
+in Python, and the kernels know nothing of kinds: angle[position, i] = position * inverse_frequency[i].
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from awq_tvm.errors import CheckpointError, UnsupportedError
 
+Floats = np.ndarray[Any, np.dtype[np.float32]]
 LEGAL_KINDS = ("default", "linear", "llama3", "yarn")
 _WHERE = "config.json rope_parameters"
 
@@ -62,10 +63,14 @@ class RopeConfig:
         """Prove the numbers usable."""
         if self.kind not in LEGAL_KINDS:
             raise UnsupportedError(
-                f"rope kind {self.kind!r} is not known", where=_WHERE, fix=f"use one of {', '.join(LEGAL_KINDS)}"
+                f"rope kind {self.kind!r} is not known",
+                where=_WHERE,
+                fix=f"use one of {', '.join(LEGAL_KINDS)}",
             )
         if self.head_dim <= 0 or self.head_dim % 2:
-            raise UnsupportedError(f"head_dim {self.head_dim} cannot be rotated in pairs", where="config.json")
+            raise UnsupportedError(
+                f"head_dim {self.head_dim} cannot be rotated in pairs", where="config.json"
+            )
         self._need(math.isfinite(self.theta) and self.theta > 1, "rope_theta", self.theta, "a number above 1")
         if self.kind == "default":
             return
@@ -76,7 +81,9 @@ class RopeConfig:
         self._need(original > 0, "original_max_position_embeddings", original, "a number of tokens above 0")
         if self.kind == "llama3":
             low, high = self.low_freq_factor, self.high_freq_factor
-            self._need(0 < low < high < math.inf, "high_freq_factor", high, f"above low_freq_factor {low} > 0")
+            self._need(
+                0 < low < high < math.inf, "high_freq_factor", high, f"above low_freq_factor {low} > 0"
+            )
             return
         slow, fast = self.beta_slow, self.beta_fast
         self._need(0 < slow <= fast < math.inf, "beta_fast", fast, f"at least beta_slow {slow} > 0")
@@ -124,7 +131,9 @@ class RopeConfig:
                 if given.get(name) is not None:
                     fields[name] = _number(given[name], name)
             fields["truncate"] = bool(given.get("truncate", True))
-            original = given.get("original_max_position_embeddings") or config.get("max_position_embeddings", 0)
+            original = given.get("original_max_position_embeddings") or config.get(
+                "max_position_embeddings", 0
+            )
             fields["original_max_position_embeddings"] = _number(original, "original_max_position_embeddings")
         if "original_max_position_embeddings" in fields:
             fields["original_max_position_embeddings"] = int(fields["original_max_position_embeddings"])
@@ -144,14 +153,14 @@ class RopeConfig:
             return self._yarn_mscale(self.mscale) / self._yarn_mscale(self.mscale_all_dim)
         return self._yarn_mscale(1.0)
 
-    def inverse_frequencies(self) -> np.ndarray[Any, np.dtype[np.float32]]:
+    def inverse_frequencies(self) -> Floats:
         """Radians a position for each pair of features, [head_dim // 2] float32.
 
         Rounded to float32 where transformers rounds, as at position 8192 one unit in the last place is 5e-4 rad.
         """
         exponent = np.arange(0, self.head_dim, 2).astype(np.float32) / np.float32(self.head_dim)
         powers = np.power(np.float64(self.theta), exponent.astype(np.float64)).astype(np.float32)
-        inverse: np.ndarray[Any, np.dtype[np.float32]] = np.float32(1) / powers
+        inverse: Floats = np.float32(1) / powers
         if self.kind == "linear":
             inverse = inverse / np.float32(self.factor)
         elif self.kind == "llama3":
@@ -160,7 +169,7 @@ class RopeConfig:
             inverse = self._yarn(powers)
         return inverse.astype(np.float32)
 
-    def _llama3(self, inverse: np.ndarray[Any, np.dtype[np.float32]]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    def _llama3(self, inverse: Floats) -> Floats:
         """Keep short wavelengths, divide long ones by ``factor``, blend between."""
         f32 = np.float32
         original = self.original_max_position_embeddings
@@ -173,7 +182,7 @@ class RopeConfig:
         blended = (f32(1) - smooth) * scaled / f32(self.factor) + smooth * scaled
         return np.where(~long & ~short, blended, scaled)
 
-    def _yarn(self, powers: np.ndarray[Any, np.dtype[np.float32]]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    def _yarn(self, powers: Floats) -> Floats:
         """Blend kept and divided frequencies over the dimensions between the two turn counts."""
         f32 = np.float32
         low, high = self._yarn_dimension(self.beta_fast), self._yarn_dimension(self.beta_slow)
