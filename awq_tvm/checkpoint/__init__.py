@@ -4,5 +4,16 @@ from __future__ import annotations
 
 from awq_tvm.checkpoint.base import Checkpoint, QuantizationScheme, QuantizedWeight, TensorInfo
 from awq_tvm.checkpoint.open import open_checkpoint
+from awq_tvm.checkpoint.scheme_fit import check_scheme_fits, linears_to_quantize
+from awq_tvm.checkpoint.write import write_quantized_checkpoint
 
-__all__ = ["Checkpoint", "QuantizationScheme", "QuantizedWeight", "TensorInfo", "open_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "QuantizationScheme",
+    "QuantizedWeight",
+    "TensorInfo",
+    "check_scheme_fits",
+    "linears_to_quantize",
+    "open_checkpoint",
+    "write_quantized_checkpoint",
+]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.util
-import os
 import subprocess
 import sys
 import tempfile
@@ -83,7 +82,7 @@ def _download(cache: Path) -> Path:
                 content = packed.read(SIZE + 1)  # no more than expected, whatever the archive says
             part = Path(folder) / FILE_NAME
             part.write_bytes(content)
-            os.replace(part, target)
+            part.replace(target)
     except (OSError, KeyError, zipfile.BadZipFile) as error:
         raise _cannot_fetch(cache, str(error)) from error
     return target
