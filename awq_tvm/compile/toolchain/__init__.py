@@ -1,0 +1,50 @@
+"""From a lowered module to a library for a device that this machine need not have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from awq_tvm.compile.toolchain.result import BuiltLibrary, Kernel
+
+if TYPE_CHECKING:
+    from awq_tvm.targets import Target
+
+__all__ = ["BuiltLibrary", "Kernel", "build_library"]
+
+
+def build_library(
+    mod: Any,
+    target: Target,
+    out_dir: Path,
+    *,
+    pipeline: Any = None,
+    fast_math: bool = False,
+) -> BuiltLibrary:
+    """Build a module for a target and link it into ``out_dir``.
+
+    Args:
+        mod: a ``tvm.IRModule`` of Relax functions and PrimFuncs, or of PrimFuncs alone.
+        target: what to build for; its kind picks the toolchain.
+        out_dir: an existing folder; the library, and for GPUs the kernels' sources and reports, go there.
+        pipeline: the Relax passes down to VM bytecode, a ``tvm.transform.Pass`` or any function of a module;
+            None for TVM's own default of the target. It runs in this process, under the target.
+        fast_math: CUDA only: let nvcc trade accuracy for speed in divisions, roots and exponentials.
+
+    Returns:
+        Where the library is, and what is known of each GPU kernel in it.
+
+    Raises:
+        TargetError: a compiler or linker of the target is missing or rejects the code.
+    """
+    if target.kind == "cuda":
+        from awq_tvm.compile.toolchain.cuda import build_cuda
+
+        return build_cuda(mod, target, out_dir, pipeline=pipeline, fast_math=fast_math)
+    if target.kind == "metal":
+        from awq_tvm.compile.toolchain.metal import build_metal
+
+        return build_metal(mod, target, out_dir, pipeline=pipeline)
+    from awq_tvm.compile.toolchain.cpu import build_cpu
+
+    return build_cpu(mod, target, out_dir, pipeline=pipeline)

@@ -1,0 +1,115 @@
+"""The process that generates CUDA code: ``python -m awq_tvm.compile.toolchain.cuda_child FOLDER``.
+
+It is started by ``cuda.build_cuda`` with stand-ins for the CUDA libraries on its path. FOLDER holds the module
+and the job; the result goes there too, as JSON.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from awq_tvm.compile.toolchain.cuda import JOB_NAME, MODULE_NAME, RESULT_NAME, CudaJob
+from awq_tvm.compile.toolchain.linker import linker_for
+from awq_tvm.compile.toolchain.nvcc import Nvcc
+from awq_tvm.compile.toolchain.result import Kernel
+from awq_tvm.errors import AwqTvmError, TargetError
+
+
+class CompileCallback:
+    """What TVM calls with the CUDA source of a module: compiles it with nvcc and keeps everything.
+
+    Args:
+        job: architectures and folder.
+        nvcc: the compiler.
+    """
+
+    def __init__(self, job: CudaJob, nvcc: Nvcc) -> None:
+        self.job, self.nvcc = job, nvcc
+        self.kernels: list[Kernel] = []
+        self.files: list[Path] = []
+        self.error: AwqTvmError | None = None
+        self.calls = 0
+
+    def __call__(self, code: str) -> bytes:
+        """Compile ``code`` and return the fat binary, which TVM stores in the library."""
+        # One module a target: a second appears where a function brought a target of its own.
+        name = "kernels.cu" if self.calls == 0 else f"kernels_{self.calls}.cu"
+        self.calls += 1
+        source = Path(self.job.out_dir) / name
+        source.write_text(code, encoding="utf-8")
+        try:
+            fat, parts, kernels = self.nvcc.compile(
+                source, self.job.archs, self.job.ptx_arch, fast_math=self.job.fast_math
+            )
+        except AwqTvmError as error:
+            # TVM turns exceptions that pass through it into its own.
+            self.error = error
+            raise
+        self.files += [source, *parts, fat]
+        self.kernels += kernels
+        return fat.read_bytes()
+
+
+def build(job: CudaJob, module_json: str) -> dict[str, Any]:
+    """Generate, compile and link; returns what ``cuda.build_cuda`` reads.
+
+    Raises:
+        TargetError: nvcc rejects a kernel, or TVM did not call it.
+    """
+    import tvm
+    import tvm_ffi
+
+    from awq_tvm.compile.toolchain.lower import build_executable, device_modules
+
+    callback = CompileCallback(job, Nvcc.find())
+    tvm_ffi.register_global_func("tvm_callback_cuda_compile", callback.__call__, override=True)
+    try:
+        executable = build_executable(tvm.ir.load_json(module_json), job.target)
+    except Exception as error:
+        if callback.error:
+            raise callback.error from error
+        raise
+    if callback.calls != len(list(device_modules(executable.mod, "cuda"))):
+        raise TargetError(
+            "CUDA kernels were generated but not compiled",
+            where="the build process",
+            why="TVM's CUDA library did not load beside the stand-in driver",
+            fix="check that apache-tvm and apache-tvm-ffi are the pinned versions: python -m awq_tvm doctor",
+        )
+    linker = linker_for(job.host_triple)
+    library = Path(job.out_dir) / f"model{linker.extension}"
+    executable.export_library(str(library), fcompile=linker)
+    report = Path(job.out_dir) / "kernels.json"
+    kernels = [dataclasses.asdict(kernel) for kernel in callback.kernels]
+    report.write_text(json.dumps(kernels, indent=1), encoding="utf-8")
+    names = {kernel.name for kernel in callback.kernels}
+    archs = ", ".join([*job.archs, *((f"{job.ptx_arch} PTX",) if job.ptx_arch else ())])
+    return {
+        "library": library.name,
+        "kernels": kernels,
+        "notes": [f"nvcc compiled {len(names)} kernels for {archs}", linker.note],
+        "files": [path.name for path in (*callback.files, report)],
+    }
+
+
+def main(folder: Path) -> int:
+    """Do the job in ``folder``; 0 when the library was built."""
+    # The stand-ins are for this process alone, not for the compilers it starts.
+    os.environ.pop("LD_LIBRARY_PATH", None)
+    job = CudaJob.from_json((folder / JOB_NAME).read_text(encoding="utf-8"))
+    result: dict[str, Any]
+    try:
+        result = build(job, (folder / MODULE_NAME).read_text(encoding="utf-8"))
+    except AwqTvmError as error:
+        result = {"error": {key: getattr(error, key) for key in ("what", "where", "why", "fix")}}
+    (folder / RESULT_NAME).write_text(json.dumps(result), encoding="utf-8")
+    return 1 if "error" in result else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,51 @@
+"""The two halves of ``tvm.compile``: Relax passes, then code generation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import tvm
+from tvm import relax
+
+
+def has_relax(mod: Any) -> bool:
+    """Whether the module holds a Relax function, so that it becomes a virtual machine's program."""
+    return any(isinstance(function, relax.Function) for _, function in mod.functions_items())
+
+
+def lower_relax(mod: Any, target: dict[str, Any], pipeline: Any = None) -> Any:
+    """Run the Relax passes down to what the virtual machine's code generator takes.
+
+    Args:
+        mod: a ``tvm.IRModule``; without Relax functions it is returned as it is.
+        target: what ``tvm.target.Target`` takes, the host inside.
+        pipeline: a pass or any function of a module; None for TVM's default of the target.
+    """
+    if not has_relax(mod):
+        return mod
+    built_for = tvm.target.Target(target)
+    if pipeline is None:
+        gpu = "gpu" in built_for.keys
+        pipeline = relax.get_default_pipeline(built_for) if gpu else relax.get_pipeline("default")
+    with built_for:
+        return pipeline(mod)
+
+
+def build_executable(lowered: Any, target: dict[str, Any]) -> Any:
+    """Generate code for a module that ``lower_relax`` returned.
+
+    Returns:
+        A ``tvm.runtime.Executable``, ready for ``export_library``.
+    """
+    built_for = tvm.target.Target(target)
+    with built_for:
+        return tvm.compile(lowered, built_for, relax_pipeline=None)
+
+
+def device_modules(module: Any, kind: str) -> Iterator[Any]:
+    """Every module of a kind ("cuda", "metal") that a runtime module imports, at any depth."""
+    if module.kind == kind:
+        yield module
+    for imported in module.imports:
+        yield from device_modules(imported, kind)
