@@ -36,3 +36,6 @@ PARAMETER_PLAN = "awq.parameter_plan"
 
 IS_SCHEDULED = "tirx.is_scheduled"
 """TVM's own mark: leave this PrimFunc's body alone."""
+
+COVERAGE = "awq.coverage"
+"""IRModule attribute, JSON: which schedule serves each fused kernel, how often it is called, and why."""

@@ -156,7 +156,7 @@ class RopeConfig:
     def inverse_frequencies(self) -> Floats:
         """Radians a position for each pair of features, [head_dim // 2] float32.
 
-        Rounded to float32 where transformers rounds, as at position 8192 one unit in the last place is 5e-4 rad.
+        Rounded to float32 where transformers rounds: at position 8192 one unit in the last place is 5e-4 rad.
         """
         exponent = np.arange(0, self.head_dim, 2).astype(np.float32) / np.float32(self.head_dim)
         powers = np.power(np.float64(self.theta), exponent.astype(np.float64)).astype(np.float32)

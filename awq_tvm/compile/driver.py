@@ -1,0 +1,260 @@
+"""From a quantized checkpoint to a bundle: the order of the stages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+import json
+from pathlib import Path
+import tempfile
+import time
+from typing import TYPE_CHECKING, Any
+
+import tvm
+
+import awq_tvm
+from awq_tvm import ir_attrs
+from awq_tvm.bundle import manifest as manifests
+from awq_tvm.bundle.writer import check_output, write_bundle
+from awq_tvm.checkpoint import Checkpoint, open_checkpoint
+from awq_tvm.compile.toolchain import BuiltLibrary, build_library
+from awq_tvm.compile.weights import packed_weights
+from awq_tvm.errors import CheckpointError, UsageError
+from awq_tvm.models.config import ModelConfig
+from awq_tvm.models.export import Limits, export_model
+from awq_tvm.models.precision import Precision, QuantizedShape
+from awq_tvm.passes import pipeline
+from awq_tvm.progress import ProgressCallback, ProgressEvent, ignore_progress
+from awq_tvm.schedules.parameter_plan import ParameterPlan
+from awq_tvm.targets import Target, resolve
+
+if TYPE_CHECKING:
+    from awq_tvm.bundle.manifest import Manifest
+
+DEFAULT_CONTEXT_LENGTH = 2048
+
+
+@dataclass(frozen=True)
+class CompileReport:
+    """What a compilation did.
+
+    Attributes:
+        bundle: the directory written.
+        target: name of the target.
+        activations: "float" or "int8", what was compiled in.
+        kernels: coverage of the fused kernels: name, count, source and reason of each.
+        seconds: by stage.
+        notes: sentences about the build, for example which linker was used.
+    """
+
+    bundle: Path
+    target: str
+    activations: str
+    kernels: tuple[dict[str, Any], ...]
+    seconds: dict[str, float]
+    notes: tuple[str, ...]
+
+
+def compile_model(
+    model: str,
+    out: Path,
+    *,
+    target: str = "auto",
+    activations: str = "auto",
+    context_length: int | None = None,
+    opt: int = 2,
+    debug_dump: Path | None = None,
+    progress: ProgressCallback = ignore_progress,
+) -> CompileReport:
+    """Compile a quantized checkpoint into a bundle.
+
+    Args:
+        model: what ``open_checkpoint`` takes; linears that the checkpoint holds unquantized stay unquantized.
+        out: the bundle's directory, which must not exist.
+        target: a name of ``awq_tvm.targets``.
+        activations: "float", "int8", or "auto" for the target's default.
+        context_length: tokens of the longest sequence; by default the model's own, at most 2048.
+        opt: optimization level, see ``awq_tvm.passes.pipeline``.
+        debug_dump: folder for the IR after every pass.
+        progress: told about each stage.
+
+    Raises:
+        AwqTvmError: one of its kinds, by what was wrong.
+    """
+    chip = resolve(target)
+    chosen = chip.default_activations if activations == "auto" else activations
+    if chosen not in ("float", "int8"):
+        raise UsageError(
+            f"unknown activation mode {activations!r}", where="--activations", fix="use auto, float or int8"
+        )
+    check_output(out)
+    checkpoint = open_checkpoint(model)
+    config = ModelConfig.from_hugging_face(checkpoint.config)
+    limits = Limits(_context_length(config, context_length))
+    if debug_dump is not None:
+        debug_dump.mkdir(parents=True, exist_ok=True)
+
+    clock = _Clock(progress)
+    with clock.stage("export"):
+        with tvm.target.Target(chip.tvm_target_with_host) as tvm_target:
+            mod = export_model(config, _precision(checkpoint, chip, chosen), limits, tvm_target)
+    with clock.stage("passes"):
+        mod = pipeline.run(
+            mod,
+            chip,
+            opt,
+            debug_dump=debug_dump,
+            on_pass=lambda name, done, total: progress(ProgressEvent("passes", done, total, name)),
+        )
+    plan = ParameterPlan.from_json(mod.attrs[ir_attrs.PARAMETER_PLAN])
+    kernels = json.loads(mod.attrs[ir_attrs.COVERAGE])
+    with tempfile.TemporaryDirectory(prefix="awq_tvm-") as folder:
+        with clock.stage("build"):
+            library = build_library(mod, chip, Path(folder))
+        with clock.stage("weights"):
+            draft = _draft(checkpoint, config, limits, chip, chosen, plan, kernels, library)
+            manifest = write_bundle(
+                out,
+                draft,
+                library.path,
+                packed_weights(checkpoint, plan),
+                _side_files(checkpoint, library),
+                _card(draft),
+            )
+    return CompileReport(out, chip.name, chosen, tuple(kernels), clock.seconds, _notes(library, manifest))
+
+
+class _Clock:
+    """Times the stages and announces each."""
+
+    def __init__(self, progress: ProgressCallback) -> None:
+        self.progress, self.seconds = progress, dict[str, float]()
+
+    def stage(self, name: str) -> _Stage:
+        return _Stage(self, name)
+
+
+@dataclass
+class _Stage:
+    clock: _Clock
+    name: str
+    started: float = 0.0
+
+    def __enter__(self) -> None:
+        self.started = time.perf_counter()
+        self.clock.progress(ProgressEvent(self.name, 0, 1))
+
+    def __exit__(self, *_: object) -> None:
+        self.clock.seconds[self.name] = time.perf_counter() - self.started
+        self.clock.progress(ProgressEvent(self.name, 1, 1))
+
+
+def _context_length(config: ModelConfig, asked: int | None) -> int:
+    longest = config.max_position_embeddings
+    if asked is None:
+        return min(longest, config.sliding_window or longest, DEFAULT_CONTEXT_LENGTH)
+    if not 1 <= asked <= longest:
+        raise UsageError(
+            f"context length {asked} is out of range",
+            where="--context-length",
+            why=f"the model was made for 1 to {longest} tokens",
+        )
+    return asked
+
+
+def _precision(checkpoint: Checkpoint, target: Target, activations: str) -> Precision:
+    scheme = checkpoint.scheme
+    if scheme is None:
+        quantized = {}
+    else:
+        shape = QuantizedShape(scheme.bits, scheme.group_size)
+        quantized = dict.fromkeys(checkpoint.quantized, shape)
+    return Precision(target.compute_dtype, "float16", activations, quantized)
+
+
+def _side_files(checkpoint: Checkpoint, library: BuiltLibrary) -> dict[str, bytes]:
+    files = dict(checkpoint.side_files)
+    if "tokenizer.json" not in files:
+        raise CheckpointError(
+            "the checkpoint has no tokenizer.json",
+            where=str(checkpoint.path),
+            fix="save the tokenizer with transformers' save_pretrained (fast tokenizer) beside the weights",
+        )
+    sources = {path.name: path.read_bytes() for path in library.files if path.suffix in (".cu", ".metal", ".json")}
+    return {**files, "config.json": json.dumps(checkpoint.config, indent=2).encode(), **sources}
+
+
+def _draft(
+    checkpoint: Checkpoint,
+    config: ModelConfig,
+    limits: Limits,
+    target: Target,
+    activations: str,
+    plan: ParameterPlan,
+    kernels: Sequence[dict[str, Any]],
+    library: BuiltLibrary,
+) -> manifests.ManifestDraft:
+    scheme = checkpoint.scheme
+    generation = json.loads(checkpoint.side_files.get("generation_config.json", b"{}"))
+    eos = generation.get("eos_token_id", checkpoint.config.get("eos_token_id"))
+    eos = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
+    host = target.tvm_target if target.host is None else target.host
+    quantization = checkpoint.config.get("quantization_config") or {}
+    return manifests.ManifestDraft(
+        versions=manifests.Versions(
+            awq_tvm=awq_tvm.__version__, tvm=version("apache-tvm"), tvm_ffi=version("apache-tvm-ffi")
+        ),
+        model=manifests.ModelInfo(
+            name=str(checkpoint.config.get("_name_or_path") or checkpoint.path.name),
+            architecture=config.model_type,
+            vocab_size=config.vocab_size,
+            num_hidden_layers=config.num_hidden_layers,
+            hidden_size=config.hidden_size,
+            context_length=limits.context_length,
+            prefill_chunk_size=limits.prefill_chunk_size,
+            max_sequences=limits.max_sequences,
+            eos_token_ids=tuple(eos),
+            bos_token_id=checkpoint.config.get("bos_token_id"),
+        ),
+        recipe=manifests.RecipeInfo(
+            method=str(quantization.get("quant_method", "none")) if scheme else "none",
+            bits=scheme.bits if scheme else 16,
+            group_size=scheme.group_size if scheme else 0,
+            activations=activations,
+            extra={"source": checkpoint.source},
+        ),
+        target=manifests.TargetInfo(
+            name=target.name,
+            kind=target.kind,
+            fingerprint=target.fingerprint,
+            triple=str(host["mtriple"]),
+            required_features=tuple(sorted(target.features)),
+        ),
+        library=library.path.name,
+        weights="weights.safetensors",
+        parameters=tuple(plan.sources),
+        tuning=manifests.TuningInfo(kernels=tuple(manifests.KernelInfo(**kernel) for kernel in kernels)),
+    )
+
+
+def _card(draft: manifests.ManifestDraft) -> str:
+    recipe, model = draft.recipe, draft.model
+    return "\n".join(
+        [
+            f"# {model.name} for {draft.target.name}",
+            "",
+            f"{model.architecture}, {model.num_hidden_layers} layers, context {model.context_length} tokens; "
+            f"weights {recipe.bits} bits in groups of {recipe.group_size}, activations {recipe.activations}.",
+            "",
+            "Run it with `python -m awq_tvm generate BUNDLE --prompt TEXT`; check it with "
+            "`python -m awq_tvm verify BUNDLE`.",
+            "",
+        ]
+    )
+
+
+def _notes(library: BuiltLibrary, manifest: Manifest) -> tuple[str, ...]:
+    fallbacks = sum(kernel.count for kernel in manifest.tuning.kernels if kernel.source == "fallback")
+    note = (f"{fallbacks} linears run on the plain fallback schedule",) if fallbacks else ()
+    return (*library.notes, *note)

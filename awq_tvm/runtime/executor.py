@@ -1,0 +1,173 @@
+"""The one part of the runtime that talks to TVM: tokens in, logits out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from awq_tvm.errors import BundleError, ResourceError, UsageError
+
+if TYPE_CHECKING:
+    from awq_tvm.bundle.manifest import Manifest
+
+MAX_LOGIT_ROWS = 128
+"""Rows of logits one call of the compiled model has room for; see ``awq_tvm.models.export.Limits``."""
+
+
+class Executor:
+    """A loaded bundle and its paged KV cache.
+
+    Args:
+        library: the compiled library, verified by the caller.
+        weights: safetensors file with the manifest's parameters.
+        manifest: of the bundle.
+        threads: CPU threads, None for TVM's choice. TVM's pool starts once in a process, so the first executor
+            decides.
+
+    Raises:
+        BundleError: the weights are not the manifest's.
+    """
+
+    def __init__(self, library: Path, weights: Path, manifest: Manifest, *, threads: int | None = None) -> None:
+        # TVM reads both when it is first imported, and offers no other way to say them.
+        os.environ.setdefault("TVM_USE_RUNTIME_LIB", "1")
+        if threads is not None:
+            os.environ["TVM_NUM_THREADS"] = str(threads)
+        import tvm_ffi
+        from tvm import runtime
+
+        self._runtime, self._shape = runtime, tvm_ffi.Shape
+        model = manifest.model
+        self.context_length, self.max_sequences = model.context_length, model.max_sequences
+        self._chunk, self._vocab_size = model.prefill_chunk_size, model.vocab_size
+        self._device = runtime.cpu() if manifest.target.kind == "cpu" else runtime.device(manifest.target.kind)
+        self._vm = _load_vm(runtime, library, self._device)
+        self._weights = self._load_weights(weights, manifest.parameters)
+        self._forward = self._vm["forward"]
+        self._cache = self._vm["create_kv_cache"]()
+        self._call = {
+            name: tvm_ffi.get_global_func(f"vm.builtin.kv_state_{name}")
+            for name in ("add_sequence", "remove_sequence", "begin_forward", "end_forward")
+        }
+        self._lengths: dict[int, int] = {}
+        self._next_id = 0
+
+    def _load_weights(self, path: Path, parameters: Sequence[str]) -> list[Any]:
+        from safetensors import safe_open
+
+        with safe_open(path, framework="numpy") as file:
+            missing = sorted(set(parameters) - set(file.keys()))
+            if missing:
+                raise BundleError("the bundle lacks weights", where=str(path), why=f"{missing[0]} is not there")
+            arrays = (file.get_tensor(name) for name in parameters)
+            tensors = [self._runtime.tensor(array, self._device) for array in arrays]
+        self.weight_bytes = sum(t.numpy().nbytes for t in tensors) if tensors else 0
+        return tensors
+
+    def new_sequence(self) -> int:
+        """Start a sequence and return its id.
+
+        Raises:
+            ResourceError: as many sequences as the bundle has room for are under way.
+        """
+        if len(self._lengths) >= self.max_sequences:
+            raise ResourceError(
+                f"all {self.max_sequences} sequences of this bundle are in use",
+                fix="wait for one to finish, or compile for more",
+            )
+        sequence, self._next_id = self._next_id, self._next_id + 1
+        self._call["add_sequence"](self._cache, sequence)
+        self._lengths[sequence] = 0
+        return sequence
+
+    def remove_sequence(self, sequence: int) -> None:
+        """End a sequence and free its pages."""
+        del self._lengths[sequence]
+        self._call["remove_sequence"](self._cache, sequence)
+
+    def forward(
+        self,
+        sequences: Sequence[int],
+        tokens: Sequence[Sequence[int]],
+        *,
+        logits: Literal["last", "all"] = "last",
+    ) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Append tokens to sequences.
+
+        Args:
+            sequences: ids, each once.
+            tokens: the new tokens of each, at least one.
+            logits: "last" for the logits after each sequence's last token, [len(sequences), vocab_size]; "all"
+                for those after every token, in order, [total tokens, vocab_size].
+
+        Raises:
+            UsageError: no tokens, a token outside the vocabulary, or a sequence that would outgrow the context.
+        """
+        self._check(sequences, tokens)
+        if len(sequences) > 1 and sum(map(len, tokens)) > self._step(logits):
+            # Too long for one call: each sequence for itself.
+            parts = [self.forward([s], [t], logits=logits) for s, t in zip(sequences, tokens, strict=True)]
+            return np.concatenate(parts)
+        results = []
+        if len(sequences) > 1:
+            results.append(self._call_forward(sequences, tokens, logits))
+        else:
+            step = self._step(logits)
+            starts = range(0, len(tokens[0]), step)
+            for start in starts:
+                chunk = tokens[0][start : start + step]
+                rows = self._call_forward(sequences, [chunk], logits)
+                if logits == "all" or start == starts[-1]:
+                    results.append(rows)
+        return results[0] if len(results) == 1 else np.concatenate(results)
+
+    def _step(self, logits: str) -> int:
+        return self._chunk if logits == "last" else min(self._chunk, MAX_LOGIT_ROWS)
+
+    def _check(self, sequences: Sequence[int], tokens: Sequence[Sequence[int]]) -> None:
+        for sequence, new in zip(sequences, tokens, strict=True):
+            if not new:
+                raise UsageError("there are no tokens to read", where=f"sequence {sequence}")
+            # The compiled lookup does not check its indices.
+            if min(new) < 0 or max(new) >= self._vocab_size:
+                raise UsageError(
+                    "a token id is outside the vocabulary",
+                    where=f"sequence {sequence}",
+                    why=f"ids run from {min(new)} to {max(new)}, the vocabulary has {self._vocab_size}",
+                )
+            length = self._lengths[sequence] + len(new)
+            if length > self.context_length:
+                raise UsageError(
+                    f"the sequence would be {length} tokens long",
+                    why=f"the bundle was compiled for a context of {self.context_length}",
+                    fix="shorten the prompt, or compile with a larger --context-length",
+                )
+
+    def _call_forward(
+        self, sequences: Sequence[int], tokens: Sequence[Sequence[int]], logits: str
+    ) -> np.ndarray[Any, np.dtype[np.float32]]:
+        lengths = [len(new) for new in tokens]
+        flat = np.fromiter((token for new in tokens for token in new), np.int32, sum(lengths))
+        positions = np.arange(len(flat)) if logits == "all" else np.cumsum(lengths) - 1
+        self._call["begin_forward"](self._cache, self._shape(list(sequences)), self._shape(lengths))
+        result, self._cache = self._forward(
+            self._tensor(flat), self._tensor(positions.astype(np.int32)), self._cache, self._weights
+        )
+        self._call["end_forward"](self._cache)
+        for sequence, length in zip(sequences, lengths, strict=True):
+            self._lengths[sequence] += length
+        rows: np.ndarray[Any, np.dtype[np.float32]] = result.numpy()
+        return rows
+
+    def _tensor(self, array: np.ndarray[Any, Any]) -> Any:
+        return self._runtime.tensor(array, self._device)
+
+
+def _load_vm(runtime: Any, library: Path, device: Any) -> Any:
+    from tvm.runtime.vm import VirtualMachine
+
+    return VirtualMachine(runtime.load_module(str(library)), device)

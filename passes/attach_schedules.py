@@ -1,0 +1,89 @@
+"""Replace the plain bodies of the fused functions by the target's kernels."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+import json
+from typing import Any
+
+import tvm
+from tvm import relax
+
+from awq_tvm import ir_attrs
+from awq_tvm.passes.rewrite import Bindings
+from awq_tvm.schedules.rule import select
+from awq_tvm.schedules.spec import MatmulSpec
+from awq_tvm.targets import Target
+
+
+@dataclass(frozen=True)
+class KernelCoverage:
+    """Which schedule serves a kernel, for ``compile --explain`` and the bundle's manifest.
+
+    Args:
+        name: shape, bits, group size and epilogue in words.
+        count: call sites.
+        source: "default" (a rule's own configuration) or "fallback" (no rule applies).
+        reason: the rule's name, or why none applies.
+    """
+
+    name: str
+    count: int
+    source: str
+    reason: str
+
+
+@tvm.transform.module_pass(opt_level=0, name="AttachSchedules")
+class AttachSchedules:
+    """Ask the target's rules for a kernel for every fused matmul.
+
+    Before::
+
+        def dequantize_matmul(...): ...      # three plain blocks
+
+    After::
+
+        def dequantize_matmul(...): ...      # tirx.is_scheduled, awq.schedule = "x86.float"
+
+    The module's ``ir_attrs.COVERAGE`` lists what served each kernel.
+
+    Needs: RepackWeights. Leaves alone: functions that no rule serves, for the generic schedules to do.
+    """
+
+    def __init__(self, target: Target) -> None:
+        """Take the target whose rules are asked."""
+        self.target = target
+
+    def transform_module(self, mod: tvm.IRModule, _context: Any) -> tvm.IRModule:
+        """Replace PrimFuncs; call sites stay as they are."""
+        calls = _call_counts(mod)
+        coverage = []
+        updated = mod.clone()
+        for variable, func in mod.functions_items():
+            if func.attrs is None or func.attrs.get(ir_attrs.OP) != ir_attrs.OP_DEQUANTIZE_MATMUL:
+                continue
+            spec = MatmulSpec.from_json(func.attrs[ir_attrs.MATMUL_SPEC])
+            rule, answer = select(spec, self.target)
+            if rule is None:
+                reason = "; ".join(answer) or f"no rule for {self.target.family} targets"
+                coverage.append(KernelCoverage(_title(spec), calls[variable.name_hint], "fallback", reason))
+                continue
+            updated[variable] = rule.build(spec, self.target, answer.config)
+            coverage.append(KernelCoverage(_title(spec), calls[variable.name_hint], "default", rule.name))
+        return updated.with_attr(ir_attrs.COVERAGE, json.dumps([asdict(kernel) for kernel in coverage]))
+
+
+def _call_counts(mod: tvm.IRModule) -> Counter[str]:
+    """How often ``forward`` calls each function."""
+    bindings = Bindings(mod, mod["forward"])
+    calls = (bindings.call(value, "relax.call_tir") for _, value in bindings)
+    return Counter(call.args[0].name_hint for call in calls if isinstance(call, relax.Call))
+
+
+def _title(spec: MatmulSpec) -> str:
+    extras = [spec.activation_function] if spec.activation_function else []
+    extras += ["bias"] if spec.has_bias else []
+    extras += ["residual"] if spec.has_residual else []
+    shape = f"{spec.out_features}x{spec.in_features} w{spec.bits} g{spec.group_size} {spec.activations}"
+    return " ".join([shape, *("+" + extra for extra in extras)])

@@ -1,0 +1,107 @@
+"""The order of the passes: this file reads like a table of contents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import tvm
+from tvm.relax import transform as relax_transform
+
+from awq_tvm.errors import UsageError
+from awq_tvm.passes.attach_schedules import AttachSchedules
+from awq_tvm.passes.combine_parallel_linears import CombineParallelLinears
+from awq_tvm.passes.fold_transpose_matmul import FoldTransposeMatmul
+from awq_tvm.passes.fuse_dequantize_matmul import FuseDequantizeMatmul
+from awq_tvm.passes.fuse_dequantize_take import FuseDequantizeTake
+from awq_tvm.passes.legalize_vector_math import LegalizeVectorMath
+from awq_tvm.passes.repack_weights import RepackWeights
+from awq_tvm.passes.schedule_remaining import ScheduleRemaining
+from awq_tvm.passes.verify_fusion import VerifyFusion
+from awq_tvm.targets import Target
+
+OPT_LEVELS = (0, 1, 2, 3)
+
+
+def passes(target: Target, opt: int) -> list[tuple[str, tvm.transform.Pass]]:
+    """The passes from an exported model to scheduled PrimFuncs, each with its name.
+
+    Args:
+        target: what to schedule for.
+        opt: 0 leaves quantized linears unfused, for finding faults; 1 fuses, repacks and schedules them; 2 also
+            combines linears that share an input; 3 is the same as 2 so far.
+
+    Raises:
+        UsageError: opt is not one of these.
+    """
+    if opt not in OPT_LEVELS:
+        raise UsageError(f"there is no optimization level {opt}", fix=f"use one of {OPT_LEVELS}")
+    found: list[tuple[str, tvm.transform.Pass]] = []
+
+    # What the model means
+    if opt >= 2:
+        found += [("combine_parallel_linears", CombineParallelLinears())]
+    found += [("fold_transpose_matmul", FoldTransposeMatmul())]
+
+    # One PrimFunc per quantized linear
+    if opt >= 1:
+        found += [
+            ("fuse_dequantize_matmul", FuseDequantizeMatmul()),
+            ("fuse_dequantize_take", FuseDequantizeTake()),
+            ("verify_fusion", VerifyFusion()),
+        ]
+
+    # How the target does it
+    found += [("repack_weights", RepackWeights(target)), ("attach_schedules", AttachSchedules(target))]
+
+    # Everything else
+    found += [("remove_redundant_reshape", relax_transform.RemoveRedundantReshape())]
+    if target.kind == "cpu":
+        found += [("legalize_vector_math", LegalizeVectorMath())]
+    found += [
+        ("legalize_ops", relax_transform.LegalizeOps()),
+        ("rewrite_dataflow_reshape", relax_transform.RewriteDataflowReshape()),
+        ("annotate_op_pattern", relax_transform.AnnotateTIROpPattern()),
+        ("fold_constant", relax_transform.FoldConstant()),
+        ("fuse_ops", relax_transform.FuseOps()),
+        ("fuse_tir", relax_transform.FuseTIR()),
+        ("eliminate_dead_code", relax_transform.DeadCodeElimination()),
+    ]
+    if target.kind == "cpu":
+        found += [("schedule_remaining", ScheduleRemaining())]
+
+    # One argument for all weights
+    found += [("bundle_model_params", relax_transform.BundleModelParams("weights"))]
+    return found
+
+
+def run(
+    mod: tvm.IRModule,
+    target: Target,
+    opt: int,
+    *,
+    debug_dump: Path | None = None,
+    on_pass: Callable[[str, int, int], None] = lambda name, done, total: None,
+) -> tvm.IRModule:
+    """Run the passes, writing the IR after each into ``debug_dump`` if given.
+
+    Args:
+        mod: what ``awq_tvm.models.export`` made.
+        target: what to schedule for.
+        opt: see ``passes``.
+        debug_dump: an existing folder.
+        on_pass: called before each pass with its name, how many are done, and how many there are.
+    """
+    steps = passes(target, opt)
+    _dump(mod, debug_dump, 0, "exported")
+    for number, (name, step) in enumerate(steps):
+        on_pass(name, number, len(steps))
+        with tvm.target.Target(target.tvm_target_with_host):
+            mod = step(mod)
+        _dump(mod, debug_dump, number + 1, name)
+    return mod
+
+
+def _dump(mod: tvm.IRModule, folder: Path | None, number: int, name: str) -> None:
+    if folder is not None:
+        (folder / f"{number:02d}_{name}.py").write_text(mod.script(show_meta=True), encoding="utf-8")

@@ -1,0 +1,77 @@
+"""Schedules for whatever is not a matmul or attention: norms, activations, lookups, sums, copies.
+
+The op: any PrimFunc of elementwise blocks and row reductions. The roof: memory bandwidth. Elementwise blocks are
+inlined into their consumers, a row's reduction is computed beside its use, rows are shared out over the cores and
+the innermost axis is vectorised.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tvm
+from tvm import s_tir, tirx
+from tvm.s_tir.schedule import ScheduleError
+
+_LANES = 16
+
+def schedule(func: tirx.PrimFunc) -> tirx.PrimFunc:
+    """The function with its blocks inlined, parallel over rows and vectorised; unchanged where that fails."""
+    sch = s_tir.Schedule(tvm.IRModule({"main": func}))
+    try:
+        _inline_elementwise(sch)
+        _schedule_blocks(sch)
+    except ScheduleError:
+        return func
+    return sch.mod["main"]
+
+
+def _inline_elementwise(sch: s_tir.Schedule) -> None:
+    """Compute every elementwise intermediate where it is used."""
+    for block in _blocks(sch):
+        if _is_reduction(sch, block) or not sch.get_consumers(block):
+            continue
+        try:
+            sch.compute_inline(block)
+        except ScheduleError:
+            # Not elementwise in its consumer's eyes (a take with computed indices, say): it stays a stage.
+            continue
+
+
+def _schedule_blocks(sch: s_tir.Schedule) -> None:
+    """Put each row's reductions beside their use, then share out rows and vectorise columns."""
+    *producers, last = _blocks(sch)
+    rows = sch.get_loops(last)[0] if sch.get_loops(last) else None
+    if rows is None:
+        return
+    for block in reversed(producers):
+        try:
+            sch.compute_at(block, rows)
+        except ScheduleError:
+            _parallel_rows(sch, block)
+    columns = sch.get_loops(last)[1:]
+    if columns and not _is_reduction(sch, last):
+        _vectorize(sch, columns)
+    sch.parallel(rows)
+
+
+def _parallel_rows(sch: s_tir.Schedule, block: Any) -> None:
+    loops = sch.get_loops(block)
+    if loops and not _is_reduction(sch, block):
+        sch.parallel(loops[0])
+
+
+def _vectorize(sch: s_tir.Schedule, columns: list[Any]) -> None:
+    innermost = columns[-1]
+    extent = sch.get(innermost).extent
+    if isinstance(extent, tirx.IntImm) and extent.value % _LANES == 0:
+        _, lanes = sch.split(innermost, [None, _LANES])
+        sch.vectorize(lanes)
+
+
+def _blocks(sch: s_tir.Schedule) -> list[Any]:
+    return list(sch.get_child_blocks(sch.get_sblock("root")))
+
+
+def _is_reduction(sch: s_tir.Schedule, block: Any) -> bool:
+    return any(var.iter_type == tirx.IterVar.CommReduce for var in sch.get(block).iter_vars)
