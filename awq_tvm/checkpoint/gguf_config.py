@@ -14,7 +14,7 @@ from awq_tvm.errors import CheckpointError, UnsupportedError
 
 ROPE_FACTORS = "rope_freqs.weight"
 
-# general.architecture -> model_type and class. Mistral is stored as llama, which it equals but for its sliding window.
+# general.architecture, which is also the model_type -> class. Mistral is stored as llama.
 _ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 
 _NUMBERS = {
@@ -155,7 +155,7 @@ def llama3_factors(config: Mapping[str, Any], scaling: Mapping[str, Any]) -> NDA
 def _llama3_scaling(
     factors: NDArray[np.float32], config: Mapping[str, Any], where: str
 ) -> dict[str, Any] | None:
-    """Recover the parameters that made the factors; the ones Meta uses are tried, and must reproduce every number."""
+    """Recover what made the factors: the parameters Meta uses are tried, and must reproduce every number."""
     if factors.shape != (config["head_dim"] // 2,) or not np.isfinite(factors).all() or (factors <= 0).any():
         raise CheckpointError(
             f"{ROPE_FACTORS} makes no sense",

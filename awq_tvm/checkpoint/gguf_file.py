@@ -1,7 +1,8 @@
-"""GGUF files as Hugging Face checkpoints: names, shapes and row order as transformers has them, values in float32."""
+"""GGUF files as Hugging Face checkpoints: names, shapes and row order of transformers, values in float32."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ from awq_tvm.checkpoint.safetensors_file import map_file
 from awq_tvm.errors import CheckpointError, UnsupportedError
 
 _READ_TYPES = (
-    "F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS",
+    "F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1",
+    "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS",
 )  # fmt: skip
 
 _TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
@@ -55,7 +57,7 @@ def hugging_face_name(name: str) -> str | None:
 def unpermute_heads(rows: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
     """Undo llama.cpp's reordering of q_proj and k_proj rows.
 
-    Within a head, llama.cpp pairs rotary channels (2i, 2i + 1) where transformers pairs (i, i + head_dim / 2).
+    Within a head, llama.cpp pairs channels (2i, 2i + 1) where transformers pairs (i, i + head_dim / 2).
 
     Args:
         rows: [heads * head_dim, ...].
@@ -90,6 +92,7 @@ def open_gguf(path: Path, source: str) -> Checkpoint:
     data = map_file(path)
     header = parse_header(data, path)
     stored = {name: _locate(name, tensor, header, len(data), path) for name, tensor in header.tensors.items()}
+    _refuse_overlap(stored, path)
     factors = stored.get(ROPE_FACTORS)
     config = synthesise_config(
         header.metadata,
@@ -107,7 +110,7 @@ def open_gguf(path: Path, source: str) -> Checkpoint:
             by_name[gguf_name] = tensor  # the check below lists it as extra, under the name it has
     check_weights(config, {name: tensor.shape for name, tensor in by_name.items()}, str(path))
     tensors = {
-        name: TensorInfo("float32", tensor.shape, tensor.ggml_type.name, int(np.prod(tensor.byte_shape)))
+        name: TensorInfo("float32", tensor.shape, tensor.ggml_type.name, math.prod(tensor.byte_shape))
         for name, tensor in by_name.items()
     }
     return Checkpoint(
@@ -157,11 +160,24 @@ def _locate(name: str, tensor: GgufTensor, header: GgufHeader, size: int, path: 
     return _Stored(kind, tensor.shape, begin, byte_shape, None)
 
 
+def _refuse_overlap(stored: Mapping[str, _Stored], path: Path) -> None:
+    end, previous = 0, ""
+    for name, tensor in sorted(stored.items(), key=lambda item: item[1].begin):
+        if tensor.begin < end:
+            raise CheckpointError(
+                "tensors overlap",
+                where=f"{path}, tensor {name!r}",
+                why=f"begins at {tensor.begin}, {previous!r} ends at {end}",
+                fix="get an undamaged copy of this file",
+            )
+        end, previous = tensor.begin + math.prod(tensor.byte_shape), name
+
+
 def _dequantize(data: Any, tensor: _Stored) -> NDArray[np.float32]:
     """Return one tensor as float32."""
     from gguf.quants import dequantize
 
-    count = int(np.prod(tensor.byte_shape))
+    count = math.prod(tensor.byte_shape)
     raw = np.frombuffer(data, np.uint8, count, tensor.begin) if count else np.empty(0, np.uint8)
     with np.errstate(all="ignore"):  # NaN and Inf are found, and named, by Checkpoint.read
         values = np.asarray(dequantize(raw.reshape(tensor.byte_shape), tensor.ggml_type), np.float32)

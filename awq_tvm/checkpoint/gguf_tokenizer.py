@@ -1,7 +1,7 @@
 """tokenizer.json and its companions, from the metadata of a GGUF file.
 
-Two kinds are built: byte-level BPE ("gpt2", with the splitting rules named by tokenizer.ggml.pre) and SentencePiece
-BPE with byte fallback ("llama"). Ids agree with llama.cpp's own tokenizer.
+Two kinds are built: byte-level BPE ("gpt2", with the splitting rules named by tokenizer.ggml.pre) and
+SentencePiece BPE with byte fallback ("llama"). Ids agree with llama.cpp's own tokenizer.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class _Vocabulary:
 def synthesise_side_files(
     metadata: Mapping[str, Any], config: Mapping[str, Any], where: str
 ) -> dict[str, bytes]:
-    """Return tokenizer.json, tokenizer_config.json, generation_config.json and, if known, chat_template.jinja.
+    """Return tokenizer.json, tokenizer_config.json, generation_config.json and any chat_template.jinja.
 
     Raises:
         CheckpointError: if the tokenizer section is incomplete or contradicts itself or the config.

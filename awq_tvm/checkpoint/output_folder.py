@@ -1,4 +1,4 @@
-"""A folder that appears whole or not at all: built as `<out>.partial`, synced, renamed; one writer at a time."""
+"""A folder that appears whole or not at all: built as `<out>.partial`, synced, renamed; one writer a time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from awq_tvm.errors import ResourceError
 
-# Tells a partial folder of ours, which may be cleared, from a folder of the user that happens to have the name.
+# Tells a partial folder of ours, which may be cleared, from one of the user that happens to have the name.
 _MARKER = ".being-written-by-awq_tvm"
 
 

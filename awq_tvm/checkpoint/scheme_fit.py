@@ -63,7 +63,7 @@ def check_scheme_fits(config: Mapping[str, Any], scheme: QuantizationScheme) -> 
 
 
 def least_bytes(config: Mapping[str, Any], scheme: QuantizationScheme) -> int:
-    """Return a lower bound of what a quantized checkpoint takes on disk; 0 for a model_type without a table."""
+    """Return a lower bound of the bytes on disk when quantized; 0 for a model_type without a table."""
     linears = linears_to_quantize(config, scheme.modules_to_not_convert)
     per_group = scheme.bits * scheme.group_size // 8 + 2
     total = sum(outputs * features // scheme.group_size * per_group for outputs, features in linears.values())

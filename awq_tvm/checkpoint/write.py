@@ -1,4 +1,4 @@
-"""Write a quantized checkpoint that other tools load too: AutoAWQ "gemm" for 4 bits, compressed-tensors otherwise."""
+"""Write quantized checkpoints that other tools load: AutoAWQ "gemm" for 4 bits, compressed-tensors otherwise."""
 
 from __future__ import annotations
 
@@ -46,9 +46,10 @@ def write_quantized_checkpoint(
     Args:
         out: the folder to make; must not exist.
         config: as `Checkpoint.config`; its quantization_config and dtype are replaced.
-        scheme: what every quantized weight has; 4 bits with zero_point is written as AutoAWQ "gemm".
-        dense: full tensor names ("model.norm.weight") with float16, bfloat16 or float32 arrays, stored as given.
-        quantized: names of linears ("model.layers.0.mlp.up_proj") with their weights; a bias goes into `dense`.
+        scheme: what every quantized weight has; 4 bits with zero_point is written as AutoAWQ "gemm". As
+            modules_to_not_convert the linears of `dense` are written, by full name, and lm_head.
+        dense: full tensor names ("model.norm.weight") with float16, bfloat16 or float32, stored as given.
+        quantized: names of linears ("model.layers.0.mlp.up_proj"), weights; a bias goes into `dense`.
         side_files: as `Checkpoint.side_files`.
         card: the text of README.md.
         max_shard_bytes: a shard is closed before it grows past this, but holds at least one linear.
@@ -58,7 +59,7 @@ def write_quantized_checkpoint(
     Raises:
         UsageError: if the scheme does not fit the model.
         CheckpointError: if a tensor is missing, extra, misshapen, not finite, or given twice.
-        ResourceError: if out exists, cannot be written, is being written by another process, or the disk is full.
+        ResourceError: if out exists, cannot be written, is being written by another process; disk full.
     """
     where = str(out)
     packed: PackedFormat = AwqGemm() if scheme.bits == 4 and scheme.zero_point else PackQuantized()
@@ -68,7 +69,7 @@ def write_quantized_checkpoint(
     with output_folder(out, needed_bytes=least_bytes(config, scheme)) as folder:
         writer = _ShardWriter(folder, max_shard_bytes)
         for name, array in dense:
-            writer.add({name: _checked_dense(name, array, where)})
+            writer.add_dense(name, _checked_dense(name, array, where))
         for name, weight in quantized:
             writer.add(_packed_linear(packed, scheme, name, weight, where))
         writer.finish()
@@ -116,7 +117,7 @@ def _packed_linear(
         raise CheckpointError(
             "a linear is quantized otherwise than the scheme says",
             where=place,
-            why=f"{weight.bits} bits, group_size {weight.group_size}; scheme: {scheme.bits}, {scheme.group_size}",
+            why=f"{weight.bits} bits, group_size {weight.group_size}; not {scheme.bits}, {scheme.group_size}",
         )
     try:
         arrays = packed.pack(weight, scheme)
@@ -159,11 +160,24 @@ class _ShardWriter:
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self.folder, self.max_bytes = folder, max_bytes
         self.dtypes: dict[str, int] = {}  # of dense tensors: name -> bytes
+        self._matrices: list[str] = []
         self._pending: dict[str, NDArray[Any]] = {}
         self._pending_bytes = 0
         self._shards: list[list[str]] = []
         self._seen: set[str] = set()
         self._total = 0
+
+    def add_dense(self, name: str, array: NDArray[Any]) -> None:
+        """Take one dense tensor."""
+        self.dtypes[array.dtype.name] = self.dtypes.get(array.dtype.name, 0) + array.nbytes
+        if array.ndim == 2 and name.endswith(".weight"):
+            self._matrices.append(name.removesuffix(".weight"))
+        self.add({name: array})
+
+    def dense_linears(self) -> tuple[str, ...]:
+        """Return the modules that are not quantized, by full name, which every reader understands."""
+        linears = [name for name in self._matrices if not name.endswith("embed_tokens")]
+        return tuple(dict.fromkeys([*linears, "lm_head"]))
 
     def add(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Take tensors that must stay in one shard."""
@@ -175,8 +189,6 @@ class _ShardWriter:
                 raise CheckpointError("a tensor is given twice", where=f"{self.folder.stem}, tensor {name}")
             self._seen.add(name)
             self._pending[name] = array
-            if array.dtype.name in _DENSE_DTYPES and len(arrays) == 1:
-                self.dtypes[array.dtype.name] = self.dtypes.get(array.dtype.name, 0) + array.nbytes
         self._pending_bytes += nbytes
 
     def finish(self) -> None:
