@@ -45,6 +45,15 @@ class Codes:
         )
         return flat[block, chunk, lanes(0, 4 * LANES)]
 
+    def byte_operands(self, block: Expression, chunk: Expression) -> list[tuple[int, Expression]]:
+        """A chunk for four-way dot products: (k within the chunk, 64 codes as bytes of int32x16) pairs."""
+        words = self.words(block, chunk)
+        if self.code_bits == 8:
+            return [(0, words)]
+        mask = splat(0x0F0F0F0F, "int32")
+        high = T.bitwise_and(words >> splat(4, "int32"), mask)
+        return [(0, T.bind(T.bitwise_and(words, mask))), (4, T.bind(high))]
+
     def values(self, words: Expression, position: int) -> Expression:
         """The codes at one position of a chunk as float32x16."""
         shift = self.code_bits * position

@@ -44,16 +44,16 @@ Body = Callable[[Operands], None]
 
 
 def fused_matmul(
-    spec: MatmulSpec, layout: Layout, schedule_name: str, one_row: Body, many_rows: Body
+    spec: MatmulSpec, layout: Layout, schedule_name: str, bodies: tuple[tuple[int, Body], ...], any_rows: Body
 ) -> tirx.PrimFunc:
-    """A PrimFunc that computes ``spec``: ``one_row`` is its body for M = 1, ``many_rows`` for every other M.
+    """A PrimFunc that computes ``spec``, with a body for each range of M.
 
     Args:
         spec: the linear; the parameters stand in the order it states.
         layout: of the weight parameters.
         schedule_name: put into the attributes.
-        one_row: adds the statements for M = 1.
-        many_rows: adds the statements for M > 1.
+        bodies: (largest M, what adds the statements) in ascending order.
+        any_rows: adds the statements for M beyond the last of ``bodies``.
     """
     k, n = spec.in_features, spec.out_features
     with IRBuilder() as builder:
@@ -71,12 +71,20 @@ def fused_matmul(
             y = parameter("y", (rows, n), spec.dtype)
             output = Output(n, y, bias, residual, spec.activation_function)
             operands = Operands(spec, rows, x, weights, output)
-            with T.If(rows == 1):
-                with T.Then():
-                    one_row(operands)
-                with T.Else():
-                    many_rows(operands)
+            _by_rows(operands, bodies, any_rows)
     return _marked(builder.get(), spec, layout, schedule_name)
+
+
+def _by_rows(operands: Operands, bodies: tuple[tuple[int, Body], ...], any_rows: Body) -> None:
+    if not bodies:
+        any_rows(operands)
+        return
+    (largest, body), *rest = bodies
+    with T.If(operands.rows <= largest):
+        with T.Then():
+            body(operands)
+        with T.Else():
+            _by_rows(operands, tuple(rest), any_rows)
 
 
 def _marked(func: tirx.PrimFunc, spec: MatmulSpec, layout: Layout, schedule_name: str) -> tirx.PrimFunc:

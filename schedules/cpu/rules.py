@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
+from awq_tvm.schedules.cpu.dot import dot_product
 from awq_tvm.schedules.layout import LAYOUTS, Layout
 from awq_tvm.schedules.rule import Match, MatmulRule, NotApplicable
 from awq_tvm.schedules.spec import MatmulSpec
@@ -13,7 +14,9 @@ from awq_tvm.schedules.spec import MatmulSpec
 if TYPE_CHECKING:
     from tvm import tirx
 
+    from awq_tvm.schedules.cpu.dot_matmul import DotConfig
     from awq_tvm.schedules.cpu.float_matmul import FloatConfig
+    from awq_tvm.schedules.cpu.kernel import Body
     from awq_tvm.targets import Target
 
 
@@ -40,7 +43,9 @@ class FloatMatmulRule(MatmulRule):
         self.name, self.config = name, config
 
     def applies(self, spec: MatmulSpec, target: Target) -> Match | NotApplicable:
-        """See ``MatmulRule.applies``; serves either activation mode, always in float32."""
+        """See ``MatmulRule.applies``."""
+        if spec.activations != "float":
+            return NotApplicable("x is to be quantized to int8 first")
         return cannot_serve(spec) or Match(self.config(target))
 
     def layout(self, spec: MatmulSpec, target: Target) -> Layout:
@@ -52,10 +57,61 @@ class FloatMatmulRule(MatmulRule):
         from awq_tvm.schedules.cpu import float_matmul
         from awq_tvm.schedules.cpu.kernel import fused_matmul
 
-        return fused_matmul(
-            spec,
-            self.layout(spec, target),
-            self.name,
-            one_row=partial(float_matmul.one_row, config=config),
-            many_rows=partial(float_matmul.many_rows, config=config),
-        )
+        bodies: tuple[tuple[int, Body], ...] = ((1, partial(float_matmul.one_row, config=config)),)
+        if config.few_rows is not None:
+            bodies = _few_rows(spec, target, config.few_rows) or bodies
+        many_rows = partial(float_matmul.many_rows, config=config)
+        return fused_matmul(spec, self.layout(spec, target), self.name, bodies, many_rows)
+
+
+class DotMatmulRule(MatmulRule):
+    """int8 activations on CPUs with a four-way byte dot product, ``dot_matmul``.
+
+    Args:
+        name: the rule's name.
+        config: the default tiles for a target.
+    """
+
+    version = 1
+
+    def __init__(self, name: str, config: Callable[[Target], DotConfig]) -> None:
+        self.name, self.config = name, config
+
+    def applies(self, spec: MatmulSpec, target: Target) -> Match | NotApplicable:
+        """See ``MatmulRule.applies``."""
+        if spec.activations != "int8":
+            return NotApplicable("activations are float")
+        if dot_product(target.features, _code_bits(spec)) is None:
+            return NotApplicable(f"{target.name} has no byte dot product for {spec.bits}-bit codes")
+        return cannot_serve(spec) or Match(self.config(target))
+
+    def layout(self, spec: MatmulSpec, target: Target) -> Layout:
+        """See ``MatmulRule.layout``."""
+        return LAYOUTS["interleaved16"]
+
+    def build(self, spec: MatmulSpec, target: Target, config: DotConfig) -> tirx.PrimFunc:
+        """See ``MatmulRule.build``."""
+        from awq_tvm.schedules.cpu import dot_matmul
+        from awq_tvm.schedules.cpu.kernel import fused_matmul
+
+        dot = dot_product(target.features, _code_bits(spec))
+        many_rows = partial(dot_matmul.many_rows, config=config, dot=dot)
+        bodies = _few_rows(spec, target, config)
+        return fused_matmul(spec, self.layout(spec, target), self.name, bodies, many_rows)
+
+
+def _code_bits(spec: MatmulSpec) -> int:
+    return 4 if spec.bits <= 4 else 8
+
+
+def _few_rows(spec: MatmulSpec, target: Target, config: DotConfig) -> tuple[tuple[int, Body], ...]:
+    """The integer bodies for M = 1 and few rows; none where the target has no instruction for the codes."""
+    from awq_tvm.schedules.cpu import dot_matmul
+
+    dot = dot_product(target.features, _code_bits(spec))
+    if dot is None:
+        return ()
+    return (
+        (1, partial(dot_matmul.one_row, config=config, dot=dot)),
+        (config.few_rows.rows, partial(dot_matmul.few_rows, config=config, dot=dot)),
+    )

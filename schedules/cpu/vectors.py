@@ -6,6 +6,7 @@ Every function here returns an expression or adds statements to the PrimFunc und
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from tvm import tirx
@@ -34,20 +35,22 @@ def fma(a: Expression, b: Expression, c: Expression) -> Expression:
 
 
 class Register:
-    """A variable of 16 lanes; small enough that LLVM keeps it in registers."""
+    """A variable of 16 lanes (or fewer); small enough that LLVM keeps it in registers."""
 
-    def __init__(self, value: Expression | None = None, dtype: str = "float32") -> None:
-        self.buffer = T.alloc_buffer((LANES,), dtype)
+    def __init__(
+        self, value: Expression | None = None, dtype: str = "float32", lanes: int = LANES
+    ) -> None:
+        self.buffer, self._lanes = T.alloc_buffer((lanes,), dtype), lanes
         if value is not None:
             self.set(value)
 
     def get(self) -> Expression:
         """Its present value."""
-        return self.buffer[lanes()]
+        return self.buffer[lanes(0, self._lanes)]
 
     def set(self, value: Expression) -> None:
         """Overwrite it."""
-        T.buffer_store(self.buffer, value, [lanes()])
+        T.buffer_store(self.buffer, value, [lanes(0, self._lanes)])
 
     def add_product(self, a: Expression, b: Expression) -> None:
         """Add a * b to it."""
@@ -59,13 +62,21 @@ def take(vector: Expression, indices: list[int]) -> Expression:
     return tirx.Shuffle([vector], [tirx.IntImm("int32", i) for i in indices])
 
 
-def horizontal_sum(vector: Expression) -> Expression:
-    """The sum of 16 lanes as a scalar, added as a balanced tree."""
-    count = LANES
+def horizontal_sum(vector: Expression, count: int = LANES) -> Expression:
+    """The sum of the lanes as a scalar, added as a balanced tree."""
+    return _tree(lambda a, b: a + b, vector, count)
+
+
+def horizontal_max(vector: Expression, count: int = LANES) -> Expression:
+    """The largest lane as a scalar."""
+    return _tree(T.max, vector, count)
+
+
+def _tree(combine: Callable[[Expression, Expression], Expression], vector: Expression, count: int) -> Expression:
     while count > 1:
         half = count // 2
         bound = T.bind(vector)
-        vector = take(bound, list(range(half))) + take(bound, list(range(half, count)))
+        vector = combine(take(bound, list(range(half))), take(bound, list(range(half, count))))
         count = half
     return vector
 

@@ -1,0 +1,20 @@
+"""The integer family's tiles on AArch64: sdot, and usdot where there is i8mm."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from awq_tvm.schedules.cpu.dot_matmul import DotConfig, Tile
+from awq_tvm.schedules.cpu.rules import DotMatmulRule
+from awq_tvm.schedules.rule import register
+
+if TYPE_CHECKING:
+    from awq_tvm.targets import Target
+
+
+def config(target: Target) -> DotConfig:
+    """A block of 16 outputs takes four q registers: 16 of 32 hold the sums of 4 rows."""
+    return DotConfig(registers=8, planes=1, one_row=Tile(1, 2), few_rows=Tile(4, 1), many_rows=Tile(4, 1))
+
+
+register("arm", DotMatmulRule("arm.int8", config))

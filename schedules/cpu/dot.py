@@ -1,0 +1,85 @@
+"""The four-way dot product of bytes: sums[j] += sum over b of codes[4 j + b] * x[4 j + b], 16 lanes of int32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T  # noqa: N812
+
+from awq_tvm.schedules.cpu.vectors import LANES, Expression, take
+
+Dot = Callable[[Expression, Expression, Expression], Expression]
+"""(sums int32x16, codes int32x16 holding 64 unsigned bytes, x int32x16 holding 64 signed bytes) -> sums."""
+
+
+def _in_parts(lanes: int, part: Dot) -> Dot:
+    """Run a dot product of ``lanes`` lanes on each part of 16; LLVM makes the splitting free."""
+
+    def whole(sums: Expression, codes: Expression, x: Expression) -> Expression:
+        parts = []
+        for start in range(0, LANES, lanes):
+            indices = list(range(start, start + lanes))
+            parts.append(part(take(sums, indices), take(codes, indices), take(x, indices)))
+        return tirx.Shuffle(parts, [tirx.IntImm("int32", i) for i in range(LANES)])
+
+    return whole
+
+
+def _vpdpbusd_512(sums: Expression, codes: Expression, x: Expression) -> Expression:
+    return T.call_llvm_pure_intrin(
+        "int32x16",
+        "llvm.x86.avx512.vpdpbusd.512",
+        sums,
+        T.reinterpret("uint8x64", codes),
+        T.reinterpret("int8x64", x),
+    )
+
+
+def _vpdpbusd_256(sums: Expression, codes: Expression, x: Expression) -> Expression:
+    return T.call_llvm_pure_intrin(
+        "int32x8",
+        "llvm.x86.avx512.vpdpbusd.256",
+        sums,
+        T.reinterpret("uint8x32", codes),
+        T.reinterpret("int8x32", x),
+    )
+
+
+def _sdot(sums: Expression, codes: Expression, x: Expression) -> Expression:
+    return T.call_llvm_pure_intrin(
+        "int32x4",
+        "llvm.aarch64.neon.sdot.v4i32.v16i8",
+        sums,
+        T.reinterpret("int8x16", codes),
+        T.reinterpret("int8x16", x),
+    )
+
+
+def _usdot(sums: Expression, codes: Expression, x: Expression) -> Expression:
+    return T.call_llvm_pure_intrin(
+        "int32x4",
+        "llvm.aarch64.neon.usdot.v4i32.v16i8",
+        sums,
+        T.reinterpret("uint8x16", codes),
+        T.reinterpret("int8x16", x),
+    )
+
+
+_INSTRUCTIONS: tuple[tuple[frozenset[str], int, Dot], ...] = (
+    (frozenset({"avx512vnni", "avx512f"}), 8, _vpdpbusd_512),
+    (frozenset({"avxvnni"}), 8, _in_parts(8, _vpdpbusd_256)),
+    (frozenset({"i8mm"}), 8, _in_parts(4, _usdot)),
+    # Signed times signed: right for codes below 128 only.
+    (frozenset({"dotprod"}), 7, _in_parts(4, _sdot)),
+)
+"""Features needed, the widest code in bits, and the instruction; the best first."""
+
+
+def dot_product(features: Iterable[str], bits: int) -> Dot | None:
+    """The best instruction that the features allow for unsigned codes of ``bits`` bits, or None."""
+    available = frozenset(features)
+    for needed, widest, dot in _INSTRUCTIONS:
+        if needed <= available and bits <= widest:
+            return dot
+    return None

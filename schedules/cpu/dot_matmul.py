@@ -1,0 +1,193 @@
+"""The integer kernels: codes and quantized activations meet in byte dot products, float32 once a group.
+
+y = sum over groups of s * xs * (sum(q * t) - z * sum(t)), where x = xs * t and t is an integer of one int8 digit
+(``activations="int8"``) or of several (``quantized_rows``). Nothing is rounded inside a group. M = 1 aims at the
+read bandwidth, large M at the dot products' peak; both are the same register tile of rows x blocks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tvm.script.ir_builder import tirx as T  # noqa: N812
+
+from awq_tvm.errors import UnsupportedError
+from awq_tvm.schedules.cpu.codes import Codes
+from awq_tvm.schedules.cpu.dot import Dot
+from awq_tvm.schedules.cpu.kernel import Operands
+from awq_tvm.schedules.cpu.quantized_rows import DIGIT_BITS, QuantizedRows
+from awq_tvm.schedules.cpu.vectors import Expression, Register, fma, splat
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Rows of x times blocks of 16 outputs that a task keeps in registers.
+
+    Args:
+        rows: of x.
+        blocks: of 16 outputs.
+        sums: independent integer sums for each row and block, 1 or 2, to hide the latency of a dot product.
+    """
+
+    rows: int
+    blocks: int
+    sums: int = 1
+
+    def __post_init__(self) -> None:
+        """Prove the counts legal.
+
+        Raises:
+            UnsupportedError: a count below 1, or sums above 2.
+        """
+        if self.rows < 1 or self.blocks < 1 or self.sums not in (1, 2):
+            raise UnsupportedError("This register tile is impossible", where=repr(self))
+
+
+@dataclass(frozen=True)
+class DotConfig:
+    """How the integer kernels are tiled.
+
+    Args:
+        registers: vector registers of the target, counted in bytes / 64.
+        planes: int8 digits of an activation, 1 to 3.
+        one_row: tile for M = 1.
+        few_rows: tile for M up to ``few_rows.rows``.
+        many_rows: tile beyond.
+        rows_at_once: rows of x quantized together; a multiple of many_rows.rows.
+
+    Raises:
+        UnsupportedError: a tile does not fit the registers, or a count is out of range.
+    """
+
+    registers: int
+    planes: int
+    one_row: Tile
+    few_rows: Tile
+    many_rows: Tile
+    rows_at_once: int = 96
+
+    def __post_init__(self) -> None:
+        """Prove the tiles possible."""
+        if not 1 <= self.planes <= 3:
+            raise UnsupportedError(f"{self.planes} planes of activations", fix="use 1 to 3")
+        for tile in (self.one_row, self.few_rows, self.many_rows):
+            if tile.rows * tile.blocks * tile.sums * self.planes >= self.registers:
+                raise UnsupportedError(
+                    "The register tile does not fit", where=repr(tile), why=f"{self.registers} vectors"
+                )
+        if self.one_row.rows != 1 or self.rows_at_once % self.many_rows.rows:
+            raise UnsupportedError("The tiles and rows_at_once do not go together", where=repr(self))
+
+
+def one_row(operands: Operands, config: DotConfig, dot: Dot) -> None:
+    """M = 1."""
+    x = QuantizedRows(operands.spec, config.planes, 1)
+    x.fill(operands.x, 0, 0)
+    _columns(operands, x, config.one_row, dot, 0, 1)
+
+
+def few_rows(operands: Operands, config: DotConfig, dot: Dot) -> None:
+    """M up to ``config.few_rows.rows``: every weight is read once."""
+    x = QuantizedRows(operands.spec, config.planes, config.few_rows.rows)
+    with T.serial(0, operands.rows) as row:
+        x.fill(operands.x, row, row)
+    _columns(operands, x, config.few_rows, dot, 0, operands.rows)
+
+
+def many_rows(operands: Operands, config: DotConfig, dot: Dot) -> None:
+    """Any M, ``rows_at_once`` at a time."""
+    x = QuantizedRows(operands.spec, config.planes, config.rows_at_once)
+    with T.serial(0, T.ceildiv(operands.rows, config.rows_at_once)) as part:
+        first_row = T.bind(part * config.rows_at_once)
+        count = T.bind(T.min(operands.rows - first_row, T.int64(config.rows_at_once)))
+        with T.parallel(0, count) as row:
+            x.fill(operands.x, first_row + row, row)
+        _columns(operands, x, config.many_rows, dot, first_row, count)
+
+
+def _columns(
+    operands: Operands, x: QuantizedRows, tile: Tile, dot: Dot, first_row: Expression, count: Expression
+) -> None:
+    """y[first_row : first_row + count] from the quantized rows 0 .. count - 1, all columns in parallel."""
+    at_once = min(tile.blocks, operands.blocks)
+    with T.parallel(0, -(-operands.blocks // at_once)) as task:
+        # The last task may reach back into its neighbour's blocks and compute them a second time.
+        start = T.bind(T.min(task * at_once, operands.blocks - at_once))
+        blocks = [start + i for i in range(at_once)]
+        if tile.rows == 1:
+            _tile(operands, x, tile, dot, blocks, [0], first_row, count)
+        else:
+            with T.serial(0, T.ceildiv(count, tile.rows)) as t:
+                # Rows beyond the last one repeat it and are not stored.
+                rows = [T.bind(T.min(t * tile.rows + r, count - 1)) for r in range(tile.rows)]
+                _tile(operands, x, tile, dot, blocks, rows, first_row, count - t * tile.rows)
+
+
+def _tile(
+    operands: Operands,
+    x: QuantizedRows,
+    tile: Tile,
+    dot: Dot,
+    blocks: list[Expression],
+    rows: list[Expression],
+    first_row: Expression,
+    present: Expression,
+) -> None:
+    """One register tile over the whole of K, stored at the end; only the first ``present`` rows are."""
+    codes = Codes(operands.spec, *operands.weights, use_lookup=False)
+    totals = [[Register(splat(0.0)) for _ in rows] for _ in blocks]
+    with T.serial(0, operands.spec.groups) as group:
+        sums = [
+            [[_Sums(tile.sums) for _ in x.planes] for _ in rows] for _ in blocks
+        ]
+        with T.serial(0, codes.chunks_per_group) as step:
+            chunk = T.bind(group * codes.chunks_per_group + step)
+            for block, block_sums in zip(blocks, sums, strict=True):
+                for offset, code_bytes in codes.byte_operands(block, chunk):
+                    for row, row_sums in zip(rows, block_sums, strict=True):
+                        for plane, plane_sums in enumerate(row_sums):
+                            digits = x.broadcast(plane, row, chunk * codes.chunk + offset)
+                            plane_sums.add(dot, code_bytes, digits, offset // 4)
+        for block, block_sums, block_totals in zip(blocks, sums, totals, strict=True):
+            scale = T.bind(codes.scale(block, group))
+            shift = T.bind(scale * codes.zero(block, group))
+            for row, row_sums, total in zip(rows, block_sums, block_totals, strict=True):
+                product = T.bind(scale * _digits_to_float([plane.value() for plane in row_sums]))
+                centred = T.bind(product - shift * splat(x.sums[row, group]))
+                total.set(fma(centred, splat(x.scales[row, group]), total.get()))
+    for r in range(len(rows)):
+        def store(r: int = r) -> None:
+            for block, block_totals in zip(blocks, totals, strict=True):
+                operands.output.store(first_row + rows[r], block, block_totals[r].get())
+
+        if len(rows) == 1:
+            store()
+        else:
+            with T.If(r < present):
+                with T.Then():
+                    store()
+
+
+class _Sums:
+    """The integer sum of a row and a block, in one register or two."""
+
+    def __init__(self, count: int) -> None:
+        self._registers = [Register(splat(0, "int32"), "int32") for _ in range(count)]
+
+    def add(self, dot: Dot, codes: Expression, digits: Expression, turn: int) -> None:
+        register = self._registers[turn % len(self._registers)]
+        register.set(dot(register.get(), codes, digits))
+
+    def value(self) -> Expression:
+        total = self._registers[0].get()
+        for register in self._registers[1:]:
+            total = total + register.get()
+        return total
+
+
+def _digits_to_float(sums: list[Expression]) -> Expression:
+    """Horner's rule in base 128 over the planes' sums, as float32x16."""
+    value = T.cast(sums[0], "float32x16")
+    for digit in sums[1:]:
+        value = fma(value, splat(float(1 << DIGIT_BITS)), T.cast(digit, "float32x16"))
+    return value

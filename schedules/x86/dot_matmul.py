@@ -1,0 +1,24 @@
+"""The integer family's tiles on x86-64: AVX-512 VNNI, AVX-VNNI."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from awq_tvm.schedules.cpu.dot_matmul import DotConfig, Tile
+from awq_tvm.schedules.cpu.rules import DotMatmulRule
+from awq_tvm.schedules.rule import register
+
+if TYPE_CHECKING:
+    from awq_tvm.targets import Target
+
+
+def config(target: Target) -> DotConfig:
+    """24 of 32 zmm registers for sums, or 12 of 16 ymm registers."""
+    if "avx512vnni" in target.features:
+        return DotConfig(
+            registers=32, planes=1, one_row=Tile(1, 2, sums=2), few_rows=Tile(4, 2), many_rows=Tile(12, 2)
+        )
+    return DotConfig(registers=8, planes=1, one_row=Tile(1, 2, sums=2), few_rows=Tile(4, 1), many_rows=Tile(4, 1))
+
+
+register("x86", DotMatmulRule("x86.int8", config))
