@@ -1,7 +1,7 @@
 """AutoAWQ's "gemm" layout, 4 bits, which transformers and vLLM load.
 
-qweight int32 [K, N // 8]: eight 4-bit values of neighbouring output channels to a word; nibble i (from the low
-end) holds channel `_ORDER[i]`. qzeros int32 [G, N // 8] is packed the same way; scales float16 [G, N].
+qweight int32 [K, N // 8]: eight 4-bit values of neighbouring output channels to a word; nibble i (from the
+low end) holds channel `_ORDER[i]`. qzeros int32 [G, N // 8] is packed the same way; scales float16 [G, N].
 Source: AutoAWQ, awq/utils/packing_utils.py and awq/modules/linear/gemm.py.
 """
 

@@ -1,7 +1,7 @@
 """The head of a GGUF file: metadata and tensor table, each count proved against the file before it is used.
 
-The `gguf` package's reader trusts the counts it finds (an array length of 2 ** 60 makes it loop until memory ends),
-so the head is parsed here; names of types and the dequantization come from that package.
+The `gguf` package's reader trusts the counts it finds (an array length of 2 ** 60 makes it loop until memory
+ends), so the head is parsed here; names of types and the dequantization come from that package.
 """
 
 from __future__ import annotations

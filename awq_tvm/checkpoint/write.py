@@ -1,10 +1,11 @@
-"""Write quantized checkpoints that other tools load: AutoAWQ "gemm" for 4 bits, compressed-tensors otherwise."""
+"""Write quantized checkpoints: AutoAWQ "gemm" for 4 bits with zero points, compressed-tensors otherwise."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +74,8 @@ def write_quantized_checkpoint(
         for name, weight in quantized:
             writer.add(_packed_linear(packed, scheme, name, weight, where))
         writer.finish()
-        write_synced(
-            folder / "config.json", _json(_final_config(config, packed.describe(scheme), writer.dtypes))
-        )
+        section = packed.describe(replace(scheme, modules_to_not_convert=writer.dense_linears()))
+        write_synced(folder / "config.json", _json(_final_config(config, section, writer.dtypes)))
         write_synced(folder / "README.md", card.encode())
         for name, content in side_files.items():
             write_synced(folder / name, content)
