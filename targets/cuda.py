@@ -193,12 +193,12 @@ TARGETS = (
     ),
     cuda_target(
         "nvidia-b200",
-        "B200 SXM, Blackwell, 148 SMs",
+        "B200 SXM as in HGX B200, Blackwell, 148 SMs",
         arch="sm_100",
         num_sms=148,
-        read_bandwidth_gb_per_s=8_000.0,
+        read_bandwidth_gb_per_s=7_700.0,
         int8_dot_gops=4_500_000.0,
-        fp32_gflops=80_000.0,
+        fp32_gflops=75_000.0,
         fp16_gflops=2_250_000.0,
     ),
 )
