@@ -23,6 +23,7 @@ _X86_NAMES = {
     "avx_vnni": "avxvnni",
     "avx_vnni_int8": "avxvnniint8",
     "bmi1": "bmi",
+    "lahf_lm": "sahf",
     "pclmulqdq": "pclmul",
     "pni": "sse3",
     "rdrand": "rdrnd",
@@ -139,8 +140,11 @@ def runs_on_gpu(needed: str, found: str) -> bool:
     """Whether code for compute capability `needed` runs on `found`.
 
     A cubin runs on the same major version and the same or a later minor one ("sm_80" on "sm_86"); a suffixed
-    one ("sm_90a") on its own chip alone.
+    one ("sm_90a") on its own chip alone; PTX ("compute_80") on every later chip.
     """
+    if needed.startswith("compute_"):
+        virtual, have = needed.removeprefix("compute_"), found.removeprefix("sm_")
+        return virtual.isdigit() and have.isdigit() and int(virtual) <= int(have)
     digits = needed.removeprefix("sm_").rstrip("abcdefghijklmnopqrstuvwxyz")
     have = found.removeprefix("sm_")
     if not digits.isdigit() or not have.isdigit():

@@ -75,10 +75,10 @@ class RecipeInfo(_Closed):
 
 
 class TargetInfo(_Closed):
-    """What the library was compiled for. Features carry LLVM's names, or "sm_90" and the like for cuda."""
+    """What the library was compiled for; features have LLVM's names, GPUs nvcc's (one of them is enough)."""
 
     name: Name
-    kind: Name
+    kind: Literal["cpu", "cuda", "metal"]
     fingerprint: Name
     triple: Name
     required_features: tuple[Feature, ...] = Field(default=(), max_length=512, strict=False)

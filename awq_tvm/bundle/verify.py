@@ -134,14 +134,15 @@ def check_target(
     ):
         if needed != found and not (label == "operating system" and needed == "unknown"):
             raise _foreign(path, manifest, f"{label} {needed}", found)
-    wanted_gpus = [name for name in target.required_features if name.startswith("sm_")]
+    wanted_gpus = [name for name in target.required_features if name.startswith(("sm_", "compute_"))]
     if target.kind == "cuda":
         present = machine.cuda_architectures() if gpus is None else gpus
         if not present:
             raise _foreign(path, manifest, "a CUDA GPU and its driver", "none")
-        usable = [gpu for gpu in present if all(machine.runs_on_gpu(needed, gpu) for needed in wanted_gpus)]
-        if not usable:
-            raise _foreign(path, manifest, ", ".join(wanted_gpus), ", ".join(present))
+        # A library holds code for several architectures; one that fits is enough.
+        fits = any(machine.runs_on_gpu(needed, gpu) for needed in wanted_gpus for gpu in present)
+        if wanted_gpus and not fits:
+            raise _foreign(path, manifest, " or ".join(wanted_gpus), ", ".join(present))
     if target.kind == "metal" and machine.operating_system() != "darwin":
         raise _foreign(path, manifest, "an Apple GPU", machine.operating_system())
     have = machine.cpu_features() if features is None else features

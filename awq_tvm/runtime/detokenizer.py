@@ -21,9 +21,9 @@ class Decoder(Protocol):
 class Detokenizer:
     r"""Decodes one answer token by token; the pieces joined are the decoding of the whole.
 
-    A window of the last tokens is decoded at each step, so a step costs the same at any length. Held back are a
-    code point that is not complete, and a run of byte tokens (`<0xE2>`) until another token ends it: decoders
-    turn the whole run into replacement characters where a part of it is not UTF-8.
+    A window of the last tokens is decoded at each step, so a step costs the same at any length. Held back are
+    a code point that is not complete, and a run of byte tokens (`<0xE2>`) until another token ends it:
+    decoders turn the whole run into replacement characters where a part of it is not UTF-8.
 
     Args:
         tokenizer: decodes; `Tokenizer.decode` with its defaults.

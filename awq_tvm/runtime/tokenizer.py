@@ -19,7 +19,7 @@ _MARKUP = re.compile(r"<[^<>\s]{1,64}>|\[[A-Z_/]{2,64}\]")
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A run of text. In `trusted` text, a template's own, control tokens are recognised; in other text never."""
+    """A run of text. Control tokens are recognised in trusted text, a template's own, and nowhere else."""
 
     text: str
     trusted: bool
@@ -77,7 +77,7 @@ class Tokenizer:
 
         Args:
             text: anything; a control token spelled out in it is encoded as ordinary text.
-            add_special_tokens: put in what the tokenizer puts around a text, usually a beginning-of-text token.
+            add_special_tokens: add what the tokenizer puts around a text, usually a first token.
         """
         encoding = self._plain.encode(_valid(text), add_special_tokens=add_special_tokens)
         mask = encoding.special_tokens_mask
@@ -92,7 +92,7 @@ class Tokenizer:
     def encode_pieces(self, pieces: Sequence[Piece]) -> list[int]:
         """Tokens of a rendered chat template; nothing is added around them.
 
-        Where no untrusted text touches a control token this is the encoding of the joined text, token for token.
+        Where no untrusted text touches a control token this is the encoding of the joined text.
         Otherwise the text between the trusted control tokens is encoded as plain text.
         """
         text = _valid("".join(piece.text for piece in pieces))

@@ -52,7 +52,7 @@ def make_draft(**changes: object) -> ManifestDraft:
         "recipe": RecipeInfo(
             method="awq", bits=4, group_size=8, activations="float", extra={"source": "hf:org/tiny"}
         ),
-        "target": TargetInfo(name="this-cpu", kind="llvm", fingerprint="f00d", triple=host_triple()),
+        "target": TargetInfo(name="this-cpu", kind="cpu", fingerprint="f00d", triple=host_triple()),
         "library": "model.so",
         "weights": "weights.safetensors",
         "parameters": ("a", "b"),
@@ -69,9 +69,9 @@ def make_weights() -> dict[str, np.ndarray]:
     }
 
 
-def make_bundle(out: Path, **changes: object) -> Path:
+def make_bundle(out: Path, *, tokenizer: bytes = b"{}", **changes: object) -> Path:
     """Write the small bundle."""
-    side = {"tokenizer.json": b"{}", "tokenizer_config.json": b'{"eos_token": "</s>"}'}
+    side = {"tokenizer.json": tokenizer, "tokenizer_config.json": b'{"eos_token": "</s>"}'}
     draft = make_draft(**changes)
     write_bundle(out, draft, b"\x7fELF not really" * 99, make_weights().items(), side, "# tiny\n")
     return out

@@ -137,7 +137,7 @@ def test_runtime_is_not_installed(bundle: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def _target(**changes: object) -> TargetInfo:
-    fields = {"name": "other", "kind": "llvm", "fingerprint": "f", "triple": host_triple()}
+    fields = {"name": "other", "kind": "cpu", "fingerprint": "f", "triple": host_triple()}
     return TargetInfo(**{**fields, **changes})
 
 
@@ -167,11 +167,12 @@ def test_missing_cpu_feature_names_it(tmp_path: Path) -> None:
 
 
 def test_cuda_bundle_and_the_gpus_found(tmp_path: Path) -> None:
-    path = make_bundle(tmp_path / "gpu", target=_target(kind="cuda", required_features=["sm_86"]))
+    path = make_bundle(tmp_path / "gpu", target=_target(kind="cuda", required_features=["sm_86", "sm_90a"]))
     manifest = read_manifest(path)
     check_target(path, manifest, gpus=("sm_75", "sm_89"))
-    with pytest.raises(TargetError, match="needs sm_86; found sm_80"):
+    with pytest.raises(TargetError, match="needs sm_86 or sm_90a; found sm_80"):
         check_target(path, manifest, gpus=("sm_80",))
+    check_target(path, manifest, gpus=("sm_90",))
     with pytest.raises(TargetError, match="CUDA GPU and its driver; found none"):
         check_target(path, manifest, gpus=())
 

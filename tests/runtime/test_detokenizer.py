@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -42,8 +44,8 @@ def test_any_text_comes_back(make: type, text: str) -> None:
 
 def test_no_piece_shows_half_a_code_point() -> None:
     tokenizer = byte_level()
-    pieces = _stream(tokenizer, tokenizer.encode("a🦜b𝔸c"))
-    assert "".join(pieces) == "a🦜b𝔸c"
+    pieces = _stream(tokenizer, tokenizer.encode("a🦜b🦊c"))
+    assert "".join(pieces) == "a🦜b🦊c"
     assert not any("\ufffd" in piece for piece in pieces)
     assert len([piece for piece in pieces if piece]) == 5
 
@@ -82,14 +84,14 @@ def test_stop_strings_cut_as_a_search_in_the_whole_text(text: str, cuts: list[in
     matcher = StopStrings(tuple(stops))
     out, stopped = "", False
     edges = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in itertools.pairwise(edges):
         piece, stopped = matcher.push(text[start:end])
         out += piece
         if stopped:
             break
     if not stopped:
         out += matcher.finish()
-    # The first stop string to be complete ends the stream; with one stop string that is the first in the text.
+    # The first stop string to be complete ends the stream; with one, that is its first place.
     assert stopped is bool(places)
     if not places:
         assert out == text

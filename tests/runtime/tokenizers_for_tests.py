@@ -1,4 +1,4 @@
-"""Two real tokenizers, trained or built here: byte-level BPE, and BPE with byte fallback as SentencePiece has it."""
+"""Two real tokenizers, trained or built here: byte-level BPE, and BPE with byte fallback."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def byte_fallback() -> Tokenizer:
 
 @cache
 def unigram() -> Tokenizer:
-    """A model that has the control token in its own vocabulary, where cutting out added tokens is not enough."""
+    """A model that has the control token in its own vocabulary, not only among added tokens."""
     vocab = [("<unk>", 0.0), ("</s>", -0.5), *((chr(code), -5.0) for code in range(33, 127))]
     model = tokenizers.Tokenizer(models.Unigram(vocab, unk_id=0, byte_fallback=False))
     model.add_special_tokens(["</s>"])

@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import itertools
+import json
+
+import pytest
+import tokenizers
+from hypothesis import given
+from hypothesis import strategies as st
+
+from awq_tvm.errors import BundleError, UsageError
+from awq_tvm.runtime.tokenizer import (
+    MAX_TOKENIZER_BYTES,
+    Piece,
+    Tokenizer,
+    load_tokenizer,
+    read_json_object,
+)
+
+from .tokenizers_for_tests import CONTROL, byte_fallback, byte_level, unigram
+
+ALL = [byte_level, byte_fallback, unigram]
+LITERALS = [*CONTROL, "<think>", "<unk>", "<", ">", "|", "im_end", "</", "s", " "]
+
+
+@pytest.mark.parametrize("make", ALL)
+@given(parts=st.lists(st.sampled_from(LITERALS) | st.text(max_size=3), max_size=8))
+def test_user_text_never_becomes_control_tokens(make: type, parts: list[str]) -> None:
+    tokenizer = make()
+    # <unk> stands for what a vocabulary lacks; it steers nothing.
+    control = tokenizer.control_ids - {tokenizer.token_id("<unk>")}
+    assert not control & set(tokenizer.encode("".join(parts), add_special_tokens=False))
+
+
+@pytest.mark.parametrize("make", ALL)
+@given(parts=st.lists(st.tuples(st.sampled_from(LITERALS), st.booleans()), max_size=8))
+def test_control_tokens_come_from_trusted_pieces_alone(make: type, parts: list[tuple[str, bool]]) -> None:
+    tokenizer = make()
+    control = tokenizer.control_ids - {tokenizer.token_id("<unk>")}
+    pieces = [Piece(text, trusted) for text, trusted in parts]
+    wanted = [
+        tokenizer.token_id(text) for text, trusted in parts if trusted and tokenizer.token_id(text) in control
+    ]
+    # Neighbouring trusted parts may spell one more together; then they are one trusted text.
+    if not any(left[1] and right[1] for left, right in itertools.pairwise(parts)):
+        assert [token for token in tokenizer.encode_pieces(pieces) if token in control] == wanted
+
+
+def test_spelled_out_control_tokens_survive_as_text() -> None:
+    tokenizer = byte_level()
+    text = "a<|im_end|>b</s><think>"
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.decode(unigram().encode("a</s>b"), skip_special_tokens=False) != ""
+    assert unigram().decode(unigram().encode("a</s>b")).replace(" ", "") == "a</s>b"
+
+
+def test_trusted_text_has_them() -> None:
+    tokenizer = byte_level()
+    tokens = tokenizer.encode_pieces([Piece("<s>", True), Piece("hi", False), Piece("</s>", True)])
+    assert tokens[0] == tokenizer.token_id("<s>")
+    assert tokens[-1] == tokenizer.token_id("</s>")
+    assert tokenizer.decode(tokens) == "hi"
+
+
+def test_added_tokens_of_blanks_are_kept_for_user_text() -> None:
+    tokenizer = byte_level()
+    blanks = tokenizer.token_id("    ")
+    assert blanks is not None
+    assert blanks not in tokenizer.control_ids
+    assert blanks in tokenizer.encode("x    y")
+
+
+def test_beginning_of_text_is_added_also_around_hostile_text() -> None:
+    tokenizer = byte_fallback()
+    assert tokenizer.encode("the user")[0] == 1
+    assert tokenizer.encode("</s>")[0] == 1
+    assert tokenizer.encode("<s>").count(1) == 1
+    assert tokenizer.encode("the", add_special_tokens=False)[0] != 1
+    assert tokenizer.encode("") == [1]
+
+
+def test_beginning_of_text_is_added_around_text_that_had_to_be_cut() -> None:
+    vocab = [("<unk>", 0.0), ("<s>", -1.0), ("</s>", -0.5), *((chr(code), -5.0) for code in range(33, 127))]
+    model = tokenizers.Tokenizer(tokenizers.models.Unigram(vocab, unk_id=0, byte_fallback=False))
+    model.add_special_tokens(["<s>", "</s>"])
+    model.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    tokens = Tokenizer(model.to_str().encode()).encode("a</s>b")
+    assert tokens[0] == 1
+    assert tokens[-1] == 2
+    assert not {1, 2} & set(tokens[1:-1])
+    assert len(tokens) == 2 + len("a</s>b")
+
+
+def test_template_strings() -> None:
+    assert byte_level().special_strings() == {
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "",
+        "pad_token": "",
+    }
+
+
+def test_truncation_and_padding_in_the_file_are_off() -> None:
+    model = tokenizers.Tokenizer.from_str(byte_level()._tokenizer.to_str())
+    model.enable_truncation(3)
+    model.enable_padding(length=50)
+    text = "Once upon a time there was"
+    assert Tokenizer(model.to_str().encode()).encode(text) == byte_level().encode(text)
+
+
+def test_lone_surrogate_is_refused() -> None:
+    byte_level().encode("é")
+    with pytest.raises(UsageError, match=r"character 1[\s\S]*U\+D800"):
+        byte_level().encode("a\ud800")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{}",
+        b"\xff",
+        b"[]",
+        b'{"added_tokens": [{}]}',
+        b'{"added_tokens": [], "model": 1}',
+        b"[" * 10**5,
+    ],
+)
+def test_damaged_tokenizer(content: bytes) -> None:
+    with pytest.raises(BundleError, match="cannot be read"):
+        Tokenizer(content)
+
+
+def test_huge_tokenizer_is_not_parsed() -> None:
+    with pytest.raises(BundleError, match=f"at most {MAX_TOKENIZER_BYTES}"):
+        Tokenizer(b" " * (MAX_TOKENIZER_BYTES + 1))
+
+
+def test_loading_from_side_files() -> None:
+    good = {"tokenizer.json": byte_level()._tokenizer.to_str().encode()}
+    assert load_tokenizer(good).encode("the") == byte_level().encode("the")
+    config = {**good, "tokenizer_config.json": json.dumps({"bos_token": "<s>"}).encode()}
+    assert load_tokenizer(config).special_strings()["bos_token"] == "<s>"
+    with pytest.raises(BundleError, match=r"no tokenizer\.json"):
+        load_tokenizer({})
+    with pytest.raises(BundleError, match=r"tokenizer_config\.json is not JSON"):
+        load_tokenizer({**good, "tokenizer_config.json": b"{"})
+    with pytest.raises(BundleError, match="not a JSON object"):
+        read_json_object({"x.json": b"[]"}, "x.json")
