@@ -18,11 +18,9 @@ LANES = 16
 Array = np.ndarray[Any, Any]
 
 
-def _run(function: Callable[[Any], Any], x: Array, lanes: int = LANES) -> Array:
+def _run(function: Callable[[Any], Any], x: Array, lanes: int = LANES, outputs: int = 1) -> Array:
     """Evaluate an expression builder on x, ``lanes`` numbers at a time; [outputs, x.size]."""
     assert x.size % lanes == 0
-    probe = function(vector_math.splat(0.0, lanes))
-    outputs = len(probe) if isinstance(probe, tuple) else 1
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name("main")
         T.func_attr({"global_symbol": "main", "tirx.noalias": True})
@@ -56,6 +54,14 @@ def test_exp_is_within_2e_7() -> None:
     x = _grid(-87.2, 88.3)
     expected = np.exp(x.astype(np.float64))
     assert np.max(np.abs(_run(vector_math.exp, x)[0] / expected - 1)) < 2e-7
+
+
+@pytest.mark.parametrize("function", [vector_math.exp, vector_math.exp2, vector_math.silu, vector_math.gelu])
+def test_named_and_nested_values_are_the_same(function: Callable[..., Any]) -> None:
+    """Statement by statement or as one expression: bit for bit equal."""
+    x = _grid(-20, 20, 1 << 10)
+    named = _run(lambda v: function(v, T.bind), x)
+    np.testing.assert_array_equal(named, _run(function, x))
 
 
 @pytest.mark.parametrize("function", [vector_math.exp, vector_math.exp2])
@@ -101,6 +107,6 @@ def test_activations_keep_nan_and_vanish_at_minus_infinity_scale(function: Calla
 def test_sine_and_cosine_are_within_1e_7(reach: float) -> None:
     """Absolute error for angles up to the longest contexts."""
     x = np.concatenate([_grid(-reach, reach), np.arange(16, dtype=np.float32)])
-    sine, cosine = _run(vector_math.sin_cos, x)
+    sine, cosine = _run(lambda v: vector_math.sin_cos(v, T.bind), x, outputs=2)
     assert np.max(np.abs(sine - np.sin(x.astype(np.float64)))) < 1e-7
     assert np.max(np.abs(cosine - np.cos(x.astype(np.float64)))) < 1e-7
