@@ -10,6 +10,7 @@ from tvm.relax import transform as relax_transform
 
 from awq_tvm.errors import UsageError
 from awq_tvm.passes.attach_schedules import AttachSchedules
+from awq_tvm.passes.bundle_weights import BundleWeights
 from awq_tvm.passes.combine_parallel_linears import CombineParallelLinears
 from awq_tvm.passes.fold_transpose_matmul import FoldTransposeMatmul
 from awq_tvm.passes.fuse_dequantize_matmul import FuseDequantizeMatmul
@@ -71,7 +72,7 @@ def passes(target: Target, opt: int) -> list[tuple[str, tvm.transform.Pass]]:
         found += [("schedule_remaining", ScheduleRemaining())]
 
     # One argument for all weights
-    found += [("bundle_model_params", relax_transform.BundleModelParams("weights"))]
+    found += [("bundle_weights", BundleWeights())]
     return found
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 import os
 from pathlib import Path
+import sys
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -37,8 +39,9 @@ class Executor:
         os.environ.setdefault("TVM_USE_RUNTIME_LIB", "1")
         if threads is not None:
             os.environ["TVM_NUM_THREADS"] = str(threads)
-        import tvm_ffi
-        from tvm import runtime
+        with _torch_hidden():
+            import tvm_ffi
+            from tvm import runtime
 
         self._runtime, self._shape = runtime, tvm_ffi.Shape
         model = manifest.model
@@ -165,6 +168,19 @@ class Executor:
 
     def _tensor(self, array: np.ndarray[Any, Any]) -> Any:
         return self._runtime.tensor(array, self._device)
+
+
+@contextmanager
+def _torch_hidden() -> Iterator[None]:
+    """Keep tvm_ffi from importing PyTorch, which it does wherever it finds it and which takes seconds."""
+    if "torch" in sys.modules:
+        yield
+        return
+    sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules["torch"]
 
 
 def _load_vm(runtime: Any, library: Path, device: Any) -> Any:
