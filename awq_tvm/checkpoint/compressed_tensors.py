@@ -1,9 +1,9 @@
 """compressed-tensors "pack-quantized", for group-wise integer weights of 2 to 8 bits.
 
-weight_packed int32 [N, ceil(K * bits / 32)] is one little-endian bit stream a row: value k at bits k * bits and
-up, no bit unused (compressed-tensors 0.20; releases before it left bits unused for 3, 5, 6 and 7 bits, which is
-told apart by the width and refused). weight_zero_point int32 [ceil(N * bits / 32), G] is packed the same way,
-down the columns. weight_scale [N, G], weight_shape int64 [2] = [N, K]. The library counts from
+weight_packed int32 [N, ceil(K * bits / 32)] is one little-endian bit stream a row: value k at bits k * bits
+and up, no bit unused (compressed-tensors 0.20; releases before it left bits unused for 3, 5, 6 and 7 bits,
+which is told apart by the width and refused). weight_zero_point int32 [ceil(N * bits / 32), G] is packed the
+same way, down the columns. weight_scale [N, G], weight_shape int64 [2] = [N, K]. The library counts from
 -(2 ** (bits - 1)) and adds that offset before it packs, so what is packed is our unsigned q and z.
 Source: compressed-tensors, compressors/pack_quantized.
 """

@@ -1,8 +1,8 @@
 """A strict safetensors reader: the header is proved consistent with the file before a byte of data is used.
 
 The format (huggingface.co/docs/safetensors): 8 bytes little-endian header length, a JSON object that maps
-each tensor to dtype, shape and [begin, end) within the data, then the data. Stricter than the reference library
-in two points: duplicate keys are refused, and `Checkpoint.read` refuses NaN and Inf.
+each tensor to dtype, shape and [begin, end) within the data, then the data. Stricter than the reference
+library in two points: duplicate keys are refused, and `Checkpoint.read` refuses NaN and Inf.
 """
 
 from __future__ import annotations
