@@ -20,8 +20,8 @@ from awq_tvm.targets import Target
 def build_matmul(spec: MatmulSpec, config: GpuMatmulConfig, rule: str) -> Any:
     """The scheduled PrimFunc for every M >= 1, parameters in the order that ``MatmulSpec`` states.
 
-    The host part looks at M and launches one kernel: a warp an output for one token, the same with shared reads
-    of the weights for a few, and tiles through shared memory for more.
+    The host part looks at M and launches one kernel: a warp an output for one token, the same with shared
+    reads of the weights for a few, and tiles through shared memory for more.
 
     Args:
         spec: the linear; activations "float".
@@ -34,13 +34,17 @@ def build_matmul(spec: MatmulSpec, config: GpuMatmulConfig, rule: str) -> Any:
             {
                 "tirx.noalias": True,
                 ir_attrs.IS_SCHEDULED: True,
+                # TVM's operator fusion must leave it alone.
+                "op_pattern": 8,
                 ir_attrs.OP: ir_attrs.OP_DEQUANTIZE_MATMUL,
+                ir_attrs.BITS: spec.bits,
+                ir_attrs.GROUP_SIZE: spec.group_size,
                 ir_attrs.MATMUL_SPEC: spec.to_json(),
                 ir_attrs.LAYOUT: RowLayout.name,
                 ir_attrs.SCHEDULE: rule,
             }
         )
-        tokens = T.var("int64", "m")
+        tokens = IRBuilder.name("m", T.int64())
         arguments = _arguments(spec, tokens)
         with T.If(tokens == 1):
             with T.Then():
@@ -54,7 +58,7 @@ def build_matmul(spec: MatmulSpec, config: GpuMatmulConfig, rule: str) -> Any:
 
 
 def _arguments(spec: MatmulSpec, tokens: Any) -> dict[str, Any]:
-    """Declare the parameters and their buffers, in order; names are those of ``MatmulSpec`` and the layout."""
+    """Declare the parameters and their buffers in order, named as in ``MatmulSpec`` and the layout."""
     shapes: list[tuple[str, tuple[Any, ...], str]] = [("x", (tokens, spec.in_features), spec.dtype)]
     shapes += [(array.suffix, array.shape, array.dtype) for array in RowLayout().arrays(spec)]
     if spec.has_bias:
@@ -94,7 +98,8 @@ class GpuMatmulRule(MatmulRule):
             return NotApplicable(f"warps of {target.warp_size} threads, and this family is written for 32")
         if (target.shared_memory_bytes or 0) < config.shared_bytes:
             return NotApplicable(
-                f"{target.shared_memory_bytes} bytes of shared memory, and the tiles take {config.shared_bytes}"
+                f"the tiles take {config.shared_bytes} bytes of shared memory, and "
+                f"{target.shared_memory_bytes} are there"
             )
         return Match(config)
 

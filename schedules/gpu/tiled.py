@@ -152,7 +152,7 @@ def _bring_weights(
 
 
 def _where_k_lasts(spec: MatmulSpec, config: GpuMatmulConfig, first: Any, inside: Any, outside: Any) -> None:
-    """Emit ``inside`` where ``first`` < K and ``outside`` elsewhere, or ``inside`` alone where K fills its tiles.
+    """Emit ``inside`` where ``first`` < K and ``outside`` elsewhere; ``inside`` alone where tiles divide K.
 
     ``first`` starts a run that never straddles K, so one comparison stands for the whole run.
     """

@@ -24,8 +24,8 @@ def local(name: str, length: int, dtype: str) -> Any:
 class CodeReader:
     """How many neighbouring codes of a row one thread reads at once, and how.
 
-    A run of ``codes`` never straddles two groups, and its bytes are aligned to their own number, so that up to
-    16 of them are one load.
+    A run of ``codes`` never straddles two groups, and its bytes are aligned to their own number, so that up
+    to 16 of them are one load.
 
     Attributes:
         storage_bits: bits that a code takes in memory: 4 for codes of up to 4 bits, else 8.

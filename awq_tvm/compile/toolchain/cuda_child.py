@@ -1,7 +1,7 @@
 """The process that generates CUDA code: ``python -m awq_tvm.compile.toolchain.cuda_child FOLDER``.
 
-It is started by ``cuda.build_cuda`` with stand-ins for the CUDA libraries on its path. FOLDER holds the module
-and the job; the result goes there too, as JSON.
+It is started by ``cuda.build_cuda`` with stand-ins for the CUDA libraries on its path. FOLDER holds the
+module and the job; the result goes there too, as JSON.
 """
 
 from __future__ import annotations
