@@ -72,7 +72,7 @@ def detect() -> Target:
     if system == "Linux":
         allowed = sorted(os.sched_getaffinity(0))
         caches = read_caches(CPU_TREE / f"cpu{allowed[0]}" / "cache")
-        return describe_linux_cpu(machine, CPUINFO.read_text(), cores=len(allowed), caches=caches)
+        return describe_linux_cpu(machine, _cpuinfo(), cores=len(allowed), caches=caches)
     if system == "Darwin" and machine == "arm64":
         return describe_apple_cpu(
             _sysctl("machdep.cpu.brand_string"), int(_sysctl("hw.perflevel0.logicalcpu"))
@@ -199,6 +199,18 @@ def _describe_arm(features: Iterable[str], cores: int, caches: Mapping[str, int]
         l2_bytes=caches.get("l2_bytes"),
         l3_bytes=caches.get("l3_bytes"),
     )
+
+
+def _cpuinfo() -> str:
+    try:
+        return CPUINFO.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise TargetError(
+            "This CPU does not say what it can do",
+            where=str(CPUINFO),
+            why=str(error),
+            fix="mount /proc, or name the target: python -m awq_tvm targets lists them",
+        ) from error
 
 
 def _sysctl(key: str) -> str:

@@ -99,6 +99,13 @@ def test_a_cpuinfo_without_flags_is_refused(text: str) -> None:
         common_flags(text, "flags")
 
 
+@pytest.mark.skipif(platform.system() != "Linux", reason="reads Linux's own account of the CPU")
+def test_a_machine_without_cpuinfo_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("awq_tvm.targets.detection.CPUINFO", tmp_path / "cpuinfo")
+    with pytest.raises(TargetError, match="No such file"):
+        detect()
+
+
 def write_cache(folder: Path, index: int, kind: str, level: str, size: str | None) -> None:
     (folder / f"index{index}").mkdir(parents=True)
     (folder / f"index{index}" / "type").write_text(f"{kind}\n")
