@@ -1,0 +1,93 @@
+"""`compile MODEL -o BUNDLE`."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from awq_tvm.bundle.writer import check_output
+from awq_tvm.cli.options import Json, Model
+from awq_tvm.cli.output import in_bytes, print_json, say, table
+from awq_tvm.cli.progress_bar import ProgressDisplay
+
+
+def command(
+    model: Model,
+    out: Annotated[
+        Path,
+        typer.Option("-o", "--output", metavar="BUNDLE", show_default=False, help="The directory to make."),
+    ],
+    target: Annotated[str, typer.Option(help="auto, an alias or a name that `targets` lists.")] = "auto",
+    activations: Annotated[
+        str, typer.Option(help="auto, float, or int8 where the target has int8 dot products.")
+    ] = "auto",
+    context_length: Annotated[
+        int | None, typer.Option(help="Tokens of the longest sequence.", show_default=False)
+    ] = None,
+    opt: Annotated[int, typer.Option(min=0, max=3, help="Optimization level.")] = 2,
+    debug_dump: Annotated[
+        Path | None, typer.Option(metavar="DIR", show_default=False, help="Write the IR after every pass.")
+    ] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Say why each kernel got its schedule.")] = False,
+    json_output: Json = False,
+) -> None:
+    """Compile a model into a verified bundle for one target; an unquantized one is quantized first."""
+    check_output(out)
+    from awq_tvm.bundle.verify import read_manifest
+
+    with ProgressDisplay() as display:
+        source, first = _quantized(model, out, display)
+        from awq_tvm.compile.driver import compile_model
+
+        report = compile_model(
+            source,
+            out,
+            target=target,
+            activations=activations,
+            context_length=context_length,
+            opt=opt,
+            debug_dump=debug_dump,
+            progress=display.update,
+        )
+    manifest = read_manifest(out)
+    size = sum(info.size for info in manifest.files.values())
+    for note in report.notes:
+        say(f"note: {note}")
+    if explain:
+        say(
+            table(
+                [
+                    (kernel.name, kernel.count, kernel.source, kernel.reason)
+                    for kernel in manifest.tuning.kernels
+                ],
+                header=("kernel", "count", "schedule", "why"),
+                right=(1,),
+            )
+        )
+    if json_output:
+        print_json({**dataclasses.asdict(report), "quantized_first": first, "bytes": size})
+        return
+    kernels = manifest.tuning.kernels
+    counts = {
+        source: sum(k.count for k in kernels if k.source == source)
+        for source in ("tuned", "default", "fallback")
+    }
+    print(f"{out}: {report.target}, activations {report.activations}, {in_bytes(size)}")
+    print("kernels: " + ", ".join(f"{count} {source}" for source, count in counts.items()))
+
+
+def _quantized(model: str, out: Path, display: ProgressDisplay) -> tuple[str, str | None]:
+    """What to compile, and the checkpoint that had to be made for it."""
+    from awq_tvm.checkpoint import open_checkpoint
+
+    if open_checkpoint(model).quantized:
+        return model, None
+    made = out.with_name(out.name + ".quantized")
+    say(f"{model} is not quantized: quantizing it first, awq with 4 bits, into {made}")
+    from awq_tvm.quantize.quantize import quantize_checkpoint
+
+    quantize_checkpoint(model, made, resume=True, progress=display.update)
+    return str(made), str(made)

@@ -1,0 +1,73 @@
+"""`quantize MODEL -o DIR`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+import typer
+
+from awq_tvm.cli.options import Json, Model
+from awq_tvm.cli.output import in_bytes, print_json, say
+from awq_tvm.cli.progress_bar import ProgressDisplay
+from awq_tvm.errors import UsageError
+
+
+def command(
+    model: Model,
+    out: Annotated[
+        Path, typer.Option("-o", "--output", metavar="DIR", show_default=False, help="The folder to make.")
+    ],
+    method: Annotated[str, typer.Option(help="awq, or rtn for rounding to nearest.")] = "awq",
+    bits: Annotated[int, typer.Option(help="Bits of a weight.")] = 4,
+    group_size: Annotated[str, typer.Option(help="Inputs that share a scale: auto or a number.")] = "auto",
+    calibration: Annotated[
+        str, typer.Option(help="Text to calibrate on: default, a FILE, or hf:NAME.")
+    ] = "default",
+    samples: Annotated[int, typer.Option(help="Samples of calibration text.")] = 16,
+    sequence_length: Annotated[int, typer.Option(help="Tokens of each sample.")] = 512,
+    seed: Annotated[int, typer.Option(help="Of the places where the text is cut.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last finished block.")] = False,
+    json_output: Json = False,
+) -> None:
+    """Quantize a model's weights, activation-aware, into a checkpoint that other tools load too."""
+    groups = _group_size(group_size)
+    from awq_tvm.quantize.quantize import quantize_checkpoint
+
+    with ProgressDisplay() as display:
+        report = quantize_checkpoint(
+            model,
+            out,
+            method=cast("Literal['awq', 'rtn']", method),
+            bits=bits,
+            group_size=groups,
+            calibration=calibration,
+            samples=samples,
+            sequence_length=sequence_length,
+            seed=seed,
+            resume=resume,
+            progress=display.update,
+        )
+    found: dict[str, Any] = report.as_dict()
+    for warning in found.get("warnings", ()):
+        say(f"warning: {warning}")
+    if json_output:
+        print_json(found)
+    else:
+        sizes = f"{in_bytes(found['bytes_before'])} -> {in_bytes(found['bytes_after'])}"
+        print(f"{found['out']}: {found['bits']} bits, groups of {found['group_size']}")
+        print(f"{sizes} in {found['seconds']:.0f} s")
+
+
+def _group_size(text: str) -> str | int:
+    if text == "auto":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise UsageError(
+            f"--group-size {text[:80]!r} is not a number.",
+            where="--group-size",
+            why=f"found {text[:80]!r}, needed auto or a whole number such as 64",
+            fix="--group-size auto",
+        ) from None
