@@ -1,0 +1,204 @@
+"""What flows through a block: its inputs caught once, its linears' inputs measured while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from awq_tvm.errors import CheckpointError
+from awq_tvm.quantize.architecture import Architecture, LinearGroup
+
+# Above this many inputs the full second moment of a linear's input costs more memory than it saves time:
+# 8192^2 float32 is 256 MB.
+_FULL_MOMENT_LIMIT = 8192
+
+
+@dataclass
+class Call:
+    """The arguments a module was called with."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+@dataclass
+class InputStatistics:
+    """What a search needs to know of the input of one group of linears, with X[T, K] all its tokens.
+
+    Attributes:
+        group: the linears.
+        mean_absolute: float32 [K], mean of |X|.
+        moments: float32 [G, g, g], (X' X) / T of each group of g input channels.
+        moment: float32 [K, K], (X' X) / T, or None where the group is judged by running a module.
+        calls: of the module the group is judged by, on the tokens kept for the search; empty where moment is
+            enough.
+    """
+
+    group: LinearGroup
+    mean_absolute: Tensor
+    moments: Tensor
+    moment: Tensor | None
+    calls: list[Call] = field(default_factory=list)
+
+
+def catch_block_inputs(
+    model: Any, architecture: Architecture, token_ids: Tensor
+) -> tuple[Tensor, list[dict[str, Any]]]:
+    """Run the model up to its first block, and learn what else every block is called with.
+
+    Args:
+        model: causal language model; only what stands before and after the blocks must be filled.
+        architecture: where its blocks are.
+        token_ids: int64 [B, L].
+
+    Returns:
+        Hidden states float32 [B, L, H] that enter the first block, and the keyword arguments of each block.
+    """
+    blocks = model.get_submodule(architecture.blocks)
+    first: list[Tensor] = []
+    arguments: list[dict[str, Any]] = []
+
+    def pass_through(hidden: Tensor, **kwargs: Any) -> Tensor:
+        first.append(hidden)
+        arguments.append(kwargs)
+        return hidden
+
+    for block in blocks:
+        block.forward = pass_through
+    try:
+        model.get_submodule(architecture.base)(input_ids=token_ids, use_cache=False)
+    finally:
+        for block in blocks:
+            del block.forward
+    return first[0], arguments
+
+
+def run_block(block: torch.nn.Module, hidden: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
+    """One block on one batch: float32 [B, L, H] -> float32 [B, L, H]."""
+    output = block(hidden, **kwargs)
+    return output[0] if isinstance(output, tuple) else output
+
+
+def run_and_measure(
+    block: torch.nn.Module,
+    groups: Sequence[LinearGroup],
+    hidden: Tensor,
+    kwargs: Mapping[str, Any],
+    *,
+    group_widths: Mapping[str, int],
+    search_samples: int,
+    token_stride: int,
+    where: str,
+) -> tuple[Tensor, list[InputStatistics]]:
+    """Run a block on all samples, one at a time, and measure the inputs of its linears.
+
+    Args:
+        block: a filled block.
+        groups: its linears.
+        hidden: float32 [S, L, H], what enters the block.
+        kwargs: what else the block is called with, for a batch of one.
+        group_widths: inputs in a quantization group, by the name of the group of linears.
+        search_samples: of how many samples the calls are kept for modules that mix tokens.
+        token_stride: every how many tokens are kept for modules that do not.
+        where: name of the block for messages.
+
+    Returns:
+        What leaves the block, float32 [S, L, H], and the statistics of each group.
+
+    Raises:
+        CheckpointError: an activation is NaN or infinite; layer and sample are named.
+    """
+    meters = [_Meter(group, block, group_widths[group.name]) for group in groups]
+    outputs = torch.empty_like(hidden)
+    for sample in range(hidden.shape[0]):
+        with _metering(block, meters, sample, keep=sample < search_samples, stride=token_stride, where=where):
+            outputs[sample] = run_block(block, hidden[sample : sample + 1], kwargs)[0]
+        _require_finite(outputs[sample], where, sample)
+    return outputs, [meter.finish() for meter in meters]
+
+
+class _Meter:
+    """Sums over the input of one group of linears."""
+
+    def __init__(self, group: LinearGroup, block: torch.nn.Module, group_width: int) -> None:
+        self.group = group
+        width = block.get_submodule(group.linears[0]).in_features
+        self.tokens = 0
+        self.absolute = torch.zeros(width, dtype=torch.float64)
+        self.judged_by_moment = group.judged_by in group.linears and width <= _FULL_MOMENT_LIMIT
+        if self.judged_by_moment:
+            self.moment = torch.zeros(width, width)
+        else:
+            self.moment = torch.zeros(width // group_width, group_width, group_width)
+        self.group_width = group_width
+        self.calls: list[Call] = []
+
+    def measure(self, inputs: Tensor) -> None:
+        tokens = inputs.reshape(-1, inputs.shape[-1])
+        self.tokens += tokens.shape[0]
+        self.absolute += tokens.abs().sum(dim=0, dtype=torch.float64)
+        if self.judged_by_moment:
+            self.moment.addmm_(tokens.T, tokens)
+        else:
+            columns = tokens.view(tokens.shape[0], -1, self.group_width).transpose(0, 1).contiguous()
+            self.moment.baddbmm_(columns.transpose(1, 2), columns)
+
+    def finish(self) -> InputStatistics:
+        mean_absolute = (self.absolute / self.tokens).float()
+        moment = self.moment / self.tokens
+        if not self.judged_by_moment:
+            return InputStatistics(self.group, mean_absolute, moment, None, self.calls)
+        return InputStatistics(self.group, mean_absolute, _diagonal_blocks(moment, self.group_width), moment)
+
+
+def _diagonal_blocks(moment: Tensor, width: int) -> Tensor:
+    starts = range(0, moment.shape[0], width)
+    return torch.stack([moment[start : start + width, start : start + width] for start in starts])
+
+
+@contextmanager
+def _metering(
+    block: torch.nn.Module, meters: Sequence[_Meter], sample: int, *, keep: bool, stride: int, where: str
+) -> Iterator[None]:
+    """Hooks for the time of one sample."""
+
+    def measure(meter: _Meter) -> Any:
+        def hook(_module: torch.nn.Module, args: tuple[Any, ...]) -> None:
+            _require_finite(args[0], f"{where}.{meter.group.linears[0]}", sample)
+            meter.measure(args[0])
+
+        return hook
+
+    def record(meter: _Meter) -> Any:
+        def hook(_module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if meter.group.mixes_tokens:
+                if keep:
+                    meter.calls.append(Call(args, kwargs))
+            else:
+                meter.calls.append(Call((args[0][:, ::stride].contiguous(), *args[1:]), kwargs))
+
+        return hook
+
+    with ExitStack() as hooks:
+        for meter in meters:
+            linear = block.get_submodule(meter.group.linears[0])
+            hooks.callback(linear.register_forward_pre_hook(measure(meter)).remove)
+            if not meter.judged_by_moment:
+                judge = block.get_submodule(meter.group.judged_by)
+                hooks.callback(judge.register_forward_pre_hook(record(meter), with_kwargs=True).remove)
+        yield
+
+
+def _require_finite(activations: Tensor, where: str, sample: int) -> None:
+    if not bool(torch.isfinite(activations).all()):
+        raise CheckpointError(
+            "An activation is NaN or infinite",
+            where=f"{where}, calibration sample {sample}",
+            why="the model does not compute with these weights",
+            fix="check the checkpoint, or calibrate with another text if only this sample does it",
+        )

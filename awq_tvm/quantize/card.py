@@ -1,0 +1,72 @@
+"""The README.md of a quantized checkpoint: what it is, how it was made, what was measured."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from awq_tvm import __version__
+from awq_tvm.quantize.awq import AwqOptions
+
+if TYPE_CHECKING:
+    from awq_tvm.quantize.quantize import QuantizeReport
+
+
+def model_card(name: str, model_type: str, report: QuantizeReport, options: AwqOptions) -> str:
+    """Write the card.
+
+    Args:
+        name: of the model it was made from, as the user typed it, without a path.
+        model_type: of its config.
+        report: of the run.
+        options: of the search.
+
+    Returns:
+        Markdown.
+    """
+    recipe = [
+        f"- method: {report.method}",
+        f"- bits: {report.bits}, asymmetric, groups of {report.group_size} inputs, scales in float16",
+        "- quantized: the linears of the blocks; embedding, norms and head are float16",
+    ]
+    if report.calibration_sha256 is not None:
+        recipe += [
+            f"- calibration: {report.calibration_tokens} tokens from {report.calibration_source}",
+            f"- SHA-256 of the calibration tokens: `{report.calibration_sha256}`",
+            "- search: " + ", ".join(f"{key} {value}" for key, value in asdict(options).items()),
+        ]
+    measured = [f"- weights of the original, as stored: {report.bytes_before:,} bytes"]
+    losses = [
+        (block.loss_before, block.loss_after)
+        for block in report.blocks
+        if block.loss_before is not None and block.loss_after is not None
+    ]
+    if losses:
+        before, after = (fmean(pair[side] for pair in losses) for side in (0, 1))
+        measured.append(
+            "- mean squared change of a block's output on the calibration text, "
+            f"mean over {len(losses)} blocks: {before:.4g} by rounding to nearest, {after:.4g} as written"
+        )
+    return "\n".join(
+        [
+            "---",
+            "library_name: transformers",
+            f"tags: [{model_type}, quantized, {report.bits}-bit, {report.method}]",
+            "---",
+            "",
+            f"# {name}, {report.bits} bits a weight",
+            "",
+            f"Made from `{name}` by awq_tvm {__version__}. To compare it with the original:",
+            "`python -m awq_tvm eval FOLDER --text FILE --reference ORIGINAL`.",
+            "",
+            "## Recipe",
+            "",
+            *recipe,
+            "",
+            "## Measured",
+            "",
+            *measured,
+            "",
+        ]
+    )

@@ -1,0 +1,222 @@
+"""Asymmetric integer quantization of groups: W[n, k] ~ (q[n, k] - z[n, g]) * s[n, g], g = k // group_size.
+
+The range of a group always contains zero, so an exact zero stays exactly zero. Scales are rounded to float16
+*before* q is chosen, so the error that a search sees is the error on disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from awq_tvm.errors import UsageError
+
+PER_CHANNEL = -1
+GROUP_SIZES = (128, 64, 32)
+BITS = tuple(range(2, 9))
+
+_LARGEST_HALF = 65504.0
+_SMALLEST_HALF = 2.0**-24
+
+
+@dataclass(frozen=True, slots=True)
+class Rounding:
+    """How many bits a weight has and how many neighbours share a scale.
+
+    Attributes:
+        bits: 2 to 8.
+        group_size: inputs in a group, or PER_CHANNEL for all of a row.
+    """
+
+    bits: int
+    group_size: int
+
+    def __post_init__(self) -> None:
+        """Check both.
+
+        Raises:
+            UsageError: bits or group size outside what is legal.
+        """
+        if self.bits not in BITS:
+            raise UsageError(
+                f"{self.bits} bits a weight are not possible",
+                where="--bits",
+                why=f"legal are {', '.join(map(str, BITS))}",
+                fix="--bits 4",
+            )
+        if self.group_size != PER_CHANNEL and self.group_size not in GROUP_SIZES:
+            raise UsageError(
+                f"A group of {self.group_size} weights is not possible",
+                where="--group-size",
+                why="legal are 32, 64, 128, -1 (one group a row) and auto",
+                fix="--group-size auto",
+            )
+
+    @property
+    def levels(self) -> int:
+        """The largest q."""
+        return (1 << self.bits) - 1
+
+    def width(self, in_features: int) -> int:
+        """Inputs in a group of a row of `in_features`."""
+        return in_features if self.group_size == PER_CHANNEL else self.group_size
+
+
+@dataclass(frozen=True, slots=True)
+class Quantized:
+    """A quantized weight in PyTorch.
+
+    Attributes:
+        q: uint8 [N, K].
+        scales: float16 [N, G], finite, > 0.
+        zeros: uint8 [N, G].
+    """
+
+    q: Tensor
+    scales: Tensor
+    zeros: Tensor
+
+    def dequantize(self) -> Tensor:
+        """The weights that q stands for, float32 [N, K]."""
+        rows, groups = self.scales.shape
+        q = self.q.view(rows, groups, -1).to(torch.float32)
+        return ((q - self.zeros.unsqueeze(-1)) * self.scales.float().unsqueeze(-1)).view(rows, -1)
+
+
+def choose_group_size(requested: str | int, in_features: Mapping[str, int]) -> int:
+    """Settle the group size before any work is done.
+
+    Args:
+        requested: "auto" for the largest of 128, 64 and 32 that divides every K, or a number.
+        in_features: K of every linear that will be quantized, by name.
+
+    Returns:
+        The group size, a divisor of every K.
+
+    Raises:
+        UsageError: not a legal size, or one that does not divide every K; the legal ones are listed.
+    """
+    legal = [size for size in GROUP_SIZES if all(width % size == 0 for width in in_features.values())]
+    if len(set(in_features.values())) == 1:
+        # One number stands for the whole model on disk, so "one group a row" needs rows of one length.
+        legal.append(PER_CHANNEL)
+    if requested == "auto" and legal:
+        return legal[0]
+    size = GROUP_SIZES[-1] if requested == "auto" else _parse(requested)
+    Rounding(4, size)
+    if size not in legal:
+        name, width = next(
+            ((n, w) for n, w in in_features.items() if w % size), next(iter(in_features.items()))
+        )
+        raise UsageError(
+            f"Groups of {size} do not fit every linear of this model",
+            where=name,
+            why=f"it has {width} inputs; sizes that fit all linears: {', '.join(map(str, legal)) or 'none'}",
+            fix=f"--group-size {legal[0]}" if legal else None,
+        )
+    return next(iter(in_features.values())) if size == PER_CHANNEL else size
+
+
+def _parse(requested: str | int) -> int:
+    try:
+        return int(requested)
+    except ValueError:
+        raise UsageError(
+            f"The group size {requested!r} is not a number",
+            where="--group-size",
+            why="legal are 32, 64, 128, -1 (one group a row) and auto",
+            fix="--group-size auto",
+        ) from None
+
+
+def group_range(groups: Tensor) -> tuple[Tensor, Tensor]:
+    """Smallest and largest value of each group, stretched to contain zero.
+
+    Args:
+        groups: float32 [..., g].
+
+    Returns:
+        low <= 0 and high >= 0, float32 [...].
+    """
+    low, high = torch.aminmax(groups, dim=-1)
+    return low.clamp(max=0.0), high.clamp(min=0.0)
+
+
+def scales_and_zeros(low: Tensor, high: Tensor, levels: int) -> tuple[Tensor, Tensor]:
+    """The step and the zero point that span [low, high].
+
+    A group of zeros gets step 1; a step that float16 cannot hold is held at its largest or smallest positive
+    value, so that the result stays finite.
+
+    Args:
+        low: float32 [...], <= 0.
+        high: float32 [...], >= 0.
+        levels: the largest q.
+
+    Returns:
+        float32 tensors of the same shape: scales (each a float16 value, finite, > 0), zeros (integers
+        0..levels).
+    """
+    # Divided before they are subtracted: high - low of huge weights overflows float32.
+    step = high / levels - low / levels
+    scales = step.clamp(_SMALLEST_HALF, _LARGEST_HALF).half().float()
+    scales = torch.where(step > 0, scales, torch.ones_like(scales))
+    zeros = torch.round(-low / scales).clamp_(0, levels)
+    return scales, zeros
+
+
+def round_groups(groups: Tensor, scales: Tensor, zeros: Tensor, levels: int) -> Tensor:
+    """Nearest q of each weight.
+
+    Args:
+        groups: float32 [..., g].
+        scales: float32 [...].
+        zeros: float32 [...].
+        levels: the largest q.
+
+    Returns:
+        Integers 0..levels as float32 [..., g].
+    """
+    q = torch.div(groups, scales.unsqueeze(-1)).round_()
+    return q.add_(zeros.unsqueeze(-1)).clamp_(0, levels)
+
+
+def round_trip_groups(groups: Tensor, low: Tensor, high: Tensor, levels: int) -> Tensor:
+    """What groups of weights become when quantized over the range [low, high], float32 [..., g]."""
+    scales, zeros = scales_and_zeros(low, high, levels)
+    q = round_groups(groups, scales, zeros, levels)
+    return q.sub_(zeros.unsqueeze(-1)).mul_(scales.unsqueeze(-1))
+
+
+def round_trip(weight: Tensor, rounding: Rounding) -> Tensor:
+    """What a weight becomes by rounding to nearest, float32 [N, K] -> float32 [N, K]."""
+    rows, width = weight.shape
+    groups = weight.view(rows, -1, rounding.width(width))
+    return round_trip_groups(groups, *group_range(groups), rounding.levels).view(rows, width)
+
+
+def quantize(weight: Tensor, rounding: Rounding, limits: tuple[Tensor, Tensor] | None = None) -> Quantized:
+    """Quantize a weight by rounding to nearest.
+
+    Args:
+        weight: float32 [N, K].
+        rounding: bits and group size, which divides K.
+        limits: the range of each group, low <= 0 and high >= 0, float32 [N, G]; the group's own where None.
+
+    Returns:
+        The quantized weight; nothing in it is NaN or infinite.
+    """
+    rows, width = weight.shape
+    groups = weight.view(rows, -1, rounding.width(width))
+    low, high = limits if limits is not None else group_range(groups)
+    scales, zeros = scales_and_zeros(low, high, rounding.levels)
+    q = round_groups(groups, scales, zeros, rounding.levels)
+    return Quantized(q.to(torch.uint8).view(rows, width), scales.half(), zeros.to(torch.uint8))
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether no element of any tensor is NaN or infinite."""
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)

@@ -1,0 +1,251 @@
+"""The journal of a run: what each finished block became, so that a killed run goes on from there.
+
+A folder `<out>.journal` beside the output holds
+
+    journal.json            the settings of the run, and name and SHA-256 of every file that counts
+    block-00000.safetensors quantized linears and dense tensors of a finished block
+    hidden-00001.safetensors what enters the next block
+
+journal.json is replaced by a rename and is the last thing written for a block; a file it does not name does
+not count. So at whatever instant the process dies, the journal says what was whole before.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from awq_tvm.errors import CheckpointError, ResourceError, UsageError
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+_SCHEMA_VERSION = 1
+_INDEX = "journal.json"
+
+
+class Journal:
+    """The folder, held by one run at a time. Use it in a `with`; leaving frees it for the next run."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any], *, resume: bool) -> None:
+        """Take hold of the folder.
+
+        Args:
+            folder: made if it is not there.
+            settings: everything that decides the result, as JSON values; a journal with others is not
+                continued.
+            resume: continue what is there.
+
+        Raises:
+            ResourceError: another run holds it, or it cannot be written.
+            UsageError: an unfinished run is there and resume is False, or its settings differ.
+            CheckpointError: it is damaged.
+        """
+        self.folder = folder
+        self._settings = json.loads(json.dumps(settings))
+        self._blocks: list[dict[str, Any]] = []
+        self._hidden: dict[str, Any] | None = None
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = self._take_hold()
+        except OSError as error:
+            raise ResourceError(
+                "The journal cannot be written", where=str(folder), why=error.strerror or str(error)
+            ) from None
+        try:
+            self._open(resume)
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def __enter__(self) -> Journal:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Free the folder; what is in it stays."""
+        self._lock.close()
+
+    @property
+    def finished(self) -> int:
+        """Blocks that are done, 0 at the start."""
+        return len(self._blocks)
+
+    def note(self, block: int) -> dict[str, Any]:
+        """What was noted beside a finished block."""
+        found = self._blocks[block]["note"]
+        return dict(found)
+
+    def record(self, arrays: Arrays, note: Mapping[str, Any], hidden: Arrays) -> None:
+        """Write the next finished block.
+
+        Args:
+            arrays: what it became.
+            note: JSON values to keep with it.
+            hidden: what enters the block after it; replaces what was recorded before. May be empty.
+
+        Raises:
+            ResourceError: it cannot be written.
+        """
+        index = self.finished
+        before = self._hidden
+        try:
+            block = self._write(f"block-{index:05d}.safetensors", arrays)
+            self._hidden = self._write(f"hidden-{index + 1:05d}.safetensors", hidden)
+            self._blocks.append({**block, "note": dict(note)})
+            self._write_index()
+            if before is not None:
+                (self.folder / before["file"]).unlink(missing_ok=True)
+        except OSError as error:
+            raise ResourceError(
+                "The journal cannot be written",
+                where=str(self.folder),
+                why=error.strerror or str(error),
+                fix="make room and run again with --resume",
+            ) from None
+
+    def read_block(self, block: int) -> dict[str, npt.NDArray[Any]]:
+        """What a finished block became.
+
+        Raises:
+            CheckpointError: the file is not what was written.
+        """
+        return self._read(self._blocks[block])
+
+    def read_hidden(self) -> dict[str, npt.NDArray[Any]]:
+        """What enters the first block that is not finished; at least one block must be.
+
+        Raises:
+            CheckpointError: the file is not what was written.
+        """
+        if self._hidden is None:
+            raise CheckpointError("The journal holds no hidden states", where=str(self.folder))
+        return self._read(self._hidden)
+
+    def remove(self) -> None:
+        """Delete the folder: the run has succeeded."""
+        shutil.rmtree(self.folder)
+
+    def _take_hold(self) -> IO[str]:
+        lock = (self.folder / "lock").open("a+")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            holder = lock.read().strip() or "unknown"
+            lock.close()
+            raise ResourceError(
+                "Another run is writing this output",
+                where=str(self.folder),
+                why=f"process {holder} holds it",
+                fix="wait for it to end, or give another output",
+            ) from None
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        return lock
+
+    def _open(self, resume: bool) -> None:
+        index = self.folder / _INDEX
+        if not index.exists():
+            return
+        if not resume:
+            raise UsageError(
+                "An unfinished run for this output is there",
+                where=str(self.folder),
+                why="it was stopped before its end, and would be lost",
+                fix=f"add --resume to go on from it, or delete {self.folder} to begin again",
+            )
+        try:
+            found = json.loads(index.read_text("utf-8"))
+            version, settings = found["schema_version"], found["settings"]
+            blocks, hidden = list(found["blocks"]), found["hidden"]
+            names = [(one["file"], one["sha256"]) for one in [*blocks, *([hidden] if hidden else [])]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise self._damaged(_INDEX, f"{type(error).__name__}: {error}") from None
+        if version != _SCHEMA_VERSION:
+            raise self._damaged(
+                _INDEX, f"its schema version is {version}, this program writes {_SCHEMA_VERSION}"
+            )
+        self._require_same(settings)
+        for name, _ in names:
+            if not isinstance(name, str) or Path(name).name != name:
+                raise self._damaged(_INDEX, f"it names {name!r}, which is not a file of the journal")
+        self._blocks, self._hidden = blocks, hidden
+        for block in blocks:
+            self._read(block)
+
+    def _require_same(self, settings: Any) -> None:
+        if not isinstance(settings, dict):
+            raise self._damaged(_INDEX, "it has no settings")
+        differing = [
+            f"{key}: then {settings.get(key)!r}, now {self._settings.get(key)!r}"
+            for key in sorted({*settings, *self._settings})
+            if settings.get(key) != self._settings.get(key)
+        ]
+        if differing:
+            raise UsageError(
+                "The unfinished run had other settings",
+                where=str(self.folder),
+                why="; ".join(differing),
+                fix=f"resume with the settings it had, or delete {self.folder} to begin again",
+            )
+
+    def _write_index(self) -> None:
+        content = {
+            "schema_version": _SCHEMA_VERSION,
+            "settings": self._settings,
+            "blocks": self._blocks,
+            "hidden": self._hidden,
+        }
+        self._write_bytes(_INDEX, json.dumps(content, indent=1).encode())
+
+    def _write(self, name: str, arrays: Arrays) -> dict[str, Any]:
+        content = save({key: np.ascontiguousarray(array) for key, array in arrays.items()})
+        self._write_bytes(name, content)
+        return {"file": name, "sha256": hashlib.sha256(content).hexdigest()}
+
+    def _write_bytes(self, name: str, content: bytes) -> None:
+        """Write, sync, rename, sync the folder: the name is there with all of the content, or not at all."""
+        partial = self.folder / f"{name}.partial"
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(self.folder / name)
+        descriptor = os.open(self.folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _read(self, entry: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
+        path = self.folder / entry["file"]
+        try:
+            content = path.read_bytes()
+            if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+                raise self._damaged(path.name, "its SHA-256 is not the one noted when it was written")
+            return dict(load(content))
+        except (OSError, SafetensorError) as error:
+            raise self._damaged(path.name, str(error)) from None
+
+    def _damaged(self, name: str, why: str) -> CheckpointError:
+        return CheckpointError(
+            "The journal is damaged",
+            where=str(self.folder / name),
+            why=why,
+            fix=f"delete {self.folder} and begin again",
+        )

@@ -1,0 +1,261 @@
+"""`quantize_checkpoint`: a model in, a quantized checkpoint on disk out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy.typing as npt
+import torch
+
+from awq_tvm.checkpoint import (
+    Checkpoint,
+    QuantizationScheme,
+    QuantizedWeight,
+    check_scheme_fits,
+    linears_to_quantize,
+    open_checkpoint,
+    write_quantized_checkpoint,
+)
+from awq_tvm.errors import UnsupportedError, UsageError
+from awq_tvm.progress import ProgressCallback, ProgressEvent, ignore_progress
+from awq_tvm.quantize.architecture import Architecture, architecture_of
+from awq_tvm.quantize.awq import AwqOptions, half
+from awq_tvm.quantize.block_stream import BlockReport, BlockStream, from_arrays
+from awq_tvm.quantize.calibration import Calibration, calibrate, check_request
+from awq_tvm.quantize.card import model_card
+from awq_tvm.quantize.group_quantize import PER_CHANNEL, Rounding, choose_group_size
+from awq_tvm.quantize.journal import Journal
+from awq_tvm.quantize.torch_model import fast_matmul, quiet_transformers, read_weight
+
+METHODS = ("awq", "rtn")
+
+
+@dataclass(frozen=True)
+class QuantizeReport:
+    """What a run did.
+
+    Attributes:
+        out: the folder that was written.
+        method: "awq" or "rtn".
+        bits: of a weight.
+        group_size: inputs that share a scale.
+        bytes_before: of the model's weights as they were stored.
+        bytes_after: of the weights that were written.
+        seconds: the whole run took; with `resume`, since it was resumed.
+        blocks: how each block fared.
+        calibration_source: where the text is from; None for rtn.
+        calibration_sha256: of the token ids; None for rtn.
+        calibration_tokens: how many; 0 for rtn.
+        peak_memory_bytes: of this process.
+        warnings: what the user should know.
+    """
+
+    out: Path
+    method: str
+    bits: int
+    group_size: int
+    bytes_before: int
+    bytes_after: int
+    seconds: float
+    blocks: tuple[BlockReport, ...]
+    calibration_source: str | None
+    calibration_sha256: str | None
+    calibration_tokens: int
+    peak_memory_bytes: int
+    warnings: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return {**asdict(self), "out": str(self.out)}
+
+
+def quantize_checkpoint(
+    model: str,
+    out: Path,
+    *,
+    method: Literal["awq", "rtn"] = "awq",
+    bits: int = 4,
+    group_size: str | int = "auto",
+    calibration: str = "default",
+    samples: int = 16,
+    sequence_length: int = 512,
+    seed: int = 0,
+    resume: bool = False,
+    options: AwqOptions | None = None,
+    progress: ProgressCallback = ignore_progress,
+) -> QuantizeReport:
+    """Quantize the linears of a model's blocks; embedding, norms, biases and head become float16.
+
+    The same arguments on the same machine give the same bytes.
+
+    Args:
+        model: what `open_checkpoint` takes.
+        out: the folder to make; it must not be there.
+        method: "awq", or "rtn" for rounding to nearest, which needs no calibration.
+        bits: 2 to 8; 4 is written as AutoAWQ "gemm", others as compressed-tensors.
+        group_size: "auto" for the largest of 128, 64, 32 that divides every linear's inputs, or one of them.
+        calibration: "default", "hf:NAME" or a text file.
+        samples: of calibration text.
+        sequence_length: tokens of each.
+        seed: of the places where the text is cut.
+        resume: go on from the last finished block of a run that was stopped.
+        options: steps of the search; None for the recommended ones.
+        progress: told what is being done.
+
+    Returns:
+        What was done.
+
+    Raises:
+        UsageError: an argument that cannot be meant, an output that exists; before any work.
+        UnsupportedError: a family or a value that cannot be quantized.
+        CheckpointError: a damaged model, activations that are not finite, or a damaged journal.
+        ResourceError: no room, or another run on the same output.
+    """
+    started = time.monotonic()
+    out = Path(out)
+    options = options or AwqOptions()
+    _check_arguments(out, method, calibration, samples, sequence_length)
+    Rounding(bits, PER_CHANNEL)
+    checkpoint = open_checkpoint(model)
+    architecture = architecture_of(checkpoint.config)
+    linears = _linears(checkpoint)
+    rounding = Rounding(bits, choose_group_size(group_size, linears))
+    scheme = QuantizationScheme(bits=bits, group_size=rounding.group_size)
+    check_scheme_fits(checkpoint.config, scheme)
+    quiet_transformers()
+
+    text: Calibration | None = None
+    if method == "awq":
+        progress(ProgressEvent("calibrate", 0, 1, calibration))
+        text = calibrate(checkpoint, calibration, samples=samples, sequence_length=sequence_length, seed=seed)
+        progress(ProgressEvent("calibrate", 1, 1, f"{text.token_ids.size} tokens from {text.source}"))
+    settings = {
+        "model": _identity(checkpoint),
+        "method": method,
+        "bits": bits,
+        "group_size": rounding.group_size,
+        "calibration_sha256": text.sha256 if text else None,
+        "options": asdict(options) if text else None,
+    }
+    with Journal(out.with_name(f"{out.name}.journal"), settings, resume=resume) as journal:
+        with torch.no_grad(), fast_matmul():
+            stream = BlockStream(checkpoint, journal, rounding, text.token_ids if text else None)
+            blocks = stream.run(options, progress)
+        progress(ProgressEvent("write", 0, 1, str(out)))
+        report = QuantizeReport(
+            out=out,
+            method=method,
+            bits=bits,
+            group_size=rounding.group_size,
+            bytes_before=sum(info.stored_bytes for info in checkpoint.tensors.values()),
+            bytes_after=0,
+            seconds=time.monotonic() - started,
+            blocks=blocks,
+            calibration_source=text.source if text else None,
+            calibration_sha256=text.sha256 if text else None,
+            calibration_tokens=int(text.token_ids.size) if text else 0,
+            peak_memory_bytes=_peak_memory(),
+            warnings=text.warnings if text else (),
+        )
+        write_quantized_checkpoint(
+            out,
+            config=checkpoint.config,
+            scheme=scheme,
+            dense=_dense(checkpoint, architecture, journal, rounding),
+            quantized=_quantized(architecture, journal, rounding),
+            side_files=checkpoint.side_files,
+            card=model_card(_name_of(checkpoint), checkpoint.config["model_type"], report, options),
+        )
+        journal.remove()
+    progress(ProgressEvent("write", 1, 1, str(out)))
+    return replace(
+        report,
+        bytes_after=sum(file.stat().st_size for file in out.glob("*.safetensors")),
+        seconds=time.monotonic() - started,
+        peak_memory_bytes=_peak_memory(),
+    )
+
+
+def _check_arguments(out: Path, method: str, calibration: str, samples: int, sequence_length: int) -> None:
+    if method not in METHODS:
+        raise UsageError(
+            f"There is no method {method!r}",
+            where="--method",
+            why=f"known are {', '.join(METHODS)}",
+            fix="--method awq",
+        )
+    if out.exists():
+        raise UsageError(
+            "The output is already there",
+            where=str(out),
+            why="nothing is overwritten",
+            fix="give another folder, or remove this one",
+        )
+    if method == "awq":
+        check_request(calibration, samples=samples, sequence_length=sequence_length)
+
+
+def _linears(checkpoint: Checkpoint) -> dict[str, int]:
+    """Inputs of every linear that will be quantized, by name."""
+    if checkpoint.quantized:
+        raise UnsupportedError(
+            "The model is quantized already",
+            where=checkpoint.source,
+            why=f"{len(checkpoint.quantized)} of its linears are, as {checkpoint.format}",
+            fix="quantize the model it was made from, or compile this one as it is",
+        )
+    return {name: inputs for name, (_, inputs) in linears_to_quantize(checkpoint.config).items()}
+
+
+def _name_of(checkpoint: Checkpoint) -> str:
+    """The model's name for the card: what the user typed, without the path of a file on this machine."""
+    source = checkpoint.source
+    return source if source.startswith("hf:") or source == "demo" else checkpoint.path.name
+
+
+def _identity(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What tells this model from another, without reading its weights."""
+    path = checkpoint.path
+    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+    return {
+        "config": hashlib.sha256(json.dumps(checkpoint.config, sort_keys=True).encode()).hexdigest(),
+        "files": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files],
+    }
+
+
+def _outside_blocks(checkpoint: Checkpoint, architecture: Architecture) -> list[str]:
+    """Names of the dense tensors that belong to no block."""
+    return [name for name in checkpoint.tensors if not name.startswith(f"{architecture.blocks}.")]
+
+
+def _dense(
+    checkpoint: Checkpoint, architecture: Architecture, journal: Journal, rounding: Rounding
+) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+    """Everything that is written as float16, one tensor at a time."""
+    for name in _outside_blocks(checkpoint, architecture):
+        yield name, half(read_weight(checkpoint, name), name).numpy()
+    for index in range(journal.finished):
+        dense, _ = from_arrays(journal.read_block(index), rounding)
+        yield from ((f"{architecture.blocks}.{index}.{name}", array) for name, array in dense.items())
+
+
+def _quantized(
+    architecture: Architecture, journal: Journal, rounding: Rounding
+) -> Iterator[tuple[str, QuantizedWeight]]:
+    """The quantized linears, one block in memory at a time."""
+    for index in range(journal.finished):
+        _, quantized = from_arrays(journal.read_block(index), rounding)
+        yield from ((f"{architecture.blocks}.{index}.{name}", weight) for name, weight in quantized.items())
+
+
+def _peak_memory() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)

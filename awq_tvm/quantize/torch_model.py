@@ -1,0 +1,180 @@
+"""A checkpoint as a PyTorch model: an empty skeleton from the config alone, filled a part at a time."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from awq_tvm.checkpoint import Checkpoint
+from awq_tvm.errors import CheckpointError
+from awq_tvm.quantize.architecture import architecture_of
+
+# Of a config.json, what describes the files and not the network.
+_NOT_THE_NETWORK = (
+    "model_type",
+    "quantization_config",
+    "torch_dtype",
+    "dtype",
+    "transformers_version",
+    "auto_map",
+)
+
+
+def build_skeleton(config: Mapping[str, Any]) -> PreTrainedModel:
+    """Make the network that a config describes, with no memory behind its weights.
+
+    Args:
+        config: config.json of one of the known families.
+
+    Returns:
+        A causal language model in evaluation mode, its parameters on the "meta" device, its rotary tables
+        computed.
+
+    Raises:
+        UnsupportedError: an unknown family.
+        CheckpointError: a config from which no network can be made.
+    """
+    architecture_of(config)
+    values = {key: value for key, value in config.items() if key not in _NOT_THE_NETWORK}
+    try:
+        parsed = AutoConfig.for_model(config["model_type"], **values)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(parsed, attn_implementation="sdpa", dtype=torch.float32)
+        _recompute_buffers(model)
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        RuntimeError,
+        ZeroDivisionError,
+        IndexError,
+    ) as error:
+        raise CheckpointError(
+            "No network can be made from the config",
+            where="config.json",
+            why=f"{type(error).__name__}: {error}",
+            fix="take config.json from the model's publisher",
+        ) from error
+    model.eval()
+    model.requires_grad_(False)
+    return model
+
+
+def _recompute_buffers(model: PreTrainedModel) -> None:
+    """Rotary tables are computed when the module is made, and on "meta" they were computed as nothing."""
+    for name, module in list(model.named_modules()):
+        if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
+            parent, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(parent), leaf, type(module)(config=model.config))
+
+
+def fill(module: torch.nn.Module, prefix: str, checkpoint: Checkpoint) -> None:
+    """Read the parameters of a module that are still on "meta" from a checkpoint, as float32.
+
+    Args:
+        module: the skeleton, or a part of it.
+        prefix: the name of the part in the checkpoint, without a dot at the end; "" for the whole model.
+        checkpoint: where to read; quantized weights are dequantized.
+
+    Raises:
+        CheckpointError: a weight is missing or has another shape.
+    """
+    for name, parameter in list(module.named_parameters()):
+        if parameter.is_meta:
+            weight = read_weight(checkpoint, f"{prefix}.{name}" if prefix else name)
+            if weight.shape != parameter.shape:
+                raise CheckpointError(
+                    "A weight does not have the shape that the config asks for",
+                    where=f"{prefix}.{name}",
+                    why=f"found {list(weight.shape)}, needed {list(parameter.shape)}",
+                )
+            parent, _, leaf = name.rpartition(".")
+            filled = torch.nn.Parameter(weight, requires_grad=False)
+            setattr(module.get_submodule(parent), leaf, filled)
+
+
+def empty(module: torch.nn.Module) -> None:
+    """Give the memory of a module's parameters back: they are on "meta" again."""
+    for name, parameter in list(module.named_parameters()):
+        parent, _, leaf = name.rpartition(".")
+        nothing = torch.nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
+        setattr(module.get_submodule(parent), leaf, nothing)
+
+
+def read_weight(checkpoint: Checkpoint, name: str) -> torch.Tensor:
+    """Read one weight as float32, dequantized where it is quantized.
+
+    Args:
+        checkpoint: where to read.
+        name: a parameter's name in Hugging Face terms.
+
+    Returns:
+        float32 tensor that nothing else shares.
+
+    Raises:
+        CheckpointError: there is no such weight.
+    """
+    linear = name.removesuffix(".weight")
+    if linear != name and linear in checkpoint.quantized:
+        return torch.from_numpy(checkpoint.read_quantized(linear).dequantize())
+    return torch.from_numpy(np.array(checkpoint.read(name), dtype=np.float32, order="C"))
+
+
+def build_model(checkpoint: Checkpoint) -> PreTrainedModel:
+    """Build the whole model in float32 on the CPU.
+
+    Args:
+        checkpoint: dense or quantized; with a quantized one this is the model with the same fake-quantized
+            weights.
+
+    Returns:
+        A causal language model in evaluation mode.
+
+    Raises:
+        UnsupportedError: an unknown family.
+        CheckpointError: no network can be made from the config, or a weight is missing.
+    """
+    model = build_skeleton(checkpoint.config)
+    if model.config.tie_word_embeddings:
+        # Tied parameters are one object: filled once under the embedding's name, then tied again.
+        fill(model.get_input_embeddings(), "model.embed_tokens", checkpoint)
+        model.tie_weights()
+    fill(model, "", checkpoint)
+    return model
+
+
+@contextmanager
+def fast_matmul() -> Iterator[None]:
+    """Let float32 matrix products take the faster path where it is as exact as float32 here.
+
+    "medium" allows bfloat16 inside, which some processors use for three-term products that are as good as
+    float32 and others for a plain rounding to 8 bits. Which it is gets measured, not assumed.
+    """
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        if _matmul_error() > 2e-6:
+            torch.set_float32_matmul_precision("highest")
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _matmul_error() -> float:
+    generator = torch.Generator().manual_seed(0)
+    left = torch.randn(256, 512, generator=generator)
+    right = torch.randn(512, 256, generator=generator)
+    exact = left.double() @ right.double()
+    return float(((left @ right).double() - exact).norm() / exact.norm())
+
+
+def quiet_transformers() -> None:
+    """Keep the library's advice about configs off our output."""
+    logging.getLogger("transformers").setLevel(logging.ERROR)
