@@ -23,7 +23,7 @@ _FLOATS = ("float16", "bfloat16", "float32")
 
 def pack_nibbles(values: NDArray[np.uint8]) -> NDArray[np.int32]:
     """Pack uint8 [R, N], each below 16, N a multiple of 8, into int32 [R, N // 8]."""
-    octets = values.reshape(values.shape[0], -1, 8)
+    octets = values.reshape(values.shape[0], values.shape[1] // 8, 8)
     # Two neighbouring nibbles make one byte of the little-endian word.
     packed = octets[:, :, _ORDER[0::2]] | octets[:, :, _ORDER[1::2]] << 4
     return np.ascontiguousarray(packed).view("<i4")[:, :, 0]
@@ -35,7 +35,7 @@ def unpack_nibbles(words: NDArray[np.int32]) -> NDArray[np.uint8]:
     values = np.empty((*words.shape, 8), np.uint8)
     values[:, :, _ORDER[0::2]] = packed & 15
     values[:, :, _ORDER[1::2]] = packed >> 4
-    return values.reshape(words.shape[0], -1)
+    return values.reshape(words.shape[0], words.shape[1] * 8)
 
 
 class AwqGemm:

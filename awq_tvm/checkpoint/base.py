@@ -129,7 +129,7 @@ class QuantizedWeight:
 
     def dequantize(self) -> NDArray[np.float32]:
         """Return W as float32 [N, K]."""
-        groups = self.q.reshape(self.out_features, -1, self.group_size).astype(np.float32)
+        groups = self.q.reshape(*self.scales.shape, self.group_size).astype(np.float32)
         groups -= self.zeros.astype(np.float32)[:, :, None]
         groups *= self.scales.astype(np.float32)[:, :, None]
         return groups.reshape(self.q.shape)

@@ -26,14 +26,15 @@ _FLOATS = ("float16", "bfloat16", "float32")
 def pack_bits(values: NDArray[np.uint8], bits: int) -> NDArray[np.int32]:
     """Pack uint8 [R, C], each below 2 ** bits, into int32 [R, ceil(C * bits / 32)]."""
     rows, columns = values.shape
-    padded = np.zeros((rows, -(-columns // 32) * 4, 8), np.uint8)
-    padded.reshape(rows, -1)[:, :columns] = values
+    groups = -(-columns // 32) * 4
+    padded = np.zeros((rows, groups, 8), np.uint8)
+    padded.reshape(rows, groups * 8)[:, :columns] = values
     # Eight values fill exactly `bits` bytes.
     octets = np.zeros(padded.shape[:2], "<u8")
     for i in range(8):
         octets |= padded[:, :, i].astype("<u8") << np.uint64(i * bits)
-    stream = np.ascontiguousarray(octets.view(np.uint8).reshape(rows, -1, 8)[:, :, :bits])
-    words = stream.reshape(rows, -1).view("<i4")
+    stream = np.ascontiguousarray(octets.view(np.uint8).reshape(rows, groups, 8)[:, :, :bits])
+    words = stream.reshape(rows, groups * bits).view("<i4")
     return np.ascontiguousarray(words[:, : packed_width(columns, bits)])
 
 
@@ -49,7 +50,7 @@ def unpack_bits(words: NDArray[np.int32], bits: int, columns: int) -> NDArray[np
     values = np.empty((rows, groups, 8), np.uint8)
     for i in range(8):
         values[:, :, i] = (whole >> np.uint64(i * bits)) & np.uint64((1 << bits) - 1)
-    return np.ascontiguousarray(values.reshape(rows, -1)[:, :columns])
+    return np.ascontiguousarray(values.reshape(rows, groups * 8)[:, :columns])
 
 
 def packed_width(columns: int, bits: int) -> int:
@@ -164,7 +165,8 @@ class PackQuantized:
         outputs, groups = scale.shape
         features = groups * scheme.group_size
         bits = scheme.bits
-        if 32 % bits and packed.shape == (outputs, -(-features // (32 // bits))):
+        older = -(-features // (32 // bits))
+        if packed.shape == (outputs, older) and older != packed_width(features, bits):
             raise UnsupportedError(
                 f"{bits}-bit weights as compressed-tensors before 0.20 packed them",
                 why=_shapes(infos),

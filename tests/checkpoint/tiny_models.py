@@ -1,0 +1,235 @@
+"""Tiny random checkpoints for the tests, built by other means than the code under test."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from safetensors.numpy import save_file
+
+from awq_tvm.checkpoint import QuantizedWeight
+
+VOCAB, HIDDEN, INNER, LAYERS, HEADS, KV_HEADS, HEAD_DIM = 48, 32, 64, 2, 4, 2, 8
+CLASSES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
+
+
+def tiny_config(family: str = "llama", **changes: Any) -> dict[str, Any]:
+    config = {
+        "architectures": [CLASSES[family]],
+        "model_type": family,
+        "hidden_size": HIDDEN,
+        "intermediate_size": INNER,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KV_HEADS,
+        "head_dim": HEAD_DIM,
+        "vocab_size": VOCAB,
+        "max_position_embeddings": 128,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": False,
+        "hidden_act": "silu",
+    }
+    return config | changes
+
+
+def tiny_linears(layer: int) -> dict[str, tuple[int, int]]:
+    queries, keys = HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM
+    shapes = {
+        "self_attn.q_proj": (queries, HIDDEN),
+        "self_attn.k_proj": (keys, HIDDEN),
+        "self_attn.v_proj": (keys, HIDDEN),
+        "self_attn.o_proj": (HIDDEN, queries),
+        "mlp.gate_proj": (INNER, HIDDEN),
+        "mlp.up_proj": (INNER, HIDDEN),
+        "mlp.down_proj": (HIDDEN, INNER),
+    }
+    return {f"model.layers.{layer}.{name}": shape for name, shape in shapes.items()}
+
+
+def all_linears() -> dict[str, tuple[int, int]]:
+    return {name: shape for layer in range(LAYERS) for name, shape in tiny_linears(layer).items()}
+
+
+def tiny_weights(config: dict[str, Any], dtype: Any = np.float32, seed: int = 0) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    family = config["model_type"]
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCAB, HIDDEN)}
+    for layer in range(LAYERS):
+        where = f"model.layers.{layer}"
+        for name, shape in tiny_linears(layer).items():
+            shapes[f"{name}.weight"] = shape
+            is_attention = ".self_attn." in name
+            biased = config.get("attention_bias" if is_attention else "mlp_bias", False)
+            if biased or (family == "qwen2" and name.endswith(("q_proj", "k_proj", "v_proj"))):
+                shapes[f"{name}.bias"] = shape[:1]
+        shapes[f"{where}.input_layernorm.weight"] = (HIDDEN,)
+        shapes[f"{where}.post_attention_layernorm.weight"] = (HIDDEN,)
+        if family == "qwen3":
+            shapes[f"{where}.self_attn.q_norm.weight"] = (HEAD_DIM,)
+            shapes[f"{where}.self_attn.k_norm.weight"] = (HEAD_DIM,)
+    shapes["model.norm.weight"] = (HIDDEN,)
+    if not config["tie_word_embeddings"]:
+        shapes["lm_head.weight"] = (VOCAB, HIDDEN)
+    return {name: rng.normal(size=shape).astype(dtype) for name, shape in shapes.items()}
+
+
+def save_folder(
+    folder: Path, config: dict[str, Any], weights: dict[str, np.ndarray], *, shards: int = 1
+) -> Path:
+    """Write config.json and the weights as one or several safetensors, by the reference library."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    if shards == 1:
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        return folder
+    weight_map = {}
+    for number in range(shards):
+        name = f"model-{number + 1:05d}-of-{shards:05d}.safetensors"
+        part = {key: value for at, (key, value) in enumerate(weights.items()) if at % shards == number}
+        save_file(part, folder / name, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(part, name)
+    index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    return folder
+
+
+def raw_safetensors(header: Any, data: bytes = b"") -> bytes:
+    """The bytes of a safetensors file; header is an object or the raw bytes of one."""
+    raw = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return len(raw).to_bytes(8, "little") + raw + data
+
+
+def random_weight(
+    shape: tuple[int, int], bits: int, group_size: int, *, symmetric: bool = False, seed: int = 0
+) -> QuantizedWeight:
+    rng = np.random.default_rng(seed)
+    rows, columns = shape
+    groups = (rows, columns // group_size)
+    zeros = rng.integers(0, 1 << bits, groups, dtype=np.uint8)
+    return QuantizedWeight(
+        q=rng.integers(0, 1 << bits, shape, dtype=np.uint8),
+        scales=rng.uniform(0.001, 0.1, groups).astype(np.float16),
+        zeros=np.full_like(zeros, 1 << (bits - 1)) if symmetric else zeros,
+        bits=bits,
+        group_size=group_size,
+    )
+
+
+def permute_heads(rows: np.ndarray, heads: int) -> np.ndarray:
+    """What llama.cpp's converter does to q_proj and k_proj."""
+    half = rows.shape[0] // heads // 2
+    order = [
+        head * 2 * half + part * half + i for head in range(heads) for i in range(half) for part in range(2)
+    ]
+    return rows[order]
+
+
+GGUF_NAMES = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+
+
+def gguf_name(name: str) -> str:
+    top = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+    module, _, kind = name.rpartition(".")
+    if module in top:
+        return f"{top[module]}.{kind}"
+    _, _, layer, inner = module.split(".", 3)
+    return f"blk.{layer}.{GGUF_NAMES[inner]}.{kind}"
+
+
+# 48 tokens: <unk> <s> </s>, letters and a few merges, so that text can be encoded.
+BPE_TOKENS = [
+    "<unk>",
+    "<s>",
+    "</s>",
+    *"abcdefghijklmnopqrstuvwxyzĠ.,",
+    "th",
+    "the",
+    "Ġthe",
+    "in",
+    "ing",
+    "an",
+]
+BPE_TOKENS += [f"<extra_{i}>" for i in range(VOCAB - len(BPE_TOKENS))]
+BPE_MERGES = ["t h", "th e", "Ġ the", "i n", "in g", "a n"]
+
+
+def save_gguf(
+    path: Path,
+    config: dict[str, Any],
+    weights: dict[str, np.ndarray],
+    *,
+    types: dict[str, gguf.GGMLQuantizationType] | None = None,
+    metadata: dict[str, Any] | None = None,
+    tokens: list[str] | None = BPE_TOKENS,
+    extra: dict[str, np.ndarray] | None = None,
+) -> Path:
+    """Write a GGUF as llama.cpp's converter would, by the gguf package; `types` quantizes by Hugging Face name."""
+    arch = config["model_type"]
+    writer = gguf.GGUFWriter(path, arch)
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_freq_base(config["rope_theta"])
+    writer.add_key_length(config["head_dim"])
+    if tokens is not None:
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre("smollm")
+        writer.add_token_list(tokens)
+        kinds = [3 if token in ("<unk>", "<s>", "</s>") else 4 if "extra" in token else 1 for token in tokens]
+        writer.add_token_types(kinds)
+        writer.add_token_merges(BPE_MERGES)
+        writer.add_bos_token_id(1)
+        writer.add_eos_token_id(2)
+        writer.add_unk_token_id(0)
+    for key, value in (metadata or {}).items():
+        if key in writer.kv_data[0]:
+            del writer.kv_data[0][key]
+        if isinstance(value, str):
+            writer.add_string(key, value)
+        elif isinstance(value, bool):
+            writer.add_bool(key, value)
+        elif isinstance(value, float):
+            writer.add_float32(key, value)
+        elif isinstance(value, list):
+            writer.add_array(key, value)
+        elif value is not None:
+            writer.add_uint32(key, value)
+    for name, array in weights.items():
+        if arch == "llama" and ".q_proj." in name:
+            array = permute_heads(array, config["num_attention_heads"])
+        if arch == "llama" and ".k_proj." in name:
+            array = permute_heads(array, config["num_key_value_heads"])
+        kind = (types or {}).get(name, gguf.GGMLQuantizationType.F32)
+        writer.add_tensor(gguf_name(name), gguf.quants.quantize(array, kind), raw_dtype=kind)
+    for name, array in (extra or {}).items():
+        writer.add_tensor(name, array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
