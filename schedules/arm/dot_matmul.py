@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from awq_tvm.targets import Target
 
 
-def config(target: Target) -> DotConfig:
+def one_digit(target: Target) -> DotConfig:
     """A block of 16 outputs takes four q registers: 16 of 32 hold the sums of 4 rows."""
     return DotConfig(registers=8, planes=1, one_row=Tile(1, 2), few_rows=Tile(4, 1), many_rows=Tile(4, 1))
 
 
-register("arm", DotMatmulRule("arm.int8", config))
+register("arm", DotMatmulRule("arm.int8", "int8", one_digit))

@@ -51,8 +51,10 @@ class DotConfig:
         registers: vector registers of the target, counted in bytes / 64.
         planes: int8 digits of an activation, 1 to 3.
         one_row: tile for M = 1.
-        few_rows: tile for M up to ``few_rows.rows``.
+        few_rows: tile for M up to ``few_rows_up_to``.
         many_rows: tile beyond.
+        few_rows_up_to: the largest M that a single task quantizes before the others start; a multiple of
+            few_rows.rows.
         rows_at_once: rows of x quantized together; a multiple of many_rows.rows.
 
     Raises:
@@ -64,7 +66,8 @@ class DotConfig:
     one_row: Tile
     few_rows: Tile
     many_rows: Tile
-    rows_at_once: int = 96
+    few_rows_up_to: int = 8
+    rows_at_once: int = 128
 
     def __post_init__(self) -> None:
         """Prove the tiles possible."""
@@ -75,7 +78,8 @@ class DotConfig:
                 raise UnsupportedError(
                     "The register tile does not fit", where=repr(tile), why=f"{self.registers} vectors"
                 )
-        if self.one_row.rows != 1 or self.rows_at_once % self.many_rows.rows:
+        few, many = self.few_rows.rows, self.many_rows.rows
+        if self.one_row.rows != 1 or self.few_rows_up_to % few or self.rows_at_once % many:
             raise UnsupportedError("The tiles and rows_at_once do not go together", where=repr(self))
 
 
@@ -87,8 +91,8 @@ def one_row(operands: Operands, config: DotConfig, dot: Dot) -> None:
 
 
 def few_rows(operands: Operands, config: DotConfig, dot: Dot) -> None:
-    """M up to ``config.few_rows.rows``: every weight is read once."""
-    x = QuantizedRows(operands.spec, config.planes, config.few_rows.rows)
+    """M up to ``config.few_rows_up_to``."""
+    x = QuantizedRows(operands.spec, config.planes, config.few_rows_up_to)
     with T.serial(0, operands.rows) as row:
         x.fill(operands.x, row, row)
     _columns(operands, x, config.few_rows, dot, 0, operands.rows)
@@ -118,8 +122,8 @@ def _columns(
             _tile(operands, x, tile, dot, blocks, [0], first_row, count)
         else:
             with T.serial(0, T.ceildiv(count, tile.rows)) as t:
-                # Rows beyond the last one repeat it and are not stored.
-                rows = [T.bind(T.min(t * tile.rows + r, count - 1)) for r in range(tile.rows)]
+                # Rows beyond the last one are computed from whatever the scratch holds, and not stored.
+                rows = [t * tile.rows + r for r in range(tile.rows)]
                 _tile(operands, x, tile, dot, blocks, rows, first_row, count - t * tile.rows)
 
 
@@ -135,30 +139,25 @@ def _tile(
 ) -> None:
     """One register tile over the whole of K, stored at the end; only the first ``present`` rows are."""
     codes = Codes(operands.spec, *operands.weights, use_lookup=False)
-    totals = [[Register(splat(0.0)) for _ in rows] for _ in blocks]
+    totals = [[Register(splat(0.0)) for _ in blocks] for _ in rows]
     with T.serial(0, operands.spec.groups) as group:
-        sums = [
-            [[_Sums(tile.sums) for _ in x.planes] for _ in rows] for _ in blocks
-        ]
+        sums = [[[_Sums(tile.sums) for _ in x.planes] for _ in blocks] for _ in rows]
         with T.serial(0, codes.chunks_per_group) as step:
             chunk = T.bind(group * codes.chunks_per_group + step)
-            for block, block_sums in zip(blocks, sums, strict=True):
-                for offset, code_bytes in codes.byte_operands(block, chunk):
-                    for row, row_sums in zip(rows, block_sums, strict=True):
-                        for plane, plane_sums in enumerate(row_sums):
-                            digits = x.broadcast(plane, row, chunk * codes.chunk + offset)
-                            plane_sums.add(dot, code_bytes, digits, offset // 4)
-        for block, block_sums, block_totals in zip(blocks, sums, totals, strict=True):
-            scale = T.bind(codes.scale(block, group))
-            shift = T.bind(scale * codes.zero(block, group))
-            for row, row_sums, total in zip(rows, block_sums, block_totals, strict=True):
-                product = T.bind(scale * _digits_to_float([plane.value() for plane in row_sums]))
-                centred = T.bind(product - shift * splat(x.sums[row, group]))
-                total.set(fma(centred, splat(x.scales[row, group]), total.get()))
-    for r in range(len(rows)):
-        def store(r: int = r) -> None:
-            for block, block_totals in zip(blocks, totals, strict=True):
-                operands.output.store(first_row + rows[r], block, block_totals[r].get())
+            _add_chunk(codes, x, dot, blocks, rows, chunk, sums)
+        scales = [T.bind(codes.scale(block, group)) for block in blocks]
+        shifts = [T.bind(scale * codes.zero(block, group)) for scale, block in zip(scales, blocks, strict=True)]
+        # Row by row: a broadcast of a row's number lives for the blocks of that row only.
+        for row, row_sums, row_totals in zip(rows, sums, totals, strict=True):
+            x_sum, x_scale = splat(x.sums[row, group]), splat(x.scales[row, group])
+            for scale, shift, planes, total in zip(scales, shifts, row_sums, row_totals, strict=True):
+                product = scale * _digits_to_float([plane.value() for plane in planes])
+                total.add_product(product - shift * x_sum, x_scale)
+    for r, row in enumerate(rows):
+
+        def store(row: Expression = row, row_totals: list[Register] = totals[r]) -> None:
+            for block, total in zip(blocks, row_totals, strict=True):
+                operands.output.store(first_row + row, block, total.get())
 
         if len(rows) == 1:
             store()
@@ -166,6 +165,26 @@ def _tile(
             with T.If(r < present):
                 with T.Then():
                     store()
+
+
+def _add_chunk(
+    codes: Codes,
+    x: QuantizedRows,
+    dot: Dot,
+    blocks: list[Expression],
+    rows: list[Expression],
+    chunk: Expression,
+    sums: list[list[list[_Sums]]],
+) -> None:
+    """Add one chunk's products to the integer sums [row][block][plane]."""
+    operands = [codes.byte_operands(block, chunk) for block in blocks]
+    for part, (offset, _) in enumerate(operands[0]):
+        # Row by row, or every broadcast would want a register of its own.
+        for row, row_sums in zip(rows, sums, strict=True):
+            for plane in range(len(x.planes)):
+                digits = T.bind(x.broadcast(plane, row, chunk * codes.chunk + offset))
+                for block_codes, planes in zip(operands, row_sums, strict=True):
+                    planes[plane].add(dot, block_codes[part][1], digits, part)
 
 
 class _Sums:

@@ -13,7 +13,6 @@ from tvm.script.ir_builder import tirx as T  # noqa: N812
 
 from awq_tvm.errors import UnsupportedError
 from awq_tvm.schedules.cpu.codes import Codes
-from awq_tvm.schedules.cpu.dot_matmul import DotConfig
 from awq_tvm.schedules.cpu.kernel import Operands
 from awq_tvm.schedules.cpu.vectors import LANES, Buffer, Expression, Register, fma, horizontal_sum, lanes, splat
 from awq_tvm.schedules.spec import MatmulSpec
@@ -32,7 +31,6 @@ class FloatConfig:
         tile_blocks: blocks of 16 outputs in the register tile.
         panel_k: k decoded at once, at most; the scratch has panel_k * tile_blocks * 64 bytes.
         rows_at_once: rows of x that share one decoding of the panel; a multiple of tile_rows.
-        few_rows: serve M up to ``few_rows.few_rows.rows`` with exact byte dot products on three digits instead.
 
     Raises:
         UnsupportedError: the tile does not fit the registers, or the counts do not divide.
@@ -46,7 +44,6 @@ class FloatConfig:
     tile_blocks: int
     panel_k: int = 256
     rows_at_once: int = 128
-    few_rows: DotConfig | None = None
 
     def __post_init__(self) -> None:
         """Prove the tile possible."""

@@ -22,6 +22,7 @@ from awq_tvm.schedules.spec import MatmulSpec
 
 DIGIT_BITS = 7
 LARGEST = 127
+ROW_PADDING = 64
 
 
 class QuantizedRows:
@@ -33,18 +34,20 @@ class QuantizedRows:
         capacity: rows.
 
     Attributes:
-        planes: int8 buffers [capacity, K], the most significant first.
+        planes: int8 buffers [capacity, K + padding], the most significant first.
         scales: float32 [capacity, G].
         sums: float32 [capacity, G], sum of t over the group.
     """
 
     def __init__(self, spec: MatmulSpec, planes: int, capacity: int) -> None:
         self.spec = spec
-        self.planes = [T.alloc_buffer((capacity, spec.in_features), "int8") for _ in range(planes)]
+        # Rows a multiple of 4 KiB apart would all fall into one set of the cache.
+        stride = spec.in_features + ROW_PADDING
+        self.planes = [T.alloc_buffer((capacity, stride), "int8") for _ in range(planes)]
         self.scales = T.alloc_buffer((capacity, spec.groups), "float32")
         self.sums = T.alloc_buffer((capacity, spec.groups), "float32")
         self._words = [
-            T.decl_buffer((capacity, spec.in_features // 4), "int32", data=plane.data) for plane in self.planes
+            T.decl_buffer((capacity, stride // 4), "int32", data=plane.data) for plane in self.planes
         ]
 
     def broadcast(self, plane: int, row: Expression, k: Expression) -> Expression:

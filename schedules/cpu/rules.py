@@ -16,8 +16,11 @@ if TYPE_CHECKING:
 
     from awq_tvm.schedules.cpu.dot_matmul import DotConfig
     from awq_tvm.schedules.cpu.float_matmul import FloatConfig
-    from awq_tvm.schedules.cpu.kernel import Body
     from awq_tvm.targets import Target
+
+
+WIDEST_EXACT_GROUP = 256
+"""Up to this group size three digits below the group's largest activation are as good as float32 sums."""
 
 
 def cannot_serve(spec: MatmulSpec) -> NotApplicable | None:
@@ -57,32 +60,33 @@ class FloatMatmulRule(MatmulRule):
         from awq_tvm.schedules.cpu import float_matmul
         from awq_tvm.schedules.cpu.kernel import fused_matmul
 
-        bodies: tuple[tuple[int, Body], ...] = ((1, partial(float_matmul.one_row, config=config)),)
-        if config.few_rows is not None:
-            bodies = _few_rows(spec, target, config.few_rows) or bodies
+        one_row = partial(float_matmul.one_row, config=config)
         many_rows = partial(float_matmul.many_rows, config=config)
-        return fused_matmul(spec, self.layout(spec, target), self.name, bodies, many_rows)
+        return fused_matmul(spec, self.layout(spec, target), self.name, ((1, one_row),), many_rows)
 
 
 class DotMatmulRule(MatmulRule):
-    """int8 activations on CPUs with a four-way byte dot product, ``dot_matmul``.
+    """Quantized activations on CPUs with a four-way byte dot product, ``dot_matmul``.
 
     Args:
         name: the rule's name.
+        activations: the mode it serves; "int8" with one digit, "float" with three.
         config: the default tiles for a target.
     """
 
     version = 1
 
-    def __init__(self, name: str, config: Callable[[Target], DotConfig]) -> None:
-        self.name, self.config = name, config
+    def __init__(self, name: str, activations: str, config: Callable[[Target], DotConfig]) -> None:
+        self.name, self.activations, self.config = name, activations, config
 
     def applies(self, spec: MatmulSpec, target: Target) -> Match | NotApplicable:
         """See ``MatmulRule.applies``."""
-        if spec.activations != "int8":
-            return NotApplicable("activations are float")
+        if spec.activations != self.activations:
+            return NotApplicable(f"activations are {spec.activations}, not {self.activations}")
         if dot_product(target.features, _code_bits(spec)) is None:
             return NotApplicable(f"{target.name} has no byte dot product for {spec.bits}-bit codes")
+        if self.activations == "float" and spec.group_size > WIDEST_EXACT_GROUP:
+            return NotApplicable(f"groups of {spec.group_size} would share too few digits of precision")
         return cannot_serve(spec) or Match(self.config(target))
 
     def layout(self, spec: MatmulSpec, target: Target) -> Layout:
@@ -95,23 +99,13 @@ class DotMatmulRule(MatmulRule):
         from awq_tvm.schedules.cpu.kernel import fused_matmul
 
         dot = dot_product(target.features, _code_bits(spec))
-        many_rows = partial(dot_matmul.many_rows, config=config, dot=dot)
-        bodies = _few_rows(spec, target, config)
+        one_row, few_rows, many_rows = (
+            partial(body, config=config, dot=dot)
+            for body in (dot_matmul.one_row, dot_matmul.few_rows, dot_matmul.many_rows)
+        )
+        bodies = ((1, one_row), (config.few_rows_up_to, few_rows))
         return fused_matmul(spec, self.layout(spec, target), self.name, bodies, many_rows)
 
 
 def _code_bits(spec: MatmulSpec) -> int:
     return 4 if spec.bits <= 4 else 8
-
-
-def _few_rows(spec: MatmulSpec, target: Target, config: DotConfig) -> tuple[tuple[int, Body], ...]:
-    """The integer bodies for M = 1 and few rows; none where the target has no instruction for the codes."""
-    from awq_tvm.schedules.cpu import dot_matmul
-
-    dot = dot_product(target.features, _code_bits(spec))
-    if dot is None:
-        return ()
-    return (
-        (1, partial(dot_matmul.one_row, config=config, dot=dot)),
-        (config.few_rows.rows, partial(dot_matmul.few_rows, config=config, dot=dot)),
-    )

@@ -12,13 +12,23 @@ if TYPE_CHECKING:
     from awq_tvm.targets import Target
 
 
-def config(target: Target) -> DotConfig:
-    """24 of 32 zmm registers for sums, or 12 of 16 ymm registers."""
+def one_digit(target: Target) -> DotConfig:
+    """24 of 32 zmm registers for sums, or 8 of 16 ymm registers."""
     if "avx512vnni" in target.features:
         return DotConfig(
-            registers=32, planes=1, one_row=Tile(1, 2, sums=2), few_rows=Tile(4, 2), many_rows=Tile(12, 2)
+            registers=32, planes=1, one_row=Tile(1, 2, sums=2), few_rows=Tile(4, 2), many_rows=Tile(8, 3)
         )
-    return DotConfig(registers=8, planes=1, one_row=Tile(1, 2, sums=2), few_rows=Tile(4, 1), many_rows=Tile(4, 1))
+    return DotConfig(registers=8, planes=1, one_row=Tile(1, 2), few_rows=Tile(4, 1), many_rows=Tile(4, 1))
 
 
-register("x86", DotMatmulRule("x86.int8", config))
+def three_digits(target: Target) -> DotConfig:
+    """As ``one_digit``, three sums for each row and block."""
+    if "avx512vnni" in target.features:
+        return DotConfig(
+            registers=32, planes=3, one_row=Tile(1, 2), few_rows=Tile(4, 2), many_rows=Tile(4, 2)
+        )
+    return DotConfig(registers=8, planes=3, one_row=Tile(1, 1), few_rows=Tile(2, 1), many_rows=Tile(2, 1))
+
+
+register("x86", DotMatmulRule("x86.int8", "int8", one_digit))
+register("x86", DotMatmulRule("x86.float_digits", "float", three_digits))
