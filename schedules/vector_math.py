@@ -91,7 +91,7 @@ def sigmoid(x: Any, bind: Bind | None = None) -> Any:
 
 
 def silu(x: Any, bind: Bind | None = None) -> Any:
-    """x * sigmoid(x)."""
+    """X * sigmoid(x)."""
     names = _Names(bind)
     value = names(x)
     return names.close(value / (splat(1.0, lanes(x)) + exp(-value, bind)))

@@ -1,14 +1,26 @@
-"""The paged KV cache of a compiled model."""
+"""The paged KV cache of a compiled model.
+
+The cache itself (pages, sequences, forks) is TVM's runtime object; what it calls to compute is compiled into the
+model: our kernels on CPUs, TVM's own on GPUs, our rotation table on both.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-from tvm import relax, tirx
-from tvm.relax.frontend.nn.llm.kv_cache import PagedKVCache, RopeMode, TIRPagedKVCache
+import tvm
+from tvm import relax
+from tvm.relax.frontend.nn.llm import kv_cache as stock
+from tvm.relax.frontend.nn.llm.kv_cache import AttnKind, PagedKVCache, RopeMode
 from tvm.target import Target
 
+from awq_tvm.errors import UnsupportedError
 from awq_tvm.models.rope import RopeConfig
+from awq_tvm.schedules.attention import decode, merge, pages, prefill, rotary
+from awq_tvm.schedules.attention.shape import PAGE_SIZE, AttentionShape
+
+STOCK_PAGE_SIZE = 16
+"""Tokens of a page that TVM's GPU kernels are written for."""
 
 
 def create_kv_cache(
@@ -24,39 +36,128 @@ def create_kv_cache(
     rope: RopeConfig,
     dtype: str,
     target: Target,
+    sliding_window: int | None = None,
 ) -> PagedKVCache:
-    """Emit the creation of a paged KV cache into the current BlockBuilder."""
-    scaling: dict[str, Any] = {"rope_type": rope.kind} if rope.kind in ("llama3", "yarn") else {}
-    scaling |= {
-        "factor": rope.factor,
-        "low_freq_factor": rope.low_freq_factor,
-        "high_freq_factor": rope.high_freq_factor,
-        "original_max_position_embeddings": rope.original_max_position_embeddings,
-        "beta_fast": rope.beta_fast,
-        "beta_slow": rope.beta_slow,
-    }
-    return TIRPagedKVCache(
-        attn_kind="mha",
-        max_batch_size=max_batch_size,
-        max_total_seq_len=max_total_seq_len,
-        prefill_chunk_size=prefill_chunk_size,
-        page_size=page_size,
-        support_sliding_window=tirx.IntImm("int64", 0),
-        layer_partition=relax.ShapeExpr([0, num_hidden_layers]),
-        num_hidden_layers=num_hidden_layers,
-        num_attention_heads=num_attention_heads,
-        num_key_value_heads=num_key_value_heads,
-        qk_head_dim=head_dim,
-        v_head_dim=head_dim,
-        mla_original_qk_head_dim=head_dim,
-        mla_original_v_head_dim=head_dim,
-        rope_mode=RopeMode.NORMAL,
-        rope_scale=1.0 / rope.factor if rope.kind == "linear" else 1.0,
-        rope_theta=rope.theta,
-        rope_scaling=scaling,
-        rope_ext_factors=relax.prim_value(0),
-        rotary_dim=head_dim,
-        enable_disaggregation=False,
-        dtype=dtype,
-        target=target,
+    """Emit the creation of a paged KV cache into the current BlockBuilder, and add its kernels to the module.
+
+    The softmax scale that a model passes to the cache must hold ``rope.attention_scale ** 2``.
+
+    Args:
+        max_batch_size: sequences at once, an int64 expression, like the next three.
+        max_total_seq_len: cached tokens of all sequences together, rounded up to pages.
+        prefill_chunk_size: tokens of one forward pass.
+        page_size: tokens of a page, 16.
+        num_hidden_layers: attention layers.
+        num_attention_heads: query heads.
+        num_key_value_heads: key and value heads.
+        head_dim: features of a head.
+        rope: the rotary embedding.
+        dtype: of qkv, the cache and the attention's output.
+        target: what the kernels are for.
+        sliding_window: newest tokens that a query of any layer sees, itself included; None for all. The cache
+            keeps the older ones all the same.
+
+    Raises:
+        UnsupportedError: a size that no kernel serves, or a sliding window on a GPU.
+    """
+    if rope.head_dim != head_dim:
+        raise UnsupportedError(f"a rotation over {rope.head_dim} of {head_dim} features is not supported")
+    if isinstance(page_size := getattr(page_size, "value", page_size), int) and page_size != PAGE_SIZE:
+        raise UnsupportedError(f"a page of {page_size} tokens has no kernel", fix=f"use pages of {PAGE_SIZE}")
+    shape = AttentionShape(num_attention_heads, num_key_value_heads, head_dim, dtype, sliding_window)
+    on_cpu = target.kind.name == "llvm"
+    if sliding_window is not None and not on_cpu:
+        raise UnsupportedError(
+            "sliding-window attention has no GPU kernel",
+            fix="compile with a context no longer than the window",
+        )
+    kernels = _cpu_kernels if on_cpu else _stock_gpu_kernels
+    return PagedKVCache(
+        _expr=relax.call_pure_packed(
+            "vm.builtin.paged_attention_kv_cache_create",
+            relax.ShapeExpr([max_batch_size, max_total_seq_len, prefill_chunk_size, page_size, 0, 1]),
+            relax.ShapeExpr([0, num_hidden_layers]),
+            relax.prim_value(num_attention_heads),
+            relax.prim_value(num_key_value_heads),
+            relax.prim_value(head_dim),
+            relax.prim_value(head_dim),
+            relax.ShapeExpr([int(AttnKind.MHA)] * num_hidden_layers),
+            relax.prim_value(0),  # no disaggregation
+            relax.prim_value(int(RopeMode.NORMAL)),
+            relax.prim_value(1.0),
+            relax.prim_value(rope.theta),
+            relax.const(rope.inverse_frequencies(), "float32"),
+            relax.op.zeros((), dtype),
+            *kernels(shape, num_hidden_layers, target),
+            ty_args=relax.AnyType(),
+        ),
+        _name="paged_kv_cache",
     )
+
+
+def _add(function: tvm.tirx.PrimFunc, name: str) -> Any:
+    return relax.BlockBuilder.current().add_func(function, name)
+
+
+def _entry(function: tvm.tirx.PrimFunc, name: str) -> relax.Tuple:
+    """A kernel as the runtime takes it, with the name of its backend."""
+    return relax.Tuple([tvm.ir.StringImm("tirx"), _add(function, name)])
+
+
+_NONE = relax.Tuple([])
+
+
+def _cpu_kernels(shape: AttentionShape, layers: int, target: Target) -> list[Any]:
+    """Our kernels, in the order of the runtime's parameters.
+
+    Trees of tokens (speculative decoding) and latent attention have none: the runtime says so when they are
+    asked for. A sliding window is baked into the ordinary kernels, so the runtime's own is not used.
+    """
+    paged = _entry(prefill.prefill_paged(shape, target), "attention_prefill_paged")
+    paged_decode = _entry(decode.decode_paged(shape, target), "attention_decode_paged")
+    return [
+        _add(pages.append(shape), "kv_cache_append"),
+        relax.prim_value(0),  # append for latent attention
+        _entry(prefill.prefill_ragged(shape, target), "attention_prefill_ragged"),
+        paged,
+        paged_decode,
+        _NONE,  # prefill, the runtime's sliding window
+        _NONE,  # decode, the runtime's sliding window
+        _NONE,  # tree of tokens against the cache
+        _NONE,  # tree of tokens
+        _NONE,  # latent attention
+        relax.Tuple([_add(merge.merge_in_place(shape), "attention_merge")]),
+        _add(rotary.split_and_rotate(shape), "split_rotary"),
+        _add(pages.copy_page(shape), "kv_cache_copy_page"),
+        _add(pages.read_back(shape, layers), "kv_cache_read_back"),
+        _add(pages.compact(shape), "kv_cache_compact"),
+    ]
+
+
+def _stock_gpu_kernels(shape: AttentionShape, layers: int, target: Target) -> list[Any]:
+    """TVM's kernels for CUDA and Metal, in the order of the runtime's parameters."""
+    h, h_kv, d, dtype = shape.heads, shape.kv_heads, shape.head_dim, shape.dtype
+    no_rope: dict[str, Any] = {}
+    return [
+        _add(stock._kv_cache_transpose_append(h_kv, d, dtype), "kv_cache_append"),
+        relax.prim_value(0),
+        _entry(
+            stock._attention_prefill_ragged(h_kv, h, d, d, dtype, no_rope, target), "attention_prefill_ragged"
+        ),
+        _entry(
+            stock._attention_prefill(h_kv, h, d, dtype, False, no_rope, target), "attention_prefill_paged"
+        ),
+        _entry(stock._attention_decode(h_kv, h, d, dtype, False, no_rope, target), "attention_decode_paged"),
+        _NONE,
+        _NONE,
+        _NONE,
+        _NONE,
+        _NONE,
+        relax.Tuple(
+            [_add(stock._merge_state_inplace(h, d, dtype, target, "attention_merge"), "attention_merge")]
+        ),
+        _add(rotary.split_and_rotate_on_gpu(shape), "split_rotary"),
+        _add(stock._copy_single_page(h_kv, STOCK_PAGE_SIZE, d, dtype, target), "kv_cache_copy_page"),
+        _add(stock._kv_cache_debug_get_kv(layers, h_kv, d, dtype), "kv_cache_read_back"),
+        _add(stock._compact_kv_copy(h_kv, d, dtype, target), "kv_cache_compact"),
+    ]

@@ -1,0 +1,1 @@
+"""Attention kernels over a paged KV cache for CPUs, with the parameters that TVM's cache runtime passes."""

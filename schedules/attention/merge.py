@@ -1,0 +1,53 @@
+"""Merging of attention over two sets of keys."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx.script import builder as T
+
+from awq_tvm.schedules import vector_math
+from awq_tvm.schedules.attention.parameters import build, size, tensor
+from awq_tvm.schedules.attention.shape import AttentionShape
+from awq_tvm.schedules.attention.tile import columns, i32, keep, load, store
+
+FEW_TOKENS = 8
+"""Up to here one core is done sooner than the others wake."""
+
+
+def merge_in_place(shape: AttentionShape) -> tirx.PrimFunc:
+    """(v, s) becomes the attention over both key sets, given that over each: v [n, heads, D], s [n, heads].
+
+    v = (v 2**s + v' 2**s') / (2**s + 2**s'), s = log2(2**s + 2**s'), with s in units of log2.
+    """
+
+    def emit() -> None:
+        tokens = size("tokens")
+        v = tensor("v", (tokens, shape.heads, shape.head_dim), shape.dtype)
+        s = tensor("s", (tokens, shape.heads))
+        other_v = tensor("other_v", (tokens, shape.heads, shape.head_dim), shape.dtype)
+        other_s = tensor("other_s", (tokens, shape.heads))
+
+        def one(token: Any) -> None:
+            with T.serial(shape.heads) as head:
+                own, other = keep(s[token, head]), keep(other_s[token, head])
+                highest = keep(T.max(own, other))
+                own_weight = keep(vector_math.exp2(own - highest, keep))
+                other_weight = keep(vector_math.exp2(other - highest, keep))
+                total = keep(own_weight + other_weight)
+                own_share, other_share = keep(own_weight / total), keep(other_weight / total)
+                for first, widths in columns(shape.head_dim, 1):
+                    place, width = [token, head, i32(first)], widths[0]
+                    left = load(v, place, width) * T.Broadcast(own_share, width)
+                    right = load(other_v, place, width) * T.Broadcast(other_share, width)
+                    store(v, left + right, place, width)
+                T.buffer_store(s, highest + tirx.log2(total), [token, head])
+
+        with T.If(tokens > FEW_TOKENS):
+            with T.Then(), T.parallel(tokens) as token:
+                one(token)
+            with T.Else(), T.serial(tokens) as token:
+                one(token)
+
+    return build("attention_merge", emit)

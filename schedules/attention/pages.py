@@ -1,0 +1,120 @@
+"""Kernels that move keys and values in and out of pages (see ``AttentionShape`` for how a page is laid out)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx.script import builder as T
+
+from awq_tvm.schedules.attention.parameters import Pages, build, indices, only_if, scalar, size, tensor
+from awq_tvm.schedules.attention.shape import LANES, PAGE_SIZE, AttentionShape
+from awq_tvm.schedules.attention.tile import columns, i32, keep, load, store
+
+FEW_TOKENS = 4
+"""Up to here one core is done sooner than the others wake."""
+
+
+def append(shape: AttentionShape) -> tirx.PrimFunc:
+    """Write new k, v [n, kv_heads, D] to the slots position_map [n] names (page * PAGE_SIZE + token, -1: skip)."""
+
+    def emit() -> None:
+        pages = Pages(shape)
+        tokens = size("tokens", "int64")
+        k = tensor("k", (tokens, shape.kv_heads, shape.head_dim), shape.dtype)
+        v = tensor("v", (tokens, shape.kv_heads, shape.head_dim), shape.dtype)
+        position_map = indices("position_map", (tokens,))
+        flat = pages.flatten()
+
+        def one(token: Any) -> None:
+            slot = keep(position_map[token])
+            with only_if(slot >= 0), T.serial(shape.kv_heads) as head:
+                page, place = _page_and_place(slot)
+                keys = pages.keys(page, head)
+                with T.serial(shape.head_dim) as d:
+                    T.buffer_store(flat, k[token, head, d], [keys + d.astype("int64") * PAGE_SIZE + place])
+                values = pages.values(page, head)
+                for first, widths in columns(shape.head_dim, 1):
+                    value = load(v, [token, head, i32(first)], widths[0])
+                    store(flat, value, [values + place * shape.head_dim + first], widths[0])
+
+        with T.If(tokens > FEW_TOKENS):
+            with T.Then(), T.parallel(tokens) as token:
+                one(token)
+            with T.Else(), T.serial(tokens) as token:
+                one(token)
+
+    return build("kv_cache_append", emit)
+
+
+def copy_page(shape: AttentionShape) -> tirx.PrimFunc:
+    """Copy a page, for a sequence forked within it. All of it: what lies beyond copy_length is never read."""
+
+    def emit() -> None:
+        pages = Pages(shape)
+        source, target = scalar("source", "int64"), scalar("target", "int64")
+        scalar("copy_length", "int64")
+        flat = pages.flatten()
+        zero = tirx.const(0, "int64")
+        from_base, to_base = pages.keys(source, zero), pages.keys(target, zero)
+        with T.serial(2 * shape.kv_heads * pages.block // LANES) as i:
+            offset = i.astype("int64") * LANES
+            store(flat, load(flat, [from_base + offset]), [to_base + offset])
+
+    return build("kv_cache_copy_page", emit)
+
+
+def compact(shape: AttentionShape) -> tirx.PrimFunc:
+    """Move tokens to other slots, sequence by sequence and in the order given (after a token tree is settled)."""
+
+    def emit() -> None:
+        pages = Pages(shape)
+        moves = size("moves")
+        indptr = indices("copy_length_indptr", (size("batch_plus_one"),))
+        positions = indices("copy_positions", (2, moves))
+        batch = scalar("batch", "int32")
+        flat = pages.flatten()
+        with T.serial(batch) as sequence:
+            begin = keep(indptr[sequence])
+            with T.serial(indptr[sequence + 1] - begin) as i, T.serial(shape.kv_heads) as head:
+                from_page, from_place = _page_and_place(keep(positions[0, begin + i]))
+                to_page, to_place = _page_and_place(keep(positions[1, begin + i]))
+                from_keys, to_keys = pages.keys(from_page, head), pages.keys(to_page, head)
+                from_values, to_values = pages.values(from_page, head), pages.values(to_page, head)
+                with T.serial(shape.head_dim) as feature:
+                    d = feature.astype("int64")
+                    key = flat[from_keys + d * PAGE_SIZE + from_place]
+                    T.buffer_store(flat, key, [to_keys + d * PAGE_SIZE + to_place])
+                    value = flat[from_values + from_place * shape.head_dim + d]
+                    T.buffer_store(flat, value, [to_values + to_place * shape.head_dim + d])
+
+    return build("kv_cache_compact", emit)
+
+
+def read_back(shape: AttentionShape, layers: int) -> tirx.PrimFunc:
+    """Cached tokens at position_map [n] of one layer -> k, v [layers, n, kv_heads, D] at ``layer``."""
+
+    def emit() -> None:
+        pages = Pages(shape)
+        tokens = size("tokens", "int64")
+        position_map = indices("position_map", (tokens,))
+        k = tensor("k", (layers, tokens, shape.kv_heads, shape.head_dim), shape.dtype)
+        v = tensor("v", (layers, tokens, shape.kv_heads, shape.head_dim), shape.dtype)
+        layer = scalar("layer", "int64")
+        flat = pages.flatten()
+        with T.serial(tokens) as token, T.serial(shape.kv_heads) as head:
+            page, place = _page_and_place(keep(position_map[token]))
+            keys, values = pages.keys(page, head), pages.values(page, head)
+            with T.serial(shape.head_dim) as feature:
+                d = feature.astype("int64")
+                T.buffer_store(k, flat[keys + d * PAGE_SIZE + place], [layer, token, head, feature])
+                T.buffer_store(v, flat[values + place * shape.head_dim + d], [layer, token, head, feature])
+
+    return build("kv_cache_read_back", emit)
+
+
+def _page_and_place(slot: Any) -> tuple[Any, Any]:
+    """(page, token within it) of a slot; the token as int64 for address arithmetic."""
+    page = keep(tirx.floordiv(slot, i32(PAGE_SIZE)))
+    place = keep(tirx.floormod(slot, i32(PAGE_SIZE)))
+    return page, place.astype("int64")

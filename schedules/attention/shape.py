@@ -1,0 +1,117 @@
+"""What an attention kernel computes, and the tiles it computes it in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tvm.target import Target, codegen
+
+from awq_tvm.errors import UnsupportedError
+
+PAGE_SIZE = 16
+"""Tokens of a KV cache page: one vector of scores."""
+
+LANES = 16
+"""Numbers in the vectors that the kernels are written in; LLVM splits them where registers are narrower."""
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """Sizes of causal attention with grouped queries.
+
+    A page of one layer's cache is [2, kv_heads, PAGE_SIZE, head_dim] to the runtime. For these kernels the second
+    half (values) is in that order, and the first (keys) is transposed to [kv_heads, head_dim, PAGE_SIZE], so that
+    the scores of a page's 16 keys are one vector. Only the kernels of this package read pages.
+
+    Args:
+        heads: query heads, a multiple of kv_heads.
+        kv_heads: key and value heads.
+        head_dim: features of one head, a multiple of 8.
+        dtype: of q, k, v, output and cache, "float32" or "float16"; scores and sums are float32.
+        sliding_window: newest tokens that a query sees, itself included, or None for all.
+
+    Raises:
+        UnsupportedError: a size is outside what is listed here.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    dtype: str = "float32"
+    sliding_window: int | None = None
+
+    def __post_init__(self) -> None:
+        """Prove the sizes usable."""
+        where = "attention"
+        if self.kv_heads < 1 or self.heads < 1 or self.heads % self.kv_heads:
+            raise UnsupportedError(
+                f"{self.heads} query heads cannot share {self.kv_heads} key-value heads", where=where
+            )
+        if self.head_dim < 8 or self.head_dim % 8:
+            raise UnsupportedError(f"head_dim {self.head_dim} is not a multiple of 8", where=where)
+        if self.dtype not in ("float32", "float16"):
+            raise UnsupportedError(f"no attention in {self.dtype}", where=where, fix="use float32 or float16")
+        if self.sliding_window is not None and self.sliding_window < 1:
+            raise UnsupportedError(
+                f"a sliding window of {self.sliding_window} tokens sees nothing", where=where
+            )
+
+    @property
+    def group(self) -> int:
+        """Query heads of one key-value head."""
+        return self.heads // self.kv_heads
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """How much of the problem stays in registers and in the first-level cache.
+
+    Args:
+        rows: queries (token times head of the group) of a register block.
+        vectors: vectors of LANES numbers beside one another in a register block.
+        row_blocks: register blocks of rows in a tile of prefill.
+        key_blocks: register blocks of keys in a tile.
+    """
+
+    rows: int
+    vectors: int
+    row_blocks: int
+    key_blocks: int
+
+    @property
+    def tile_rows(self) -> int:
+        """Queries of a tile."""
+        return self.rows * self.row_blocks
+
+    @property
+    def block_keys(self) -> int:
+        """Keys of a register block."""
+        return self.vectors * LANES
+
+    @property
+    def tile_keys(self) -> int:
+        """Keys of a tile."""
+        return self.block_keys * self.key_blocks
+
+
+def accumulators(target: Target) -> int:
+    """Vectors of LANES float32 that fit in registers beside the operands: 16 with AVX-512, 6 elsewhere."""
+    wide = str(target.kind.name) == "llvm" and bool(codegen.target_has_features("avx512f", target))
+    return 16 if wide else 6
+
+
+def prefill_tiles(target: Target) -> Tiles:
+    """Tiles for many queries."""
+    if accumulators(target) >= 16:
+        return Tiles(rows=8, vectors=2, row_blocks=3, key_blocks=2)
+    return Tiles(rows=6, vectors=1, row_blocks=4, key_blocks=4)
+
+
+def decode_tiles(shape: AttentionShape, target: Target) -> Tiles:
+    """Tiles for one token: the query heads of one key-value head."""
+    budget = accumulators(target)
+    most_rows = min(8, budget)
+    row_blocks = -(-shape.group // most_rows)
+    rows = -(-shape.group // row_blocks)
+    vectors = max(width for width in (1, 2, 4) if width * rows <= budget or width == 1)
+    return Tiles(rows=rows, vectors=vectors, row_blocks=row_blocks, key_blocks=4 // vectors)
