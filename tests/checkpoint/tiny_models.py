@@ -183,9 +183,11 @@ def save_gguf(
     metadata: dict[str, Any] | None = None,
     tokens: list[str] | None = BPE_TOKENS,
     extra: dict[str, np.ndarray] | None = None,
+    extra_raw: tuple[dict[str, np.ndarray], gguf.GGMLQuantizationType] | None = None,
 ) -> Path:
     """Write a GGUF as llama.cpp's converter would, by the gguf package; `types` quantizes by Hugging Face name."""
     arch = config["model_type"]
+    path.unlink(missing_ok=True)
     writer = gguf.GGUFWriter(path, arch)
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
@@ -228,6 +230,8 @@ def save_gguf(
         writer.add_tensor(gguf_name(name), gguf.quants.quantize(array, kind), raw_dtype=kind)
     for name, array in (extra or {}).items():
         writer.add_tensor(name, array)
+    for name, array in (extra_raw[0] if extra_raw else {}).items():
+        writer.add_tensor(name, array, raw_dtype=extra_raw[1] if extra_raw else None)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
