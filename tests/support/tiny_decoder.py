@@ -22,7 +22,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from tvm.relax.frontend.nn import op
 
 from awq_tvm.bundle.reader import open_bundle
-from awq_tvm.checkpoint import QuantizationScheme, QuantizedWeight, open_checkpoint, write_quantized_checkpoint
+from awq_tvm.checkpoint import (
+    QuantizationScheme,
+    QuantizedWeight,
+    open_checkpoint,
+    write_quantized_checkpoint,
+)
 from awq_tvm.checkpoint.expected_tensors import expected_tensors
 from awq_tvm.compile.driver import CompileReport, compile_model
 from awq_tvm.models import export
@@ -102,7 +107,12 @@ def round_to_nearest(weight: Array, bits: int, group_size: int) -> QuantizedWeig
 
 
 def save_quantized(
-    model: Any, folder: Path, *, bits: int = 4, group_size: int = 32, side_files: Mapping[str, bytes] | None = None
+    model: Any,
+    folder: Path,
+    *,
+    bits: int = 4,
+    group_size: int = 32,
+    side_files: Mapping[str, bytes] | None = None,
 ) -> Path:
     """Quantize the layers' linears of the model in place and write the same weights as a checkpoint."""
     state = {name: array.numpy() for name, array in model.state_dict().items()}
@@ -173,7 +183,9 @@ def compile_dense(model: Any, folder: Path, **options: Any) -> Compiled:
     return _compile(model, save_dense(model, folder / "checkpoint"), folder / "bundle", options)
 
 
-def compile_quantized(model: Any, folder: Path, *, bits: int = 4, group_size: int = 32, **options: Any) -> Compiled:
+def compile_quantized(
+    model: Any, folder: Path, *, bits: int = 4, group_size: int = 32, **options: Any
+) -> Compiled:
     """Quantize the model in place, save, compile for this machine with float activations."""
     checkpoint = save_quantized(model, folder / "checkpoint", bits=bits, group_size=group_size)
     return _compile(model, checkpoint, folder / "bundle", {"activations": "float", **options})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -86,7 +87,7 @@ def _android_linker(mtriple: str) -> Linker:
             why=f"no {pattern} is on the path, and other linkers lack Android's C library",
             fix="install the Android NDK and put its toolchains/llvm/prebuilt/*/bin on the path",
         )
-    name = max(found)
+    name = max(found, key=lambda tool: [int(level) for level in re.findall(r"android(\d+)-", tool)])
     # Without it the library asks for libc++_shared.so, which few programs carry.
     return Linker((str(found[name]),), ("-static-libstdc++",), ".so", f"linked with {name}")
 

@@ -2,7 +2,7 @@
 
 TVM calls nvcc only when its own CUDA library is loaded, and that library is linked against ``libcuda.so.1``,
 which comes with a GPU's driver. The stand-ins define the symbols it asks for and answer every call with "no
-device". They live in a temporary folder, are seen by one child process alone, and never reach the GPU's machine.
+device". They live in a temporary folder, are seen by one child process alone, and never reach a GPU machine.
 """
 
 from __future__ import annotations

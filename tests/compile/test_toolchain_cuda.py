@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import tvm
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+from awq_tvm.compile.toolchain import BuiltLibrary, Kernel, build_library
+from awq_tvm.compile.toolchain.cuda import CudaJob, tvm_cuda_library
+from awq_tvm.compile.toolchain.driver_stub import DRIVER_LIBRARY, undefined_symbols, write_stubs
+from awq_tvm.compile.toolchain.nvcc import Nvcc, kernel_at, read_report
+from awq_tvm.errors import TargetError
+from awq_tvm.targets import resolve
+from tests.compile.toolchain_modules import relax_module
+
+needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
+
+REPORT = """\
+ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function 'mm_kernel_2' for 'sm_86'
+ptxas info    : Function properties for mm_kernel_2
+    16 bytes stack frame, 8 bytes spill stores, 12 bytes spill loads
+ptxas info    : Used 48 registers, used 1 barriers, 16384 bytes smem, 424 bytes cmem[0]
+ptxas info    : Compile time = 90.730 ms
+ptxas info    : Compiling entry function 'mm_kernel' for 'sm_86'
+ptxas info    : Function properties for mm_kernel
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 32 registers, used 0 barriers, 416 bytes cmem[0]
+"""
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> BuiltLibrary:
+    target = resolve("cuda")
+    return build_library(relax_module(target), target, tmp_path_factory.mktemp("cuda"))
+
+
+@needs_nvcc
+def test_every_kernel_is_compiled_for_every_architecture(built) -> None:
+    names = {kernel.name for kernel in built.kernels}
+    ours = {"linear_kernel", "linear_kernel_1", "linear_kernel_2"}
+    assert ours < names
+    assert {"rms_norm_kernel", "take_kernel"} < names
+    expected = {(name, arch) for name in names for arch in resolve("cuda").cuda_archs}
+    assert {(kernel.name, kernel.arch) for kernel in built.kernels} == expected
+    assert all(kernel.spill_store_bytes == kernel.spill_load_bytes == 0 for kernel in built.kernels)
+    tiled = [kernel for kernel in built.kernels if kernel.name == "linear_kernel_2"]
+    assert {kernel.shared_bytes for kernel in tiled} == {16384}
+
+
+@needs_nvcc
+def test_the_library_holds_binaries_and_no_source(built) -> None:
+    library = built.path.read_bytes()
+    fat = next(path for path in built.files if path.suffix == ".fatbin")
+    source = next(path for path in built.files if path.suffix == ".cu")
+    assert fat.read_bytes() in library
+    assert "__global__" in source.read_text()
+    assert b"__global__" not in library
+    kinds = sorted(path.name for path in built.files)
+    assert kinds == [
+        "kernels.compute_90.ptx",
+        "kernels.cu",
+        "kernels.fatbin",
+        "kernels.json",
+        *(f"kernels.{arch}.cubin" for arch in resolve("cuda").cuda_archs),
+    ]
+    report = json.loads((built.path.parent / "kernels.json").read_text())
+    assert tuple(Kernel(**kernel) for kernel in report) == built.kernels
+
+
+@needs_nvcc
+def test_this_process_stays_clean(built) -> None:
+    assert "LD_LIBRARY_PATH" not in os.environ or "awq-tvm-cuda" not in os.environ["LD_LIBRARY_PATH"]
+    assert "awq-tvm-cuda" not in Path("/proc/self/maps").read_text()
+
+
+def module_with(call: str) -> tvm.IRModule:
+    """One kernel that calls a device function of the given name."""
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name("bad")
+        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True, "global_symbol": "bad"})
+        y = T.match_buffer(T.arg("y_handle", T.handle()), (32,), "float32")
+        with T.launch_thread("threadIdx.x", 32) as i:
+            T.buffer_store(y, T.call_extern("float32", call, T.Cast("float32", i)), [i])
+    return tvm.IRModule({"bad": builder.get()})
+
+
+@needs_nvcc
+def test_a_rejected_kernel_is_named_with_what_nvcc_says(tmp_path) -> None:
+    target = resolve("nvidia-a100")
+    assert build_library(module_with("sinf"), target, tmp_path).kernels[0].name == "bad_kernel"
+    with pytest.raises(TargetError, match="nvcc rejects") as error:
+        build_library(module_with("no_such_function"), target, tmp_path)
+    assert "kernel bad_kernel for sm_80" in (error.value.where or "")
+    assert "no_such_function" in (error.value.why or "")
+
+
+@needs_nvcc
+def test_an_architecture_nvcc_does_not_know_is_an_error(tmp_path) -> None:
+    target = dataclasses.replace(resolve("nvidia-a100"), cuda_archs=("sm_80", "sm_33"))
+    with pytest.raises(TargetError, match="sm_33"):
+        build_library(module_with("sinf"), target, tmp_path)
+
+
+@needs_nvcc
+def test_a_module_tvm_cannot_build_is_an_error_and_no_crash(tmp_path) -> None:
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_attr({"tirx.is_scheduled": True, "global_symbol": "host_loop"})
+        y = T.match_buffer(T.arg("y_handle", T.handle()), (32,), "float32")
+        with T.serial(0, 32) as i:
+            T.buffer_store(y, T.float32(0), [i])
+    with pytest.raises(TargetError, match="TVM could not generate code"):
+        build_library(tvm.IRModule({"host_loop": builder.get()}), resolve("nvidia-a100"), tmp_path)
+
+
+def test_missing_nvcc_says_how_to_get_it(monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    target = resolve("cuda")
+    with pytest.raises(TargetError, match="cannot be compiled here") as error:
+        build_library(relax_module(target), target, tmp_path)
+    assert "nvcc" in (error.value.why or "")
+    assert "CUDA toolkit" in (error.value.fix or "")
+
+
+def test_nvcc_without_its_packer_is_an_error(monkeypatch, tmp_path) -> None:
+    nvcc = tmp_path / "nvcc"
+    nvcc.touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(TargetError) as error:
+        Nvcc.find()
+    assert "fatbinary" in (error.value.why or "")
+    (tmp_path / "fatbinary").touch(mode=0o755)
+    assert Nvcc.find().fatbinary == str(tmp_path / "fatbinary")
+
+
+def test_a_tvm_without_cuda_is_an_error(monkeypatch) -> None:
+    assert tvm_cuda_library().is_file()
+    monkeypatch.setattr("awq_tvm.compile.toolchain.cuda.TVM_CUDA_LIBRARY", "libno_such.so")
+    with pytest.raises(TargetError, match="cannot build for CUDA"):
+        tvm_cuda_library()
+
+
+def test_stand_ins_define_what_tvm_asks_for(tmp_path) -> None:
+    library = tvm_cuda_library()
+    wanted = undefined_symbols(library)
+    assert "cuModuleLoadData" in wanted[DRIVER_LIBRARY]
+    write_stubs(library, tmp_path)
+    for name in wanted:
+        assert (tmp_path / name).read_bytes()[:4] == b"\x7fELF"
+    assert undefined_symbols(tmp_path / DRIVER_LIBRARY) == {}
+
+
+def test_resource_usage_is_read_per_kernel() -> None:
+    assert read_report(REPORT) == (
+        Kernel("mm_kernel_2", "sm_86", 48, 8, 12, 16384),
+        Kernel("mm_kernel", "sm_86", 32, 0, 0, 0),
+    )
+
+
+def test_the_kernel_of_a_line_is_found() -> None:
+    head = 'extern "C" __global__ void __launch_bounds__(128) '
+    source = f"#include <x>\n{head}a_kernel(float* p);\n{head}a_kernel(float* p) {{\n}}\n{head}b_kernel() {{\n  x;\n"
+    assert [kernel_at(source, line) for line in (1, 2, 3, 6)] == [None, None, "a_kernel", "b_kernel"]
+
+
+def test_a_job_survives_json() -> None:
+    job = CudaJob({"kind": "cuda"}, ("sm_80", "sm_90"), None, "x86_64-linux-gnu", "out", False)
+    assert CudaJob.from_json(json.dumps(dataclasses.asdict(job))) == job
