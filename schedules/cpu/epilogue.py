@@ -3,37 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-import math
+from functools import partial
 
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
-from awq_tvm.schedules.cpu.vectors import LANES, Buffer, Expression, Register, exp, fma, lanes, splat
-
-
-def _sigmoid(x: Expression) -> Expression:
-    return splat(1.0) / (splat(1.0) + exp(splat(0.0) - x))
-
-
-def _silu(x: Expression) -> Expression:
-    return x * _sigmoid(x)
-
-
-def _gelu_tanh(x: Expression) -> Expression:
-    # (1 + tanh(u)) / 2 = sigmoid(2 u)
-    inner = x + splat(0.044715) * x * x * x
-    return x * _sigmoid(splat(2.0 * math.sqrt(2.0 / math.pi)) * inner)
-
-
-def _gelu(x: Expression) -> Expression:
-    """x (1 + erf(x / sqrt 2)) / 2 with erf from Abramowitz and Stegun 7.1.26, absolute error below 1.5e-7."""
-    z = T.bind(T.max(x, splat(0.0) - x) * splat(math.sqrt(0.5)))
-    t = T.bind(splat(1.0) / fma(z, splat(0.3275911), splat(1.0)))
-    polynomial = splat(1.061405429)
-    for coefficient in (-1.453152027, 1.421413741, -0.284496736, 0.254829592, 0.0):
-        polynomial = fma(polynomial, t, splat(coefficient))
-    tail = T.bind(polynomial * exp(splat(0.0) - z * z))
-    half = T.bind(splat(0.5) * x)
-    return T.Select(x > splat(0.0), half * (splat(2.0) - tail), half * tail)
+from awq_tvm.schedules import vector_math
+from awq_tvm.schedules.cpu.vectors import LANES, Buffer, Expression, Register, lanes, splat
 
 
 def _relu(x: Expression) -> Expression:
@@ -41,9 +16,9 @@ def _relu(x: Expression) -> Expression:
 
 
 ACTIVATION_FUNCTIONS: dict[str, Callable[[Expression], Expression]] = {
-    "silu": _silu,
-    "gelu": _gelu,
-    "gelu_tanh": _gelu_tanh,
+    "silu": partial(vector_math.silu, bind=T.bind),
+    "gelu": partial(vector_math.gelu, bind=T.bind),
+    "gelu_tanh": partial(vector_math.gelu_tanh, bind=T.bind),
     "relu": _relu,
 }
 
@@ -98,7 +73,7 @@ class Output:
         T.buffer_store(self.y, self._finish(value, bias, residual), [row, columns])
 
     def _store_tail(self, row: Expression, start: int, count: int, value: Expression) -> None:
-        def partial(source: Buffer | None, *index: Expression) -> Expression | None:
+        def loaded_part(source: Buffer | None, *index: Expression) -> Expression | None:
             if source is None:
                 return None
             loaded = Register(splat(0.0))
@@ -106,6 +81,6 @@ class Output:
                 T.buffer_store(loaded.buffer, source[(*index, start + lane)], [lane])
             return loaded.get()
 
-        finished = Register(self._finish(value, partial(self.bias), partial(self.residual, row)))
+        finished = Register(self._finish(value, loaded_part(self.bias), loaded_part(self.residual, row)))
         for lane in range(count):
             T.buffer_store(self.y, finished.buffer[lane], [row, start + lane])

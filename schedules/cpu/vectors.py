@@ -79,19 +79,3 @@ def _tree(combine: Callable[[Expression, Expression], Expression], vector: Expre
         vector = combine(take(bound, list(range(half))), take(bound, list(range(half, count))))
         count = half
     return vector
-
-
-def exp(x: Expression) -> Expression:
-    """e ** x on float32x16, relative error below 3e-7 for |x| < 87, saturating outside.
-
-    2 ** (n + f) with n an integer and |f| <= 1/2: a polynomial in f, then n added to the exponent bits.
-    """
-    x = T.bind(T.min(T.max(x, splat(-87.0)), splat(88.0)))
-    n = T.bind(T.call_llvm_pure_intrin("float32x16", "llvm.nearbyint", x * splat(1.4426950408889634)))
-    # log(2) in two parts keeps the remainder exact.
-    f = T.bind(fma(n, splat(-1.42860682030941723212e-6), fma(n, splat(-0.693145751953125), x)))
-    polynomial = splat(1.0 / 5040)
-    for coefficient in (1 / 720, 1 / 120, 1 / 24, 1 / 6, 0.5, 1.0, 1.0):
-        polynomial = fma(polynomial, f, splat(coefficient))
-    exponent = (T.cast(n, "int32x16") + splat(127, "int32")) << splat(23, "int32")
-    return polynomial * T.reinterpret("float32x16", exponent)
