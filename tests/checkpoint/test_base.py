@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from awq_tvm.checkpoint import Checkpoint, QuantizationScheme, QuantizedWeight, TensorInfo
+from awq_tvm.checkpoint import Checkpoint, QuantizationScheme, TensorInfo
 from awq_tvm.checkpoint.finite import first_nonfinite
 from awq_tvm.errors import CheckpointError, UsageError
 

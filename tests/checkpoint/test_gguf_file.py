@@ -212,7 +212,7 @@ def test_metadata_that_lies(
 def test_unknown_tensor_is_listed_as_extra(tmp_path: Path) -> None:
     config = tiny_config()
     extra = {"blk.0.attn_sinks.weight": np.ones(4, np.float32)}
-    with pytest.raises(CheckpointError, match="extra: blk.0.attn_sinks.weight"):
+    with pytest.raises(CheckpointError, match=r"extra: blk.0.attn_sinks.weight"):
         open_checkpoint(save_gguf(tmp_path / "m.gguf", config, tiny_weights(config), extra=extra))
     assert hugging_face_name("blk.0.attn_sinks.weight") is None
     assert hugging_face_name("blk.00.attn_q.weight") is None

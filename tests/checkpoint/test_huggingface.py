@@ -194,7 +194,7 @@ def test_folder_without_weights_or_index(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=f"found {SHARD} but no {INDEX}"):
         open_checkpoint(folder)
     (folder / SHARD).unlink()
-    with pytest.raises(CheckpointError, match="neither model.safetensors nor"):
+    with pytest.raises(CheckpointError, match=r"neither model.safetensors nor"):
         open_checkpoint(folder)
 
 

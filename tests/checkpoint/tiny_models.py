@@ -185,7 +185,7 @@ def save_gguf(
     extra: dict[str, np.ndarray] | None = None,
     extra_raw: tuple[dict[str, np.ndarray], gguf.GGMLQuantizationType] | None = None,
 ) -> Path:
-    """Write a GGUF as llama.cpp's converter would, by the gguf package; `types` quantizes by Hugging Face name."""
+    """Write a GGUF as llama.cpp's converter would; `types` quantizes tensors, by Hugging Face name."""
     arch = config["model_type"]
     path.unlink(missing_ok=True)
     writer = gguf.GGUFWriter(path, arch)
