@@ -183,5 +183,5 @@ class Conversation:
         seconds = sum(timing.decode_seconds for timing in timings)
         say(f"{len(timings)} answers, {len(self.turns)} turns kept")
         if timings:
-            say(f"{read} tokens read ({read / max(read_seconds, 1e-9):.0f}/s), ")
+            say(f"{read} tokens read ({read / max(read_seconds, 1e-9):.0f}/s)")
             say(f"{written} tokens written ({later / max(seconds, 1e-9):.1f}/s)")

@@ -83,6 +83,9 @@ def _run_verb(verb: Verb, arguments: list[str]) -> int:
         code = app(args=arguments, prog_name=f"python -m awq_tvm {verb.name}", standalone_mode=False)
     except typer.Abort:
         raise KeyboardInterrupt from None
+    except SystemExit:
+        # How typer answers a closed pipe, even where it is told not to end the process.
+        raise BrokenPipeError from None
     except Exception as error:
         # What the option parser raises; its class has moved between versions of typer.
         message = getattr(error, "format_message", None)

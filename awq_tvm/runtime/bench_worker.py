@@ -34,8 +34,18 @@ def measure(
     generate_tokens: int,
     repetitions: int,
     vocab_size: int,
+    chunk: int,
 ) -> list[dict[str, Any]]:
-    """Rows of a loaded model, without "threads" and "peak_memory_bytes"; see `bench.bench_bundle`."""
+    """Rows of a loaded model, without "threads" and "peak_memory_bytes"; see `bench.bench_bundle`.
+
+    Args:
+        executor: the model.
+        prompt_tokens: lengths of prompts.
+        generate_tokens: tokens to generate; 0 for none.
+        repetitions: of each test that count.
+        vocab_size: token ids are below it.
+        chunk: most tokens one pass over the model reads.
+    """
     # Any tokens do: the work does not depend on them. A fixed seed makes runs alike.
     tokens = np.random.default_rng(0).integers(0, vocab_size, max([*prompt_tokens, 1])).tolist()
     rows = [
@@ -43,7 +53,7 @@ def measure(
             executor,
             f"pp{count}",
             count,
-            1,
+            -(-count // chunk),
             [_read(executor, tokens[:count]) for _ in range(repetitions + 1)],
         )
         for count in prompt_tokens
@@ -100,6 +110,7 @@ def main() -> None:
             generate_tokens=options["generate_tokens"],
             repetitions=options["repetitions"],
             vocab_size=bundle.manifest.model.vocab_size,
+            chunk=bundle.manifest.model.prefill_chunk_size,
         )
     except AwqTvmError as error:
         parts = {"what": error.what, "where": error.where, "why": error.why, "fix": error.fix}

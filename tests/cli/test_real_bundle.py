@@ -1,0 +1,216 @@
+"""Every verb on a model that was quantized and compiled by the verbs before it."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from .conftest import ROOT, awq_tvm
+
+Paths = dict[str, Path]
+
+# Quantizing and compiling, small as the model is, take some twenty seconds of two cores.
+pytestmark = pytest.mark.slow
+
+
+def _json(*arguments: object) -> dict[str, object]:
+    done = awq_tvm(*arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\n") == 1
+    found: dict[str, object] = json.loads(done.stdout)
+    assert found["schema_version"] == 1
+    return found
+
+
+def test_reports_of_quantize_and_compile(real: Paths) -> None:
+    quantized = json.loads(real["quantize.json"].read_text())
+    assert quantized["bits"] == 4
+    assert quantized["group_size"] == 32
+    assert 0 < quantized["bytes_after"] < quantized["bytes_before"]
+    compiled = json.loads(real["compile.json"].read_text())
+    assert compiled["activations"] == "float"
+    assert compiled["quantized_first"] is None
+    assert compiled["bytes"] > 0
+    assert compiled["kernels"]
+
+
+def test_generate(real: Paths) -> None:
+    found = _json("generate", real["bundle"], "--prompt", "Once upon", "--max-tokens", 8)
+    assert found["finish_reason"] in ("stop", "length")
+    assert isinstance(found["token_ids"], list)
+    assert 0 < len(found["token_ids"]) <= 8
+    plain = awq_tvm("generate", real["bundle"], "--prompt", "Once upon", "--max-tokens", 8)
+    assert plain.stdout == f"{found['text']}\n"
+    assert "written in" in plain.stderr
+
+
+def test_seed_and_chat(real: Paths) -> None:
+    arguments = ("generate", real["bundle"], "--prompt", "hi", "--max-tokens", 12, "--temperature", 1.5)
+    assert _json(*arguments, "--seed", 1)["text"] == _json(*arguments, "--seed", 1)["text"]
+    assert _json(*arguments, "--seed", 1)["text"] != _json(*arguments, "--seed", 2)["text"]
+    chat = _json("generate", real["bundle"], "--prompt", "hi", "--max-tokens", 2, "--chat")
+    plain = _json("generate", real["bundle"], "--prompt", "hi", "--max-tokens", 2)
+    assert chat["timings"]["prompt_tokens"] > plain["timings"]["prompt_tokens"]  # type: ignore[index]
+
+
+def test_prompt_longer_than_the_context(real: Paths) -> None:
+    done = awq_tvm("generate", real["bundle"], "--prompt", "x " * 200, "--json")
+    assert done.returncode == 2
+    assert "the context holds 128" in json.loads(done.stdout)["error"]["why"]
+
+
+def test_eval_of_both_agree(real: Paths) -> None:
+    options = ("--text", real["text"], "--context", 64, "--tokens", 256)
+    compiled = _json("eval", real["bundle"], *options, "--reference", real["quantized"])
+    reference = _json("eval", real["quantized"], *options)
+    assert {"perplexity", "kl_divergence", "top1_agreement", "tokens"} <= compiled.keys()
+    assert compiled["tokens"] == reference["tokens"] == 252
+    # Float activations: the same weights and arithmetic but for the order of sums and float16 tables.
+    assert compiled["perplexity"] == pytest.approx(reference["perplexity"], rel=2e-3)
+    assert compiled["kl_divergence"] < 1e-3  # type: ignore[operator]
+    assert compiled["top1_agreement"] > 0.98  # type: ignore[operator]
+    assert reference["kl_divergence"] is None
+
+
+def test_bench(real: Paths) -> None:
+    arguments = ("--prompt-tokens", "8,16", "--generate-tokens", 4, "--threads", "1,2", "--repetitions", 2)
+    rows = _json("bench", real["bundle"], *arguments)["rows"]
+    assert isinstance(rows, list)
+    assert [(row["test"], row["threads"]) for row in rows] == [
+        (test, threads) for threads in (1, 2) for test in ("pp8", "pp16", "tg4")
+    ]
+    for row in rows:
+        assert row["tokens_per_second"] > 0
+        assert row["gigabytes_per_second"] > 0
+        assert row["peak_memory_bytes"] > 1 << 20
+
+
+def test_inspect_of_all_three(real: Paths) -> None:
+    assert _json("inspect", real["model"])["kind"] == "checkpoint"
+    assert _json("inspect", real["quantized"])["quantization"] == {
+        "bits": 4,
+        "group_size": 32,
+        "zero_point": True,
+    }
+    found = _json("inspect", real["bundle"])
+    assert {"target", "model", "recipe", "files", "tuning"} <= found.keys()
+    assert _json("verify", real["bundle"])["ok"] is True
+
+
+def test_compile_refuses_an_output_that_exists(real: Paths) -> None:
+    done = awq_tvm("compile", real["quantized"], "-o", real["bundle"])
+    assert done.returncode == 7
+    assert "exists already" in done.stderr
+
+
+def test_chat_from_a_pipe(real: Paths) -> None:
+    done = awq_tvm("chat", real["bundle"], "--max-tokens", 4, "--json", stdin="hello\n/stats\nagain\n")
+    assert done.returncode == 0, done.stderr
+    assert len([json.loads(line) for line in done.stdout.splitlines()]) == 2
+    assert "1 answers" in done.stderr
+
+
+class _Terminal:
+    """The program on a pseudo-terminal, as a person has it."""
+
+    def __init__(self, *arguments: object) -> None:
+        self.process_id, self._handle = pty.fork()
+        if self.process_id == 0:
+            os.chdir(ROOT)
+            os.execv(sys.executable, [sys.executable, "-m", "awq_tvm", *map(str, arguments)])
+        self.seen, self._taken = "", 0
+
+    def wait_for(self, text: str, seconds: float = 60) -> None:
+        """Read on until `text` comes after what the last call waited for."""
+        deadline = time.monotonic() + seconds
+        while text not in self.seen[self._taken :]:
+            if not select.select([self._handle], [], [], max(deadline - time.monotonic(), 0))[0]:
+                pytest.fail(f"{text!r} did not come; seen: {self.seen!r}")
+            try:
+                self.seen += os.read(self._handle, 4096).decode(errors="replace")
+            except OSError:
+                pytest.fail(f"the program ended before {text!r}; seen: {self.seen!r}")
+        self._taken = self.seen.index(text, self._taken) + len(text)
+
+    def type(self, text: str) -> None:
+        os.write(self._handle, text.encode())
+
+    def end(self) -> int:
+        while True:
+            try:
+                if not os.read(self._handle, 4096):
+                    break
+            except OSError:  # how Linux says that the other side is closed
+                break
+        return os.waitstatus_to_exitcode(os.waitpid(self.process_id, 0)[1])
+
+
+def test_chat_on_a_terminal(real: Paths) -> None:
+    terminal = _Terminal("chat", real["bundle"], "--max-tokens", 4)
+    terminal.wait_for("> ")
+    terminal.type("hello\n")
+    terminal.wait_for("written in")
+    terminal.wait_for("> ")
+    terminal.type("\x03")
+    terminal.wait_for("/exit to leave")
+    terminal.wait_for("> ")
+    terminal.type("/stats\n")
+    terminal.wait_for("1 answers, 2 turns kept")
+    terminal.wait_for("> ")
+    terminal.type("\x04")
+    assert terminal.end() == 0
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_end_a_waiting_program(real: Paths, number: signal.Signals, code: int) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "awq_tvm", "chat", str(real["bundle"]), "--max-tokens", "2"],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write("hello\n")
+        process.stdin.flush()
+        process.stdout.readline()  # the first answer: it waits for the next line now
+        process.send_signal(number)
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "Traceback" not in stderr
+
+
+def test_runs_without_pytorch_and_with_the_runtime_library_alone(real: Paths) -> None:
+    script = """
+import sys
+class Wall:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "transformers"):
+            raise ModuleNotFoundError(name, name=name)
+sys.meta_path.insert(0, Wall())
+from awq_tvm.cli.main import run
+sys.exit(run(sys.argv[1:]))
+"""
+    arguments = ["generate", str(real["bundle"]), "--prompt", "Once", "--max-tokens", "3", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        cwd=ROOT,
+        env={**os.environ, "TVM_USE_RUNTIME_LIB": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)["token_ids"]) > 0
