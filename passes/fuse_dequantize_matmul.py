@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -45,7 +46,7 @@ class FuseDequantizeMatmul:
         bindings = Bindings(mod, mod["forward"])
         replacements: dict[relax.Var, Replacement] = {}
         for var, _ in bindings:
-            chain = _match(bindings, var)
+            chain = _match(bindings, var, replacements.keys())
             if chain is not None:
                 replacements[chain.result] = chain.replacement
         return rewrite(mod, "forward", replacements)
@@ -70,7 +71,8 @@ class _Chain:
         return relax.call_tir(name, [self.x, *self.weights, *extras], self.result.ty)
 
 
-def _match(bindings: Bindings, var: relax.Var) -> _Chain | None:
+def _match(bindings: Bindings, var: relax.Var, taken: Set[relax.Var]) -> _Chain | None:
+    """The chain that begins at var; it ends before a step that an earlier chain has taken as its own."""
     product = bindings.prim_func(var, ir_attrs.OP_DENSE_MATMUL)
     if product is None:
         return None
@@ -81,7 +83,7 @@ def _match(bindings: Bindings, var: relax.Var) -> _Chain | None:
     call, func = found
     spec = MatmulSpec.from_json(func.attrs[ir_attrs.MATMUL_SPEC])
     chain = _Chain(x, tuple(call.args[1]), spec, str(func.attrs[ir_attrs.LAYOUT]), var)
-    while (longer := _extend(bindings, chain)) is not None:
+    while (longer := _extend(bindings, chain)) is not None and longer.result not in taken:
         chain = longer
     return chain
 

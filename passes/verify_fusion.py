@@ -9,6 +9,7 @@ import tvm
 from awq_tvm import ir_attrs
 from awq_tvm.errors import UnsupportedError
 from awq_tvm.passes.rewrite import Bindings
+from awq_tvm.schedules.parameter_plan import ParameterPlan, QuantizedSource
 
 
 @tvm.transform.module_pass(opt_level=0, name="VerifyFusion")
@@ -24,11 +25,13 @@ class VerifyFusion:
     def transform_module(self, mod: tvm.IRModule, _context: Any) -> tvm.IRModule:
         """Check ``forward``."""
         bindings = Bindings(mod, mod["forward"])
-        unfused = []
+        plan = ParameterPlan.from_json(mod.attrs[ir_attrs.PARAMETER_PLAN])
+        unfused: list[str] = []
         for _, value in bindings:
             found = bindings.prim_func(value, ir_attrs.OP_DEQUANTIZE)
             if found is not None:
-                unfused.append(found[0].args[1][0].name.rpartition(".")[0])
+                source = plan.sources[found[0].args[1][0].name]
+                unfused += source.modules if isinstance(source, QuantizedSource) else source.tensors
         if unfused:
             raise UnsupportedError(
                 "a quantized weight was not fused into the operation that uses it",
