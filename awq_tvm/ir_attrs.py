@@ -18,7 +18,10 @@ OP_DEQUANTIZE_TAKE = "dequantize_take"
 """Rows of a quantized embedding, dequantized as they are gathered."""
 
 OP_DENSE_MATMUL = "dense_matmul"
-"""y[M, N] = x[M, K] @ W.T with an unquantized W[N, K]."""
+"""y[M, N] = x[M, K] @ W.T with an unquantized W[N, K]; described in full by ``DENSE_SPEC``."""
+
+OP_DENSE_TAKE = "dense_take"
+"""Rows of an unquantized embedding whose weight is in the layout of a matmul."""
 
 BITS = "awq.bits"
 GROUP_SIZE = "awq.group_size"
@@ -27,6 +30,9 @@ LAYOUT = "awq.layout"
 
 MATMUL_SPEC = "awq.matmul_spec"
 """JSON of ``awq_tvm.schedules.spec.MatmulSpec``."""
+
+DENSE_SPEC = "awq.dense_spec"
+"""JSON of ``awq_tvm.schedules.spec.DenseSpec``."""
 
 SCHEDULE = "awq.schedule"
 """Name of the schedule rule that wrote the body of a PrimFunc."""

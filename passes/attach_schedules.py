@@ -8,12 +8,12 @@ import json
 from typing import Any
 
 import tvm
-from tvm import relax
+from tvm import relax, tirx
 
 from awq_tvm import ir_attrs
 from awq_tvm.passes.rewrite import Bindings
-from awq_tvm.schedules.rule import select
-from awq_tvm.schedules.spec import MatmulSpec
+from awq_tvm.schedules.rule import select, select_dense
+from awq_tvm.schedules.spec import DenseSpec, MatmulSpec
 from awq_tvm.targets import Target
 
 
@@ -61,7 +61,12 @@ class AttachSchedules:
         coverage = []
         updated = mod.clone()
         for variable, func in mod.functions_items():
-            if func.attrs is None or func.attrs.get(ir_attrs.OP) != ir_attrs.OP_DEQUANTIZE_MATMUL:
+            op = func.attrs.get(ir_attrs.OP) if func.attrs is not None else None
+            if op == ir_attrs.OP_DENSE_MATMUL:
+                built = self._dense(func)
+                if built is not None:
+                    updated[variable] = built
+            if op != ir_attrs.OP_DEQUANTIZE_MATMUL:
                 continue
             spec = MatmulSpec.from_json(func.attrs[ir_attrs.MATMUL_SPEC])
             rule, answer = select(spec, self.target)
@@ -69,9 +74,18 @@ class AttachSchedules:
                 reason = "; ".join(answer) or f"no rule for {self.target.family} targets"
                 coverage.append(KernelCoverage(_title(spec), calls[variable.name_hint], "fallback", reason))
                 continue
-            updated[variable] = rule.build(spec, self.target, answer.config)
+            # Rules may name what they build, but a module holds many kernels of one rule.
+            updated[variable] = rule.build(spec, self.target, answer.config).without_attr("global_symbol")
             coverage.append(KernelCoverage(_title(spec), calls[variable.name_hint], "default", rule.name))
         return updated.with_attr(ir_attrs.COVERAGE, json.dumps([asdict(kernel) for kernel in coverage]))
+
+    def _dense(self, func: tirx.PrimFunc) -> tirx.PrimFunc | None:
+        """The kernel of an unquantized matmul, if its weight is in the layout of a rule that serves it."""
+        spec = DenseSpec.from_json(func.attrs[ir_attrs.DENSE_SPEC])
+        rule = select_dense(spec, self.target)
+        if rule is None or func.attrs.get(ir_attrs.LAYOUT) != rule.layout(spec, self.target).name:
+            return None
+        return rule.build(spec, self.target).without_attr("global_symbol")
 
 
 def _call_counts(mod: tvm.IRModule) -> Counter[str]:

@@ -16,6 +16,7 @@ from awq_tvm.passes.fold_transpose_matmul import FoldTransposeMatmul
 from awq_tvm.passes.fuse_dequantize_matmul import FuseDequantizeMatmul
 from awq_tvm.passes.fuse_dequantize_take import FuseDequantizeTake
 from awq_tvm.passes.legalize_vector_math import LegalizeVectorMath
+from awq_tvm.passes.repack_dense_weights import RepackDenseWeights
 from awq_tvm.passes.repack_weights import RepackWeights
 from awq_tvm.passes.schedule_remaining import ScheduleRemaining
 from awq_tvm.passes.verify_fusion import VerifyFusion
@@ -53,7 +54,11 @@ def passes(target: Target, opt: int) -> list[tuple[str, tvm.transform.Pass]]:
         ]
 
     # How the target does it
-    found += [("repack_weights", RepackWeights(target)), ("attach_schedules", AttachSchedules(target))]
+    found += [
+        ("repack_weights", RepackWeights(target)),
+        ("repack_dense_weights", RepackDenseWeights(target)),
+        ("attach_schedules", AttachSchedules(target)),
+    ]
 
     # Everything else
     found += [("remove_redundant_reshape", relax_transform.RemoveRedundantReshape())]
@@ -98,9 +103,15 @@ def run(
     for number, (name, step) in enumerate(steps):
         on_pass(name, number, len(steps))
         with tvm.target.Target(target.tvm_target_with_host):
-            mod = step(mod)
+            mod = _apply(step, mod)
         _dump(mod, debug_dump, number + 1, name)
     return mod
+
+
+def _apply(step: tvm.transform.Pass, mod: tvm.IRModule) -> tvm.IRModule:
+    """Run one pass; ours without the way through TVM, on which an error loses its class and its parts."""
+    transform = getattr(step, "transform_module", None)
+    return step(mod) if transform is None else transform(mod, tvm.transform.PassContext.current())
 
 
 def _dump(mod: tvm.IRModule, folder: Path | None, number: int, name: str) -> None:

@@ -140,3 +140,29 @@ class Interleaved16Layout(Layout):
 
 
 LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (RowLayout(), Interleaved16Layout())}
+
+
+class DenseLayout:
+    """An unquantized W with sixteen outputs side by side: [N16, K, 16], element (i, k, j) = W[16 i + j, k].
+
+    N16 = ceil(N / 16); the rows that pad N are zero.
+    """
+
+    name = "dense16"
+
+    def arrays(self, in_features: int, out_features: int, weight_dtype: str) -> tuple[ArrayType, ...]:
+        """The one weight array."""
+        return (ArrayType("weight", (-(-out_features // 16), in_features, 16), weight_dtype),)
+
+    def pack(self, weight: Array) -> tuple[Array, ...]:
+        """[N, K] of any dtype to the array that ``arrays`` describes."""
+        n, k = weight.shape
+        padded = np.pad(weight, ((0, -n % 16), (0, 0)))
+        return (np.ascontiguousarray(padded.reshape(-1, 16, k).transpose(0, 2, 1)),)
+
+    def element(self, weight: Any, n: Any, k: Any) -> Any:
+        """Index expression of W[n, k], for an embedding that shares the weight."""
+        return weight[n // 16, k, n % 16]
+
+
+DENSE_LAYOUTS: dict[str, DenseLayout] = {layout.name: layout for layout in (DenseLayout(),)}

@@ -13,8 +13,10 @@ from tvm import te, tirx
 from awq_tvm import ir_attrs
 
 if TYPE_CHECKING:
-    from awq_tvm.schedules.layout import Layout
-    from awq_tvm.schedules.spec import MatmulSpec
+    from collections.abc import Callable
+
+    from awq_tvm.schedules.layout import DenseLayout, Layout
+    from awq_tvm.schedules.spec import DenseSpec, MatmulSpec
 
 # TVM's operator fusion must leave these functions to our own passes.
 _OPAQUE = 8
@@ -35,11 +37,11 @@ def dequantize_matmul(spec: MatmulSpec, layout: Layout) -> tirx.PrimFunc:
 
     Parameters of the PrimFunc: x, the layout's arrays, bias and residual if any, y.
     """
-    m, n, k = te.var("m", "int64"), spec.out_features, spec.in_features
+    m, n, k = te.var("m", "int64"), _extent(spec.out_features), _extent(spec.in_features)
     x = te.placeholder((m, k), spec.dtype, "x")
     arrays = _placeholders(spec, layout)
     weight = _weight(spec, layout, arrays)
-    axis = te.reduce_axis((0, k), "k")
+    axis = te.reduce_axis((_extent(0), k), "k")
     product = te.compute(
         (m, n),
         lambda i, j: te.sum(x[i, axis].astype("float32") * weight[j, axis].astype("float32"), axis=axis),
@@ -63,23 +65,57 @@ def dequantize_matmul(spec: MatmulSpec, layout: Layout) -> tirx.PrimFunc:
     return _mark(te.create_prim_func([*parameters, y]), ir_attrs.OP_DEQUANTIZE_MATMUL, spec, layout)
 
 
-def dense_matmul(in_features: int, out_features: int, weight_dtype: str, dtype: str) -> tirx.PrimFunc:
-    """y[M, N] = x[M, K] @ W[N, K].T of an unquantized weight, accumulated in float32.
+def dense_matmul(spec: DenseSpec, layout: DenseLayout | None = None) -> tirx.PrimFunc:
+    """The whole of ``spec``, accumulated in float32.
 
-    Parameters of the PrimFunc: x of ``dtype``, W of ``weight_dtype``, y of ``dtype``.
+    Parameters of the PrimFunc: x, W as [N, K] or in the layout, y.
     """
-    m, n, k = te.var("m", "int64"), out_features, in_features
-    x = te.placeholder((m, k), dtype, "x")
-    weight = te.placeholder((n, k), weight_dtype, "weight")
-    axis = te.reduce_axis((0, k), "k")
+    m, n, k = te.var("m", "int64"), _extent(spec.out_features), _extent(spec.in_features)
+    x = te.placeholder((m, k), spec.dtype, "x")
+    weight, element = _dense_weight(spec, layout)
+    axis = te.reduce_axis((_extent(0), k), "k")
     product = te.compute(
         (m, n),
-        lambda i, j: te.sum(x[i, axis].astype("float32") * weight[j, axis].astype("float32"), axis=axis),
+        lambda i, j: te.sum(x[i, axis].astype("float32") * element(j, axis).astype("float32"), axis=axis),
         "matmul",
     )
-    y = product if dtype == "float32" else te.compute((m, n), lambda i, j: product[i, j].astype(dtype), "cast")
-    func = te.create_prim_func([x, weight, y])
-    attrs = {"op_pattern": _OPAQUE, ir_attrs.OP: ir_attrs.OP_DENSE_MATMUL}
+    y = product
+    if spec.dtype != "float32":
+        y = te.compute((m, n), lambda i, j: product[i, j].astype(spec.dtype), "cast")
+    return _mark_dense(te.create_prim_func([x, weight, y]), ir_attrs.OP_DENSE_MATMUL, spec, layout)
+
+
+def dense_take(spec: DenseSpec, layout: DenseLayout) -> tirx.PrimFunc:
+    """Rows of an unquantized embedding in a layout: y[M, K] = W[indices[M], K], cast to ``spec.dtype``.
+
+    Parameters of the PrimFunc: W in the layout, indices int32 [M], y.
+    """
+    m = te.var("m", "int64")
+    weight, element = _dense_weight(spec, layout)
+    indices = te.placeholder((m,), "int32", "indices")
+    y = te.compute(
+        (m, _extent(spec.in_features)),
+        lambda i, k: element(indices[i].astype("int64"), k).astype(spec.dtype),
+        "dense_take",
+    )
+    return _mark_dense(te.create_prim_func([weight, indices, y]), ir_attrs.OP_DENSE_TAKE, spec, layout)
+
+
+def _dense_weight(spec: DenseSpec, layout: DenseLayout | None) -> tuple[Any, Callable[[Any, Any], Any]]:
+    """W as a placeholder, and what its elements are."""
+    if layout is None:
+        shape = (_extent(spec.out_features), _extent(spec.in_features))
+        weight = te.placeholder(shape, spec.weight_dtype, "weight")
+        return weight, lambda n, k: weight[n, k]
+    (array,) = layout.arrays(spec.in_features, spec.out_features, spec.weight_dtype)
+    packed = te.placeholder(tuple(map(_extent, array.shape)), array.dtype, array.suffix)
+    return packed, lambda n, k: layout.element(packed, n, k)
+
+
+def _mark_dense(func: tirx.PrimFunc, op: str, spec: DenseSpec, layout: DenseLayout | None) -> tirx.PrimFunc:
+    attrs = {"op_pattern": _OPAQUE, ir_attrs.OP: op, ir_attrs.DENSE_SPEC: spec.to_json()}
+    if layout is not None:
+        attrs[ir_attrs.LAYOUT] = layout.name
     return func.without_attr("global_symbol").with_attrs(attrs)
 
 
@@ -92,19 +128,27 @@ def dequantize_take(spec: MatmulSpec, layout: Layout) -> tirx.PrimFunc:
     arrays = _placeholders(spec, layout)
     indices = te.placeholder((m,), "int32", "indices")
     y = te.compute(
-        (m, spec.in_features),
+        (m, _extent(spec.in_features)),
         lambda i, k: _dequantized(spec, layout, arrays, indices[i].astype("int64"), k),
         "dequantize_take",
     )
     return _mark(te.create_prim_func([*arrays, indices, y]), ir_attrs.OP_DEQUANTIZE_TAKE, spec, layout)
 
 
+def _extent(value: int) -> tirx.IntImm:
+    # M is int64, and some of TVM's schedule steps refuse a buffer whose indices differ in width.
+    return tirx.IntImm("int64", value)
+
+
 def _placeholders(spec: MatmulSpec, layout: Layout) -> tuple[Any, ...]:
-    return tuple(te.placeholder(array.shape, array.dtype, array.suffix) for array in layout.arrays(spec))
+    return tuple(
+        te.placeholder(tuple(map(_extent, array.shape)), array.dtype, array.suffix)
+        for array in layout.arrays(spec)
+    )
 
 
 def _weight(spec: MatmulSpec, layout: Layout, arrays: tuple[Any, ...]) -> Any:
-    shape = (spec.out_features, spec.in_features)
+    shape = (_extent(spec.out_features), _extent(spec.in_features))
     return te.compute(shape, lambda n, k: _dequantized(spec, layout, arrays, n, k), "dequantize")
 
 

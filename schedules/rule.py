@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from awq_tvm.schedules.layout import Layout
-    from awq_tvm.schedules.spec import MatmulSpec
+    from awq_tvm.schedules.layout import DenseLayout, Layout
+    from awq_tvm.schedules.spec import DenseSpec, MatmulSpec
     from awq_tvm.targets import Target
 
 
@@ -45,12 +45,37 @@ class MatmulRule(ABC):
         """The scheduled PrimFunc for every M, parameters in the order that ``MatmulSpec`` states."""
 
 
+class DenseRule(ABC):
+    """A schedule family for matmuls with an unquantized weight, the LM head above all."""
+
+    name: str
+    version: int
+
+    @abstractmethod
+    def applies(self, spec: DenseSpec, target: Target) -> NotApplicable | None:
+        """None if this family serves the spec on the target."""
+
+    @abstractmethod
+    def layout(self, spec: DenseSpec, target: Target) -> DenseLayout:
+        """The weight layout that the family's kernels read."""
+
+    @abstractmethod
+    def build(self, spec: DenseSpec, target: Target) -> Any:
+        """The scheduled PrimFunc for every M, parameters in the order that ``DenseSpec`` states."""
+
+
 _RULES: dict[str, list[MatmulRule]] = {}
+_DENSE_RULES: dict[str, list[DenseRule]] = {}
 
 
 def register(family: str, rule: MatmulRule) -> None:
     """Add a rule for a target family ("x86", "arm", "cuda", "metal"); earlier rules are asked first."""
     _RULES.setdefault(family, []).append(rule)
+
+
+def register_dense(family: str, rule: DenseRule) -> None:
+    """Add a rule for unquantized matmuls of a target family; earlier rules are asked first."""
+    _DENSE_RULES.setdefault(family, []).append(rule)
 
 
 def rules_for(target: Target) -> tuple[MatmulRule, ...]:
@@ -69,3 +94,9 @@ def select(spec: MatmulSpec, target: Target) -> tuple[MatmulRule, Match] | tuple
             return rule, answer
         reasons.append(f"{rule.name}: {answer.reason}")
     return None, tuple(reasons)
+
+
+def select_dense(spec: DenseSpec, target: Target) -> DenseRule | None:
+    """The first rule that serves an unquantized matmul, or None: TVM's own schedules do it then."""
+    rules_for(target)
+    return next((r for r in _DENSE_RULES.get(target.family, ()) if r.applies(spec, target) is None), None)

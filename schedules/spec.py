@@ -76,3 +76,30 @@ class MatmulSpec:
         """Read back what ``to_json`` wrote."""
         fields: dict[str, Any] = json.loads(text)
         return MatmulSpec(**fields)
+
+
+@dataclass(frozen=True)
+class DenseSpec:
+    """y[M, N] = x[M, K] @ W[N, K].T with an unquantized W; the parameters stand in the order x, W, y.
+
+    Args:
+        in_features: K.
+        out_features: N.
+        weight_dtype: of W.
+        dtype: of x and y.
+    """
+
+    in_features: int
+    out_features: int
+    weight_dtype: str
+    dtype: str
+
+    def to_json(self) -> str:
+        """The spec as one line of JSON with sorted keys."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @staticmethod
+    def from_json(text: str) -> DenseSpec:
+        """Read back what ``to_json`` wrote."""
+        fields: dict[str, Any] = json.loads(text)
+        return DenseSpec(**fields)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from awq_tvm.errors import CheckpointError
-from awq_tvm.schedules.layout import LAYOUTS
+from awq_tvm.schedules.layout import DENSE_LAYOUTS, LAYOUTS
 from awq_tvm.schedules.parameter_plan import DenseSource, ParameterPlan, QuantizedSource
 from awq_tvm.schedules.spec import MatmulSpec
 
@@ -54,7 +54,7 @@ def _dense(checkpoint: Checkpoint, source: DenseSource) -> Array:
             where=", ".join(source.tensors),
             why=f"its largest magnitude is {float(np.abs(whole.astype(np.float64)).max()):.6g}",
         )
-    return cast
+    return cast if source.layout is None else DENSE_LAYOUTS[source.layout].pack(cast)[0]
 
 
 def _pack(checkpoint: Checkpoint, source: QuantizedSource) -> tuple[Array, ...]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T  # noqa: N812
@@ -19,36 +18,40 @@ from awq_tvm import ir_attrs
 from awq_tvm.errors import UnsupportedError
 from awq_tvm.schedules.cpu.epilogue import Output
 from awq_tvm.schedules.cpu.vectors import LANES, Buffer, Expression, Register, lanes, splat
-from awq_tvm.schedules.layout import ArrayType
+from awq_tvm.schedules.layout import DENSE_LAYOUTS
+from awq_tvm.schedules.rule import DenseRule, NotApplicable, register_dense
 
 if TYPE_CHECKING:
+    from awq_tvm.schedules.layout import DenseLayout
+    from awq_tvm.schedules.spec import DenseSpec
     from awq_tvm.targets import Target
 
 WEIGHT_DTYPES = ("float16", "bfloat16", "float32")
+LAYOUT = DENSE_LAYOUTS["dense16"]
 
 
-class DenseLayout:
-    """Sixteen outputs side by side: weight [N16, K, 16], element (i, k, j) = W[16 i + j, k], zeros beyond N."""
+class CpuDenseRule(DenseRule):
+    """float32 activations over 16- or 32-bit weights."""
 
-    name = "dense16"
+    name = "cpu.dense"
+    version = 1
 
-    def arrays(self, in_features: int, out_features: int, weight_dtype: str) -> tuple[ArrayType, ...]:
-        """The one weight array."""
-        blocks = -(-out_features // LANES)
-        return (ArrayType("weight", (blocks, in_features, LANES), weight_dtype),)
+    def applies(self, spec: DenseSpec, target: Target) -> NotApplicable | None:
+        """See ``DenseRule.applies``."""
+        if spec.dtype != "float32":
+            return NotApplicable(f"activations are {spec.dtype}; the CPU kernels take float32")
+        if spec.weight_dtype not in WEIGHT_DTYPES:
+            return NotApplicable(f"weights are {spec.weight_dtype}")
+        return None
 
-    def pack(self, weight: np.ndarray) -> tuple[np.ndarray, ...]:
-        """[N, K] of any dtype to the array that ``arrays`` describes."""
-        n, k = weight.shape
-        padded = np.pad(weight, ((0, -n % LANES), (0, 0)))
-        return (np.ascontiguousarray(padded.reshape(-1, LANES, k).transpose(0, 2, 1)),)
+    def layout(self, spec: DenseSpec, target: Target) -> DenseLayout:
+        """See ``DenseRule.layout``."""
+        return LAYOUT
 
-    def element(self, weight: Any, n: Any, k: Any) -> Any:
-        """The expression of W[n, k], for an embedding that shares the weight."""
-        return weight[n // LANES, k, n % LANES]
-
-
-DENSE_LAYOUTS = {layout.name: layout for layout in (DenseLayout(),)}
+    def build(self, spec: DenseSpec, target: Target) -> tirx.PrimFunc:
+        """See ``DenseRule.build``."""
+        shape = spec.in_features, spec.out_features
+        return build_dense_matmul(*shape, spec.weight_dtype, spec.dtype, has_bias=False, target=target)
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ def default_config(target: Target) -> DenseConfig:
 def build_dense_matmul(
     in_features: int, out_features: int, weight_dtype: str, dtype: str, has_bias: bool, target: Target
 ) -> tirx.PrimFunc:
-    """A PrimFunc with the parameters x [M, K], weight (``DenseLayout``), bias [N] if any, y [M, N]; M is dynamic.
+    """A PrimFunc with the parameters x [M, K], weight (``LAYOUT``), bias [N] if any, y [M, N]; M is dynamic.
 
     Args:
         in_features: K.
@@ -132,7 +135,7 @@ def build_dense_matmul(
         {
             "op_pattern": 8,
             ir_attrs.OP: ir_attrs.OP_DENSE_MATMUL,
-            ir_attrs.LAYOUT: DenseLayout.name,
+            ir_attrs.LAYOUT: LAYOUT.name,
             ir_attrs.SCHEDULE: "cpu.dense",
             ir_attrs.IS_SCHEDULED: True,
         }
@@ -160,11 +163,10 @@ def _one_row(x: Buffer, weight: Buffer, output: Output, config: DenseConfig) -> 
                 x_k = T.bind(splat(x[0, k]))
                 for i, registers in enumerate(partial):
                     registers[turn].add_product(_widened(weight, start + i, k), x_k)
-        for i, registers in enumerate(partial):
-            value = registers[0].get()
-            for register in registers[1:]:
-                value = value + register.get()
-            output.store(0, start + i, value)
+        for first, *others in partial:
+            for register in others:
+                first.set(first.get() + register.get())
+        output.store_tile([[registers[0] for registers in partial]], 0, start)
 
 
 def _many_rows(x: Buffer, weight: Buffer, output: Output, rows: Expression, config: DenseConfig) -> None:
@@ -183,8 +185,8 @@ def _many_rows(x: Buffer, weight: Buffer, output: Output, rows: Expression, conf
                     x_k = T.bind(splat(x[row, k]))
                     for register, value in zip(line, weights, strict=True):
                         register.add_product(value, x_k)
-            for r, line in enumerate(totals):
-                with T.If(first + r < rows):
-                    with T.Then():
-                        for i, register in enumerate(line):
-                            output.store(first + r, start + i, register.get())
+            output.store_tile(totals, first, start, rows - first)
+
+
+for _family in ("x86", "arm"):
+    register_dense(_family, CpuDenseRule())
