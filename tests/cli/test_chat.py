@@ -14,6 +14,7 @@ import pytest
 from awq_tvm.cli.chat import Conversation
 from awq_tvm.runtime.engine import Engine
 from awq_tvm.runtime.sampler import SamplingOptions
+from awq_tvm.runtime.tokenizer import Piece
 from tests.runtime.bigram import Bigram
 from tests.runtime.tokenizers_for_tests import byte_level
 
@@ -25,7 +26,7 @@ START, END = TOKENIZER.token_id("<|im_start|>") or 0, TOKENIZER.token_id("</s>")
 
 def _model(answer: str, context_length: int = 200) -> Bigram:
     """Says `answer` after the start of a turn; no token of it may occur twice."""
-    tokens = [START, *TOKENIZER.encode(answer, add_special_tokens=False), END]
+    tokens = [START, *TOKENIZER.encode_pieces([Piece(answer, True)]), END]
     if len(set(tokens)) != len(tokens):
         raise ValueError(f"a token of {answer!r} occurs twice")
     table = np.zeros((TOKENIZER.vocab_size,) * 2, np.float32)
