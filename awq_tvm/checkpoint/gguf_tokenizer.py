@@ -1,7 +1,8 @@
 """tokenizer.json and its companions, from the metadata of a GGUF file.
 
 Two kinds are built: byte-level BPE ("gpt2", with the splitting rules named by tokenizer.ggml.pre) and
-SentencePiece BPE with byte fallback ("llama"). Ids agree with llama.cpp's own tokenizer.
+SentencePiece BPE with byte fallback ("llama"). Ids agree with llama.cpp's own
+tokenizer, but that Qwen text is first brought to NFC, as Hugging Face's tokenizer does.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +50,6 @@ def open_folder(folder: Path, source: str) -> Checkpoint:
             shapes[f"{name}.weight"] = _check_linear(packed, infos, scheme, f"{folder}, linear {name}")
     check_weights(config, shapes, str(folder))
 
-    def load_quantized(name: str) -> QuantizedWeight:
-        if packed is None or scheme is None:
-            raise CheckpointError("the checkpoint is not quantized", where=str(folder))
-        return packed.unpack({suffix: weights.read(f"{name}.{suffix}") for suffix in linears[name]}, scheme)
-
     return Checkpoint(
         source=source,
         path=folder,
@@ -64,8 +59,19 @@ def open_folder(folder: Path, source: str) -> Checkpoint:
         tensors=tensors,
         quantized=tuple(linears),
         load_dense=weights.read,
-        load_quantized=load_quantized,
+        load_quantized=_linear_loader(packed, scheme, weights, linears) if packed and scheme else None,
         load_side_files=lambda: read_side_files(folder),
+    )
+
+
+def _linear_loader(
+    packed: PackedFormat,
+    scheme: QuantizationScheme,
+    weights: WeightFolder,
+    linears: Mapping[str, Iterable[str]],
+) -> Callable[[str], QuantizedWeight]:
+    return lambda name: packed.unpack(
+        {suffix: weights.read(f"{name}.{suffix}") for suffix in linears[name]}, scheme
     )
 
 

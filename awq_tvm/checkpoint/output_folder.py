@@ -71,19 +71,18 @@ def _lock(out: Path) -> Iterator[None]:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except OSError as error:
             holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
             os.close(descriptor)
+            if not isinstance(error, BlockingIOError):
+                raise
             raise ResourceError(
                 "another process is writing the same output",
                 where=str(out),
                 why=f"process {holder or 'unknown'} holds {path.name}",
                 fix="wait for it, end it, or choose another output folder",
             ) from None
-        except OSError:
-            os.close(descriptor)
-            raise
-        if _is_same_file(descriptor, path):
+        if is_same_file(descriptor, path):
             break
         os.close(
             descriptor
@@ -98,7 +97,8 @@ def _lock(out: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _is_same_file(descriptor: int, path: Path) -> bool:
+def is_same_file(descriptor: int, path: Path) -> bool:
+    """True if path still names the file that is open as descriptor."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:

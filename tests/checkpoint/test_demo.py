@@ -212,6 +212,16 @@ def test_a_fetch_that_hangs_is_ended(tmp_path: Path, shelf: Path, monkeypatch: p
 
 
 @needs_demo
+def test_demo_is_a_model_by_name(demo_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    path = present()
+    assert path is not None
+    if not path.is_relative_to(default_cache()):  # installed, so an empty cache needs no download
+        checkpoint = open_checkpoint("demo", cache=tmp_path)
+        assert (checkpoint.source, checkpoint.path) == ("demo", path)
+        assert checkpoint.tensors == demo_checkpoint.tensors
+
+
+@needs_demo
 def test_values_are_finite_and_varied(demo_checkpoint: Checkpoint) -> None:
     values = demo_checkpoint.read("model.layers.0.self_attn.q_proj.weight")
     assert values.dtype == np.float32

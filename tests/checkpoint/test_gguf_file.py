@@ -45,6 +45,17 @@ def test_names_values_and_config(tmp_path: Path, family: str, tied: bool) -> Non
     assert (checkpoint.config["bos_token_id"], checkpoint.config["eos_token_id"]) == (1, 2)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_head_size_without_a_key_length(tmp_path: Path, family: str) -> None:
+    config = tiny_config(family)
+    metadata = {f"{family}.attention.key_length": None, f"{family}.attention.head_count": [4, 4]}
+    path = save_gguf(tmp_path / "m.gguf", config, tiny_weights(config), metadata=metadata)
+    assert open_checkpoint(path).config["head_dim"] == 8
+    metadata[f"{family}.attention.head_count"] = 0
+    with pytest.raises(CheckpointError, match="num_attention_heads is 0"):
+        open_checkpoint(save_gguf(path, config, tiny_weights(config), metadata=metadata))
+
+
 def test_permutation_is_undone() -> None:
     rows = np.arange(4 * 8 * 3, dtype=np.float32).reshape(32, 3)
     permuted = permute_heads(rows, 4)
@@ -288,6 +299,27 @@ def test_tokenizer_files(tmp_path: Path) -> None:
     assert settings["added_tokens_decoder"]["2"]["special"] is True
     extra = BPE_TOKENS.index("<extra_0>")
     assert settings["added_tokens_decoder"][str(extra)]["special"] is False
+
+
+# Where the rules differ: digits, case of contractions, newlines, and (for Qwen) composed characters.
+@pytest.mark.parametrize(
+    ("pre", "pieces"),
+    [
+        ("smollm", ["Ġa", "1", "2", "3", "4", "'", "Sb", ".", "ĊĠ", "Ġce", "Ìģ"]),
+        ("gpt-2", ["Ġa", "1234", "'", "Sb", ".", "ĊĠ", "Ġce", "Ìģ"]),
+        ("default", ["Ġa", "123", "4", "'", "Sb", ".", "ĊĠ", "Ġce", "Ìģ"]),
+        ("llama-bpe", ["Ġa", "123", "4", "'S", "b", ".Ċ", "Ġ", "Ġce", "Ìģ"]),
+        ("qwen2", ["Ġa", "1", "2", "3", "4", "'S", "b", ".Ċ", "Ġ", "ĠcÃ©"]),
+    ],
+)
+def test_text_is_cut_as_the_model_was_trained(tmp_path: Path, pre: str, pieces: list[str]) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    files = side_files(tmp_path / "m.gguf", ggml__pre=pre)
+    tokenizer = tokenizers.Tokenizer.from_str(json.dumps(files["tokenizer.json"]))
+    text = " a1234'Sb.\n  ce\u0301"
+    if tokenizer.normalizer is not None:
+        text = tokenizer.normalizer.normalize_str(text)
+    assert [piece for piece, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text)] == pieces
 
 
 def test_bos_eos_and_turn_ends(tmp_path: Path) -> None:

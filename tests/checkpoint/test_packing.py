@@ -50,7 +50,7 @@ def test_bit_packing_gives_the_librarys_words(bits: int) -> None:
     assert pack_bits(values, bits).tolist() == [LIBRARY_WORDS[bits]]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     bits=st.integers(2, 8), rows=st.integers(0, 4), columns=st.integers(1, 70), seed=st.integers(0, 2**32 - 1)
 )
@@ -77,7 +77,7 @@ def assert_same(left: QuantizedWeight, right: QuantizedWeight) -> None:
     assert (left.bits, left.group_size) == (right.bits, right.group_size)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     bits=st.integers(2, 8),
     zero_point=st.booleans(),

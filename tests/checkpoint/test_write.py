@@ -26,7 +26,7 @@ from awq_tvm.checkpoint import (
     open_checkpoint,
     write_quantized_checkpoint,
 )
-from awq_tvm.checkpoint.output_folder import output_folder
+from awq_tvm.checkpoint.output_folder import is_same_file, output_folder
 from awq_tvm.errors import CheckpointError, ResourceError, UsageError
 
 from .tiny_models import all_linears, random_weight, tiny_config, tiny_weights
@@ -65,7 +65,7 @@ def write(out: Path, scheme: QuantizationScheme, **changes: Any) -> Path:
     return write_quantized_checkpoint(out, **(arguments | changes))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     bits=st.integers(2, 8),
     zero_point=st.booleans(),
@@ -295,7 +295,7 @@ def test_a_disk_that_becomes_full(tmp_path: Path) -> None:
 HOLD = """
 import sys, time
 from pathlib import Path
-from awq_tvm.checkpoint.output_folder import output_folder
+from awq_tvm.checkpoint.output_folder import is_same_file, output_folder
 with output_folder(Path(sys.argv[1])) as folder:
     (folder / "half").write_text("x")
     print("holding", flush=True)
@@ -345,7 +345,7 @@ def test_a_folder_of_the_user_is_not_cleared(tmp_path: Path) -> None:
 def test_many_writers_of_one_output_lose_nothing(tmp_path: Path, repository: Path) -> None:
     script = (
         "import sys\nfrom pathlib import Path\nfrom awq_tvm.errors import ResourceError\n"
-        "from awq_tvm.checkpoint.output_folder import output_folder, write_synced\n"
+        "from awq_tvm.checkpoint.output_folder import is_same_file, output_folder, write_synced\n"
         "try:\n"
         "    with output_folder(Path(sys.argv[1])) as folder:\n"
         "        write_synced(folder / 'x', sys.argv[2].encode())\n"
@@ -370,6 +370,16 @@ def test_many_writers_of_one_output_lose_nothing(tmp_path: Path, repository: Pat
         line.startswith(("wrote", "refused another process", "refused the output exists")) for line in said
     )
     assert [entry.name for entry in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_lock_file_that_was_removed_or_replaced_is_not_the_lock(tmp_path: Path) -> None:
+    path = tmp_path / "a.lock"
+    with path.open("w") as file:
+        assert is_same_file(file.fileno(), path)
+        path.unlink()
+        assert not is_same_file(file.fileno(), path)
+        path.write_text("another")
+        assert not is_same_file(file.fileno(), path)
 
 
 def test_the_output_appears_only_when_whole(tmp_path: Path) -> None:
