@@ -35,7 +35,7 @@ def run(arguments: Sequence[str]) -> int:
         the exit code.
     """
     as_json = "--json" in arguments
-    _end_cleanly_on_sigterm()
+    before = _end_cleanly_on_sigterm()
     try:
         return _dispatch(list(arguments))
     except AwqTvmError as error:
@@ -54,6 +54,9 @@ def run(arguments: Sequence[str]) -> int:
         if os.environ.get(TRACEBACK_VARIABLE):
             raise
         return _report(_known(error), as_json)
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -147,9 +150,12 @@ def _report(error: AwqTvmError, as_json: bool) -> int:
     return error.exit_code
 
 
-def _end_cleanly_on_sigterm() -> None:
+def _end_cleanly_on_sigterm() -> Any:
+    """Take over SIGTERM; return what handled it before, None where that cannot be put back."""
+
     def stop(number: int, frame: FrameType | None) -> None:
         raise TerminatedError
 
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, stop)
+    if threading.current_thread() is not threading.main_thread():
+        return None  # only the main thread may
+    return signal.signal(signal.SIGTERM, stop)

@@ -117,8 +117,7 @@ class Sampler:
         options = self.options
         tokens = np.arange(logits.size)
         if 0 < options.top_k < logits.size:
-            # A stable descending order decides which of equal logits at the edge stay.
-            tokens = np.argsort(-logits, kind="stable")[: options.top_k]
+            tokens = _largest(logits, options.top_k)
             logits = logits[tokens]
         scaled = logits.astype(np.float64)
         # The maximum goes first: a tiny temperature would overflow the quotient otherwise.
@@ -126,13 +125,39 @@ class Sampler:
             chances = np.exp((scaled - scaled.max()) / options.temperature)
         chances /= chances.sum()
         if options.top_p < 1.0:
-            order = np.argsort(-chances, kind="stable")
-            before = np.cumsum(chances[order]) - chances[order]
-            chances[order[before >= options.top_p]] = 0.0  # the most likely one has 0 before it: it stays
+            order = _nucleus(chances, options.top_p)
+            kept = chances[order]
+            # What lies before each one: the most likely has nothing before it and always stays.
+            kept[np.cumsum(kept) - kept >= options.top_p] = 0.0
+            chances = np.zeros_like(chances)
+            chances[order] = kept
         if options.min_p > 0.0:
             chances[chances < options.min_p * chances.max()] = 0.0
         edges = np.cumsum(chances)
         point = self._generator.random() * edges[-1]
-        # side="right" never lands on a token of no chance, whatever the rounding of the sum.
-        index = min(int(np.searchsorted(edges, point, side="right")), int(np.flatnonzero(chances)[-1]))
+        # side="right" never lands on a token of no chance; rounding may carry the point to the very end.
+        index = int(np.searchsorted(edges, point, side="right"))
+        if index == edges.size:
+            index = int(np.flatnonzero(chances)[-1])
         return int(tokens[index])
+
+
+def _largest(values: np.ndarray, count: int) -> np.ndarray:
+    """Indices of the `count` largest values, largest first, of equal ones the lower index first.
+
+    A full sort of a vocabulary takes milliseconds, a partition a tenth of that.
+    """
+    edge = np.partition(values, values.size - count)[values.size - count]
+    found = np.flatnonzero(values >= edge)
+    return found[np.argsort(-values[found], kind="stable")][:count]
+
+
+def _nucleus(chances: np.ndarray, top_p: float) -> np.ndarray:
+    """Indices of enough of the largest chances to reach `top_p`, largest first."""
+    count = 64
+    while count < chances.size:
+        found = _largest(chances, count)
+        if chances[found].sum() >= top_p:
+            return found
+        count *= 8
+    return np.argsort(-chances, kind="stable")

@@ -5,6 +5,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -192,6 +193,20 @@ sys.exit(main.run(["verb"]))
     assert done.returncode == 143
     assert done.stdout == "cleaned up\n"
     assert done.stderr == "terminated\n"
+
+
+def test_handler_of_sigterm_is_put_back(capsys: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    main.run(["--help"])
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_runs_in_a_thread_too(capsys: pytest.CaptureFixture[str]) -> None:
+    codes: list[int] = []
+    thread = threading.Thread(target=lambda: codes.append(main.run(["--version"])))
+    thread.start()
+    thread.join()
+    assert codes == [0]
 
 
 def test_closed_pipe_is_no_error() -> None:

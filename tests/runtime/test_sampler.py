@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from awq_tvm.errors import BundleError, UsageError
-from awq_tvm.runtime.sampler import MAX_NEW_TOKENS, Sampler, SamplingOptions
+from awq_tvm.runtime.sampler import MAX_NEW_TOKENS, Sampler, SamplingOptions, _largest, _nucleus
 
 LOGITS = np.log(np.array([0.05, 0.4, 0.1, 0.3, 0.15], np.float32))
 
@@ -92,6 +92,22 @@ def test_repetition_penalty_counts_prompt_and_answer_and_leaves_the_logits() -> 
     np.testing.assert_array_equal(logits, before)
     negative = Sampler(SamplingOptions(repetition_penalty=2.0), prompt_tokens=[0])
     assert negative.sample(np.array([-1.0, -1.5], np.float32)) == 1
+
+
+@given(
+    values=st.lists(st.integers(0, 9), min_size=1, max_size=300),
+    part=st.floats(0, 1),
+    top_p=st.floats(0.01, 0.99),
+)
+def test_shortcuts_agree_with_a_full_sort(values: list[int], part: float, top_p: float) -> None:
+    array = np.array(values, np.float64)
+    count = 1 + int(part * (len(values) - 1))
+    order = np.argsort(-array, kind="stable")
+    np.testing.assert_array_equal(_largest(array, count), order[:count])
+    chances = np.exp(array) / np.exp(array).sum()
+    found = _nucleus(chances, top_p)
+    np.testing.assert_array_equal(found, order[: found.size])
+    assert found.size == order.size or chances[found].sum() >= top_p
 
 
 def test_seed_repeats() -> None:
