@@ -29,8 +29,8 @@ TEXT = FOLDER / "text.txt"
 RESULTS = FOLDER / "results.json"
 
 PROMPT = "What is the capital of France, and what is it known for?"
-TEXT_CHARACTERS = 24_000
-EVAL_TOKENS = 4096
+TEXT_CHARACTERS = 16_000
+EVAL_TOKENS = 2048
 MEGABYTE = 10**6
 
 
@@ -139,12 +139,13 @@ def run_stage(stage: Stage, program: str, results: dict[str, dict[str, Any]]) ->
     if finished and not stage.again:
         print(f"\n$ {shown}\n  unchanged since the last run ({found['seconds']:.1f} s then)", flush=True)
         return
-    print(f"\n$ {shown}", flush=True)
-    if stage.writes is not None and stage.writes.is_dir():
-        shutil.rmtree(stage.writes)  # made by an older program or from another input
+    resume = clear_for(stage, found.get("started") == key)
+    print(f"\n$ {shown}{' --resume' if resume else ''}", flush=True)
+    results[stage.name] = {"started": key}
+    write_results(results)
     begin = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-m", "awq_tvm", *stage.arguments],
+        [sys.executable, "-m", "awq_tvm", *stage.arguments, *(("--resume",) if resume else ())],
         stdout=subprocess.PIPE if stage.figures else None,
         text=True,
         check=False,
@@ -153,8 +154,25 @@ def run_stage(stage: Stage, program: str, results: dict[str, dict[str, Any]]) ->
     if done.returncode:
         sys.exit(done.returncode)  # the verb has said what was wrong
     figures = json.loads(done.stdout) if stage.figures else None
-    results[stage.name] = {"key": key, "seconds": seconds, "figures": figures}
+    results[stage.name] = {"key": key, "seconds": seconds, "figures": figures, "resumed": resume}
     write_results(results)
+
+
+def clear_for(stage: Stage, same: bool) -> bool:
+    """Make room for what a stage writes; True if it can go on from where an interrupted run of it stopped.
+
+    Args:
+        stage: about to run.
+        same: whether the run that was interrupted had the same command, program and input.
+    """
+    if stage.writes is None:
+        return False
+    if stage.writes.is_dir():
+        shutil.rmtree(stage.writes)  # made by an older program or from another input
+    journal = stage.writes.with_name(f"{stage.writes.name}.journal")
+    if journal.is_dir() and not same:
+        shutil.rmtree(journal)
+    return journal.is_dir()
 
 
 def folder_bytes(folder: Path) -> int:
@@ -203,7 +221,10 @@ def table(results: dict[str, dict[str, Any]]) -> list[tuple[str, str]]:
         ("prompt of 128 tokens", f"{prompt['tokens_per_second']:.1f} tokens/s, {prompt['threads']} threads"),
         ("generating 64 tokens", f"{decode['tokens_per_second']:.1f} tokens/s, {decode['threads']} threads"),
     ]
-    rows += [(f"seconds, {stage.name}", f"{results[stage.name]['seconds']:.1f}") for stage in stages()]
+    for stage in stages():
+        result = results[stage.name]
+        rest = " since it was resumed" if result["resumed"] else ""
+        rows.append((f"seconds, {stage.name}", f"{result['seconds']:.1f}{rest}"))
     return rows
 
 

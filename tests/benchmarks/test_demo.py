@@ -86,6 +86,20 @@ def test_a_failing_stage_ends_the_demo_with_its_exit_code(demo: ModuleType) -> N
     assert results == {}
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_an_interrupted_stage_goes_on_only_as_what_it_was(
+    demo: ModuleType, tmp_path: Path, same: bool
+) -> None:
+    stage = version_stage(demo, writes=tmp_path / "quantized")
+    assert demo.clear_for(stage, same) is False
+    journal = tmp_path / "quantized.journal"
+    journal.mkdir()
+    (tmp_path / "quantized").mkdir()
+    assert demo.clear_for(stage, same) is same
+    assert journal.is_dir() is same
+    assert not (tmp_path / "quantized").exists()
+
+
 def test_the_fastest_number_of_threads_is_shown(demo: ModuleType) -> None:
     rows = [
         {"test": "tg64", "threads": 1, "tokens_per_second": 50.0},
