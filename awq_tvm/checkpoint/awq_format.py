@@ -22,20 +22,21 @@ _FLOATS = ("float16", "bfloat16", "float32")
 
 
 def pack_nibbles(values: NDArray[np.uint8]) -> NDArray[np.int32]:
-    """Pack uint8 [R, N], each below 16, N a multiple of 8, into int32 [R, N // 8]."""
-    octets = values.reshape(values.shape[0], values.shape[1] // 8, 8)
-    # Two neighbouring nibbles make one byte of the little-endian word.
-    packed = octets[:, :, _ORDER[0::2]] | octets[:, :, _ORDER[1::2]] << 4
-    return np.ascontiguousarray(packed).view("<i4")[:, :, 0]
+    """Pack uint8 [N, R], each below 16, N a multiple of 8, into int32 [R, N // 8]."""
+    words = np.zeros((values.shape[0] // 8, values.shape[1]), np.uint32)
+    for place, channel in enumerate(_ORDER):
+        words |= values[channel::8].astype(np.uint32) << np.uint32(4 * place)
+    return np.ascontiguousarray(words.T).view(np.int32)
 
 
 def unpack_nibbles(words: NDArray[np.int32]) -> NDArray[np.uint8]:
-    """Undo `pack_nibbles`: int32 [R, C] into uint8 [R, C * 8]."""
-    packed = np.ascontiguousarray(words).astype("<i4", copy=False).view(np.uint8).reshape(*words.shape, 4)
-    values = np.empty((*words.shape, 8), np.uint8)
-    values[:, :, _ORDER[0::2]] = packed & 15
-    values[:, :, _ORDER[1::2]] = packed >> 4
-    return values.reshape(words.shape[0], words.shape[1] * 8)
+    """Undo `pack_nibbles`: int32 [R, C] into uint8 [C * 8, R]."""
+    # Turning the words before they are unpacked moves an eighth of the elements that turning the values would.
+    turned = np.ascontiguousarray(words.T).view(np.uint32)
+    values = np.empty((turned.shape[0] * 8, turned.shape[1]), np.uint8)
+    for place, channel in enumerate(_ORDER):
+        values[channel::8] = (turned >> np.uint32(4 * place)) & np.uint32(15)
+    return values
 
 
 class AwqGemm:
@@ -128,8 +129,8 @@ class AwqGemm:
                 fix="leave this linear dense, or choose another bit width",
             )
         return {
-            "qweight": pack_nibbles(weight.q.T),
-            "qzeros": pack_nibbles(weight.zeros.T),
+            "qweight": pack_nibbles(weight.q),
+            "qzeros": pack_nibbles(weight.zeros),
             "scales": np.ascontiguousarray(weight.scales.T),
         }
 
@@ -140,9 +141,9 @@ class AwqGemm:
             CheckpointError: if a scale is not finite or not > 0.
         """
         return QuantizedWeight(
-            q=np.ascontiguousarray(unpack_nibbles(arrays["qweight"]).T),
+            q=unpack_nibbles(arrays["qweight"]),
             scales=np.ascontiguousarray(exact_float16(arrays["scales"], "scales").T),
-            zeros=np.ascontiguousarray(unpack_nibbles(arrays["qzeros"]).T),
+            zeros=unpack_nibbles(arrays["qzeros"]),
             bits=scheme.bits,
             group_size=scheme.group_size,
         )

@@ -26,22 +26,22 @@ LIBRARY_WORDS = {
 
 def test_awq_word_is_autoawqs() -> None:
     # Nibbles from the low end hold the channels 0, 2, 4, 6, 1, 3, 5, 7.
-    assert pack_nibbles(np.arange(8, dtype=np.uint8)[None]).tolist() == [[0x75316420]]
-    assert pack_nibbles(np.full((1, 8), 15, np.uint8)).tolist() == [[-1]]
+    assert pack_nibbles(np.arange(8, dtype=np.uint8)[:, None]).tolist() == [[0x75316420]]
+    assert pack_nibbles(np.full((8, 1), 15, np.uint8)).tolist() == [[-1]]
 
 
 @settings(max_examples=50, deadline=None)
 @given(rows=st.integers(0, 5), octets=st.integers(1, 5), seed=st.integers(0, 2**32 - 1))
 def test_awq_packing_is_the_plain_loop(rows: int, octets: int, seed: int) -> None:
     values = np.random.default_rng(seed).integers(0, 16, (rows, octets * 8), dtype=np.uint8)
-    words = pack_nibbles(values)
+    words = pack_nibbles(values.T)
     for row in range(rows):
         for word in range(octets):
             expected = 0
             for place, channel in enumerate((0, 2, 4, 6, 1, 3, 5, 7)):
                 expected |= int(values[row, word * 8 + channel]) << (4 * place)
             assert int(words[row, word]) & 0xFFFFFFFF == expected
-    np.testing.assert_array_equal(unpack_nibbles(words), values)
+    np.testing.assert_array_equal(unpack_nibbles(words), values.T)
 
 
 @pytest.mark.parametrize("bits", LIBRARY_WORDS)
