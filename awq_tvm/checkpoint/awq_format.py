@@ -31,7 +31,7 @@ def pack_nibbles(values: NDArray[np.uint8]) -> NDArray[np.int32]:
 
 def unpack_nibbles(words: NDArray[np.int32]) -> NDArray[np.uint8]:
     """Undo `pack_nibbles`: int32 [R, C] into uint8 [C * 8, R]."""
-    # Turning the words before they are unpacked moves an eighth of the elements that turning the values would.
+    # Turning the words before they are unpacked moves an eighth of the elements that turning the values does.
     turned = np.ascontiguousarray(words.T).view(np.uint32)
     values = np.empty((turned.shape[0] * 8, turned.shape[1]), np.uint8)
     for place, channel in enumerate(_ORDER):
