@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from awq_tvm.bundle.writer import check_output
 from awq_tvm.cli.options import Json, Model
 from awq_tvm.cli.output import in_bytes, print_json, say, table
 from awq_tvm.cli.progress_bar import ProgressDisplay
@@ -35,8 +34,10 @@ def command(
     json_output: Json = False,
 ) -> None:
     """Compile a model into a verified bundle for one target; an unquantized one is quantized first."""
-    check_output(out)
     from awq_tvm.bundle.verify import read_manifest
+    from awq_tvm.bundle.writer import check_output
+
+    check_output(out)
 
     with ProgressDisplay() as display:
         source, first = _quantized(model, out, display)
