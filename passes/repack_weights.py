@@ -88,9 +88,8 @@ class _Repacked:
         self.layout = layout
         sources = [plan.sources[w.name] for w in weights]
         self.parameters: dict[relax.Var, QuantizedSource] = {}
-        self.by_old: dict[relax.Var, relax.Var] = {}
         arrays = layout.arrays(MatmulSpec.from_json(sources[0].spec))
-        stem = weights[0].name.rpartition(".")[0]
+        stem = "+".join(sources[0].modules)
         for i, array in enumerate(arrays):
             name = f"{stem}.{layout.name}.{array.suffix}"
             var = relax.Var(name, relax.TensorType(array.shape, array.dtype))
