@@ -83,7 +83,7 @@ def test_a_failing_stage_ends_the_demo_with_its_exit_code(demo: ModuleType) -> N
     with pytest.raises(SystemExit) as end:
         demo.run_stage(demo.Stage("wrong", ("no-such-verb",)), "program", results)
     assert end.value.code == 2
-    assert results == {}
+    assert "key" not in results["wrong"]
 
 
 @pytest.mark.parametrize("same", [True, False])
