@@ -4,19 +4,20 @@
     python -m benchmarks.kernels_cpu --shapes 4096x4096 --group-size 128 --m 1,2,4,8,16,128 --threads 1
     python -m benchmarks.kernels_cpu --onnxruntime          also MatMulNBits; wants onnxruntime and onnx
 
-Every contender of a row runs in turn, ``--repetitions`` times over, so that other load on the machine meets all
-of them alike; the medians are printed. ``cold`` walks through enough copies of the weights to leave the last
-level cache behind, ``hot`` repeats one. GB/s counts the bytes of the packed weights, scales and zero points.
+Every contender of a row runs in turn, ``--repetitions`` times over, so that other load on the machine meets
+all of them alike; the medians are printed. ``cold`` walks through enough copies of the weights to leave the
+last level cache behind, ``hot`` repeats one. GB/s counts the bytes of the packed weights, scales and zero points.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from dataclasses import dataclass, replace
 import os
 import statistics
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from awq_tvm.schedules.spec import MatmulSpec
 from awq_tvm.targets import Target, resolve
 
 SMOLLM2_SHAPES = ((576, 576), (576, 960), (576, 3072), (1536, 576))
-"""(K, N) of the output projection, of q, k and v together, of gate and up together, of the down projection."""
+"""(K, N) of the output projection, of q, k and v, of gate and up, of the down projection."""
 
 COLD_BYTES = 128 * 2**20
 """More than the last-level cache of the machines we know."""
@@ -74,7 +75,7 @@ def ours(spec: MatmulSpec, target: Target, rows: int, cold: bool) -> list[Conten
         packed = rule.layout(spec, target).pack(spec, *random_weight(spec))
         size = sum(array.nbytes for array in packed)
         weights = [[tvm.runtime.tensor(a) for a in packed] for _ in range(copies_for(size, cold))]
-        calls = tuple(lambda kernel=kernel, w=w: kernel(x, *w, y) for w in weights)
+        calls = tuple(partial(kernel, x, *w, y) for w in weights)
         contenders.append(Contender(f"{rule.name}/{spec.activations}", calls, size))
     return contenders
 
@@ -92,8 +93,8 @@ def numpy_dense(spec: MatmulSpec, rows: int, cold: bool) -> Contender:
 def onnxruntime(spec: MatmulSpec, rows: int, cold: bool, threads: int, accuracy_level: int) -> Contender:
     """MatMulNBits with block size = group size; accuracy_level 1 computes in float32, 4 in int8."""
     import onnx
-    from onnx import TensorProto, helper
     import onnxruntime as ort
+    from onnx import TensorProto, helper
 
     k, n, g = spec.in_features, spec.out_features, spec.group_size
     q, scales, zeros = random_weight(spec)
@@ -168,7 +169,8 @@ def report(
         spread = max(samples) / min(samples)
         shape = f"{spec.in_features}x{spec.out_features}"
         print(
-            f"{shape:>12} g{spec.group_size:<5} M={rows:<4} {heat:4} {contender.name:24} {median * 1e6:9.1f} us"
+            f"{shape:>12} g{spec.group_size:<5} M={rows:<4} {heat:4} {contender.name:24}"
+            f" {median * 1e6:9.1f} us"
             f" {contender.weight_bytes / median / 1e9:7.1f} GB/s {work / median / 1e9:7.1f} GFLOP/s"
             f"   best {min(samples) * 1e6:9.1f} us, worst / best {spread:4.2f}",
             flush=True,

@@ -15,7 +15,13 @@ if TYPE_CHECKING:
 def config(target: Target) -> FloatConfig:
     """32 q registers of 4 lanes hold 6 rows x 16 columns of sums and leave room for a row of weights."""
     return FloatConfig(
-        registers=8, use_lookup=False, gemv_blocks=1, gemv_sums=4, tile_rows=6, tile_blocks=1, rows_at_once=126
+        registers=8,
+        use_lookup=False,
+        gemv_blocks=1,
+        gemv_sums=4,
+        tile_rows=6,
+        tile_blocks=1,
+        rows_at_once=126,
     )
 
 

@@ -1,1 +1,1 @@
-"""Schedules that x86 and ARM share: everything is written on vectors of 16 lanes, which LLVM splits as needed."""
+"""Schedules that x86 and ARM share: written on vectors of 16 lanes, which LLVM splits as needed."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tvm.script.ir_builder import tirx as T  # noqa: N812
+from tvm.script.ir_builder import tirx as T
 
 from awq_tvm.schedules.cpu.vectors import LANES, Buffer, Expression, fma, lanes, splat
 from awq_tvm.schedules.spec import MatmulSpec
@@ -15,16 +15,12 @@ class Codes:
 
     Args:
         spec: the linear.
-        qweight: uint8 [N16, K // chunk, 16, 4].
-        scales: float16 [N16, G, 16].
-        zeros: uint8 [N16, G, 16].
+        weights: qweight uint8 [N16, K // chunk, 16, 4], scales float16 [N16, G, 16], zeros uint8 [N16, G, 16].
         use_lookup: decode nibbles with one AVX-512 permutation each instead of mask and conversion.
     """
 
-    def __init__(
-        self, spec: MatmulSpec, qweight: Buffer, scales: Buffer, zeros: Buffer, use_lookup: bool
-    ) -> None:
-        self.qweight, self.scales, self.zeros = qweight, scales, zeros
+    def __init__(self, spec: MatmulSpec, weights: tuple[Buffer, ...], use_lookup: bool) -> None:
+        self.qweight, self.scales, self.zeros = weights
         self.code_bits = 4 if spec.bits <= 4 else 8
         self.chunk = 32 // self.code_bits
         self.chunks_per_group = spec.group_size // self.chunk
@@ -73,6 +69,8 @@ class Codes:
         """The zero points of 16 outputs as float32x16."""
         return T.cast(T.cast(self.zeros[block, group, lanes()], "int32x16"), "float32x16")
 
-    def dequantized(self, words: Expression, position: int, scale: Expression, shift: Expression) -> Expression:
-        """q * scale + shift, with shift = -zero * scale."""
+    def dequantized(
+        self, words: Expression, position: int, scale: Expression, shift: Expression
+    ) -> Expression:
+        """The codes times scale plus shift, with shift = -zero * scale."""
         return fma(self.values(words, position), scale, shift)

@@ -1,18 +1,18 @@
 """y[M, N] = x[M, K] @ W[N, K].T with an unquantized W: the LM head and linears left in 16 bits.
 
-At M = 1 every byte of W is used once, so the roof is the read bandwidth: 16 weights are widened to float32 as they
-are loaded and multiplied by a broadcast x[k], several blocks of 16 outputs at a time. At M > 1 a register tile of
-rows x blocks does the same and aims at the FMA peak; widening is shared by the rows of the tile.
+At M = 1 every byte of W is used once, so the roof is the read bandwidth: 16 weights are widened to float32 as
+they are loaded and multiplied by a broadcast x[k], several blocks of 16 outputs at a time. At M > 1 a register
+tile of rows x blocks does the same and aims at the FMA peak; widening is shared by the rows of the tile.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
-from tvm.script.ir_builder import tirx as T  # noqa: N812
+from tvm.script.ir_builder import tirx as T
 
 from awq_tvm import ir_attrs
 from awq_tvm.errors import UnsupportedError
@@ -114,20 +114,19 @@ def build_dense_matmul(
         raise UnsupportedError(f"No dense CPU kernel for {dtype} activations", where=where, fix="use float32")
     config = default_config(target)
     blocks = -(-out_features // LANES)
-    with IRBuilder() as builder:
-        with T.prim_func(s_tir=True):
-            T.func_name("dense_matmul")
-            rows = T.int64()
-            x = T.match_buffer(T.arg("x", T.handle()), (rows, in_features), dtype)
-            weight = T.match_buffer(T.arg("weight", T.handle()), (blocks, in_features, LANES), weight_dtype)
-            bias = T.match_buffer(T.arg("bias", T.handle()), (out_features,), dtype) if has_bias else None
-            y = T.match_buffer(T.arg("y", T.handle()), (rows, out_features), dtype)
-            output = Output(out_features, y, bias)
-            with T.If(rows == 1):
-                with T.Then():
-                    _one_row(x, weight, output, config)
-                with T.Else():
-                    _many_rows(x, weight, output, rows, config)
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name("dense_matmul")
+        rows = T.int64()
+        x = T.match_buffer(T.arg("x", T.handle()), (rows, in_features), dtype)
+        weight = T.match_buffer(T.arg("weight", T.handle()), (blocks, in_features, LANES), weight_dtype)
+        bias = T.match_buffer(T.arg("bias", T.handle()), (out_features,), dtype) if has_bias else None
+        y = T.match_buffer(T.arg("y", T.handle()), (rows, out_features), dtype)
+        output = Output(out_features, y, bias)
+        with T.If(rows == 1):
+            with T.Then():
+                _one_row(x, weight, output, config)
+            with T.Else():
+                _many_rows(x, weight, output, rows, config)
     func = builder.get()
     if func.attrs is not None and "global_symbol" in func.attrs:
         func = func.without_attr("global_symbol")

@@ -1,11 +1,11 @@
-"""The four-way dot product of bytes: sums[j] += sum over b of codes[4 j + b] * x[4 j + b], 16 lanes of int32."""
+"""The four-way dot product of bytes: sums[j] += sum over b < 4 of codes[4 j + b] * x[4 j + b]."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
 from tvm import tirx
-from tvm.script.ir_builder import tirx as T  # noqa: N812
+from tvm.script.ir_builder import tirx as T
 
 from awq_tvm.schedules.cpu.vectors import LANES, Expression, take
 

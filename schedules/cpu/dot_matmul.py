@@ -1,15 +1,16 @@
 """The integer kernels: codes and quantized activations meet in byte dot products, float32 once a group.
 
-y = sum over groups of s * xs * (sum(q * t) - z * sum(t)), where x = xs * t and t is an integer of one int8 digit
-(``activations="int8"``) or of several (``quantized_rows``). Nothing is rounded inside a group. M = 1 aims at the
-read bandwidth, large M at the dot products' peak; both are the same register tile of rows x blocks.
+y = sum over groups of s * xs * (sum(q * t) - z * sum(t)), where x = xs * t and t is an integer of one int8
+digit (``activations="int8"``) or of several (``quantized_rows``). The sums of a digit over a group are exact,
+the zero point included, so all rounding is in adding up the digits and the groups. M = 1 aims at the read
+bandwidth, large M at the dot products' peak; both are the same register tile of rows x blocks.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tvm.script.ir_builder import tirx as T  # noqa: N812
+from tvm.script.ir_builder import tirx as T
 
 from awq_tvm.errors import UnsupportedError
 from awq_tvm.schedules.cpu.codes import Codes
@@ -138,7 +139,7 @@ def _tile(
     present: Expression,
 ) -> None:
     """One register tile over the whole of K, stored at the end; only the first ``present`` rows are."""
-    codes = Codes(operands.spec, *operands.weights, use_lookup=False)
+    codes = Codes(operands.spec, operands.weights, use_lookup=False)
     totals = [[Register(splat(0.0)) for _ in blocks] for _ in rows]
     with T.serial(0, operands.spec.groups) as group:
         sums = [[[_Sums(tile.sums) for _ in x.planes] for _ in blocks] for _ in rows]
@@ -146,25 +147,18 @@ def _tile(
             chunk = T.bind(group * codes.chunks_per_group + step)
             _add_chunk(codes, x, dot, blocks, rows, chunk, sums)
         scales = [T.bind(codes.scale(block, group)) for block in blocks]
-        shifts = [T.bind(scale * codes.zero(block, group)) for scale, block in zip(scales, blocks, strict=True)]
+        zeros = [T.bind(codes.zero(block, group)) for block in blocks]
         # Row by row: a broadcast of a row's number lives for the blocks of that row only.
         for row, row_sums, row_totals in zip(rows, sums, totals, strict=True):
-            x_sum, x_scale = splat(x.sums[row, group]), splat(x.scales[row, group])
-            for scale, shift, planes, total in zip(scales, shifts, row_sums, row_totals, strict=True):
-                product = scale * _digits_to_float([plane.value() for plane in planes])
-                total.add_product(product - shift * x_sum, x_scale)
-    for r, row in enumerate(rows):
-
-        def store(row: Expression = row, row_totals: list[Register] = totals[r]) -> None:
-            for block, total in zip(blocks, row_totals, strict=True):
-                operands.output.store(first_row + row, block, total.get())
-
-        if len(rows) == 1:
-            store()
-        else:
-            with T.If(r < present):
-                with T.Then():
-                    store()
+            x_sums = [T.bind(splat(plane_sums[row, group])) for plane_sums in x.sums]
+            x_scale = T.bind(splat(x.scales[row, group]))
+            for scale, zero, planes, total in zip(scales, zeros, row_sums, row_totals, strict=True):
+                centred = [
+                    T.cast(p.value(), "float32x16") - zero * s for p, s in zip(planes, x_sums, strict=True)
+                ]
+                total.add_product(_digits_to_float(centred), scale * x_scale)
+    first_block, row = blocks[0], first_row + rows[0]
+    operands.output.store_tile(totals, row, first_block, None if len(rows) == 1 else present)
 
 
 def _add_chunk(
@@ -205,8 +199,8 @@ class _Sums:
 
 
 def _digits_to_float(sums: list[Expression]) -> Expression:
-    """Horner's rule in base 128 over the planes' sums, as float32x16."""
-    value = T.cast(sums[0], "float32x16")
+    """Horner's rule over the planes' float32x16 sums."""
+    value = sums[0]
     for digit in sums[1:]:
-        value = fma(value, splat(float(1 << DIGIT_BITS)), T.cast(digit, "float32x16"))
+        value = fma(value, splat(float(1 << DIGIT_BITS)), digit)
     return value

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from tvm.script.ir_builder import tirx as T  # noqa: N812
+from tvm.script.ir_builder import tirx as T
 
 from awq_tvm.schedules import vector_math
 from awq_tvm.schedules.cpu.vectors import LANES, Buffer, Expression, Register, lanes, splat
@@ -56,6 +56,32 @@ class Output:
                 self._store_full(row, block, value)
             with T.Else():
                 self._store_tail(row, full_blocks * LANES, tail, value)
+
+    def store_tile(
+        self,
+        sums: list[list[Register]],
+        first_row: Expression,
+        first_block: Expression,
+        present: Expression | None = None,
+    ) -> None:
+        """Finish and store sums[row][block], of which only the first ``present`` rows belong to y.
+
+        The sums go through a small array, so that the code of the epilogue exists once, not for each of them.
+        """
+        rows, blocks = len(sums), len(sums[0])
+        tile = T.alloc_buffer((rows, blocks, LANES), "float32")
+        for r, line in enumerate(sums):
+            for b, register in enumerate(line):
+                T.buffer_store(tile, register.get(), [r, b, lanes()])
+        self.store_array(tile, first_row, first_block, rows if present is None else present)
+
+    def store_array(
+        self, tile: Buffer, first_row: Expression, first_block: Expression, present: Expression
+    ) -> None:
+        """Finish and store the first ``present`` rows of tile [rows, blocks, 16]."""
+        count = present if isinstance(present, int) else T.min(present, tile.shape[0])
+        with T.serial(0, count) as r, T.serial(0, tile.shape[1]) as b:
+            self.store(first_row + r, first_block + b, tile[r, b, lanes()])
 
     def _finish(self, value: Expression, bias: Expression | None, residual: Expression | None) -> Expression:
         if bias is not None:

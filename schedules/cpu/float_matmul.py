@@ -1,20 +1,29 @@
 """The float32 kernels: y = epilogue(x @ dequantize(W).T) with x as it is.
 
 M = 1 aims at the read bandwidth: each code is decoded in a register and multiplied at once; scale and zero
-point enter once a group, y += s * (sum(q x) - z * sum(x)). M > 1 aims at the FMA peak: a panel of W is decoded
-into a float32 scratch that stays in the cache, and a register tile of rows x columns sweeps over it.
+point enter once a group, y += s * (sum(q x) - z * sum(x)). M > 1 aims at the FMA peak: a panel of W is
+decoded into a float32 scratch that stays in the cache, and a register tile of rows x columns sweeps over it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tvm.script.ir_builder import tirx as T  # noqa: N812
+from tvm.script.ir_builder import tirx as T
 
 from awq_tvm.errors import UnsupportedError
 from awq_tvm.schedules.cpu.codes import Codes
 from awq_tvm.schedules.cpu.kernel import Operands
-from awq_tvm.schedules.cpu.vectors import LANES, Buffer, Expression, Register, fma, horizontal_sum, lanes, splat
+from awq_tvm.schedules.cpu.vectors import (
+    LANES,
+    Buffer,
+    Expression,
+    Register,
+    fma,
+    horizontal_sum,
+    lanes,
+    splat,
+)
 from awq_tvm.schedules.spec import MatmulSpec
 
 
@@ -23,7 +32,8 @@ class FloatConfig:
     """How the float32 kernels are tiled.
 
     Args:
-        registers: vector registers of the target, counted in bytes / 64 (32 zmm = 32, 16 ymm = 8, 32 NEON = 8).
+        registers: vector registers of the target, counted in units of 64 bytes (32 zmm = 32, 16 ymm = 8,
+            32 NEON = 8).
         use_lookup: decode nibbles with an AVX-512 permutation.
         gemv_blocks: blocks of 16 outputs that M = 1 works on at once.
         gemv_sums: independent partial sums a block, to hide the latency of FMA.
@@ -49,7 +59,9 @@ class FloatConfig:
         """Prove the tile possible."""
         where = f"{self.tile_rows} rows x {16 * self.tile_blocks} columns"
         if self.tile_rows * self.tile_blocks >= self.registers:
-            raise UnsupportedError("The register tile does not fit", where=where, why=f"{self.registers} vectors")
+            raise UnsupportedError(
+                "The register tile does not fit", where=where, why=f"{self.registers} vectors"
+            )
         if self.gemv_blocks * self.gemv_sums >= self.registers:
             raise UnsupportedError("The M = 1 sums do not fit", where=f"{self.registers} vectors")
         if self.rows_at_once % self.tile_rows:
@@ -59,7 +71,7 @@ class FloatConfig:
 
 
 def largest_divisor(of: int, at_most: int, multiple_of: int) -> int:
-    """The largest divisor of ``of`` that is a multiple of ``multiple_of`` (itself a divisor) and at most that."""
+    """The largest divisor of ``of`` up to ``at_most`` that is a multiple of ``multiple_of``, a divisor too."""
     best = multiple_of
     for candidate in range(multiple_of, min(of, at_most) + 1, multiple_of):
         if of % candidate == 0:
@@ -68,7 +80,7 @@ def largest_divisor(of: int, at_most: int, multiple_of: int) -> int:
 
 
 def _codes(operands: Operands, config: FloatConfig) -> Codes:
-    return Codes(operands.spec, *operands.weights, use_lookup=config.use_lookup)
+    return Codes(operands.spec, operands.weights, use_lookup=config.use_lookup)
 
 
 def one_row(operands: Operands, config: FloatConfig) -> None:
@@ -87,8 +99,7 @@ def one_row(operands: Operands, config: FloatConfig) -> None:
             for block, total, product in zip(blocks, totals, partial, strict=True):
                 centred = product - codes.zero(block, group) * x_sum
                 total.add_product(codes.scale(block, group), centred)
-        for block, total in zip(blocks, totals, strict=True):
-            operands.output.store(0, block, total.get())
+        operands.output.store_tile([totals], 0, start)
 
 
 def group_sums(x: Buffer, spec: MatmulSpec) -> Buffer:
@@ -100,9 +111,7 @@ def group_sums(x: Buffer, spec: MatmulSpec) -> Buffer:
         with T.serial(0, spec.group_size // width) as step:
             start = group * spec.group_size + step * width
             index = lanes(0, width)
-            T.buffer_store(
-                total.buffer, total.buffer[index] + x[0, lanes(start, width)], [index]
-            )
+            T.buffer_store(total.buffer, total.buffer[index] + x[0, lanes(start, width)], [index])
         T.buffer_store(sums, horizontal_sum(total.get()), [group])
     return sums
 
@@ -150,9 +159,7 @@ def many_rows(operands: Operands, config: FloatConfig) -> None:
                 decode_panel(codes, panel, blocks, first_k, panel_k, spec.group_size)
                 with T.serial(0, tiles) as tile:
                     multiply_tile(operands, panel, sums, first_row, tile, first_k, panel_k, config, at_once)
-            with T.serial(0, count) as row:
-                for i, block in enumerate(blocks):
-                    operands.output.store(first_row + row, block, sums[row, i, lanes()])
+            operands.output.store_array(sums, first_row, start, count)
 
 
 def decode_panel(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
-from tvm.script.ir_builder import tirx as T  # noqa: N812
+from tvm.script.ir_builder import tirx as T
 
 from awq_tvm import ir_attrs
 from awq_tvm.schedules.cpu.epilogue import Output
@@ -56,22 +56,21 @@ def fused_matmul(
         any_rows: adds the statements for M beyond the last of ``bodies``.
     """
     k, n = spec.in_features, spec.out_features
-    with IRBuilder() as builder:
-        with T.prim_func(s_tir=True):
-            T.func_name("fused_dequantize_matmul")
-            rows = T.int64()
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name("fused_dequantize_matmul")
+        rows = T.int64()
 
-            def parameter(name: str, shape: tuple[Expression, ...], dtype: str) -> Buffer:
-                return T.match_buffer(T.arg(name, T.handle()), shape, dtype)
+        def parameter(name: str, shape: tuple[Expression, ...], dtype: str) -> Buffer:
+            return T.match_buffer(T.arg(name, T.handle()), shape, dtype)
 
-            x = parameter("x", (rows, k), spec.dtype)
-            weights = tuple(parameter(a.suffix, a.shape, a.dtype) for a in layout.arrays(spec))
-            bias = parameter("bias", (n,), spec.dtype) if spec.has_bias else None
-            residual = parameter("residual", (rows, n), spec.dtype) if spec.has_residual else None
-            y = parameter("y", (rows, n), spec.dtype)
-            output = Output(n, y, bias, residual, spec.activation_function)
-            operands = Operands(spec, rows, x, weights, output)
-            _by_rows(operands, bodies, any_rows)
+        x = parameter("x", (rows, k), spec.dtype)
+        weights = tuple(parameter(a.suffix, a.shape, a.dtype) for a in layout.arrays(spec))
+        bias = parameter("bias", (n,), spec.dtype) if spec.has_bias else None
+        residual = parameter("residual", (rows, n), spec.dtype) if spec.has_residual else None
+        y = parameter("y", (rows, n), spec.dtype)
+        output = Output(n, y, bias, residual, spec.activation_function)
+        operands = Operands(spec, rows, x, weights, output)
+        _by_rows(operands, bodies, any_rows)
     return _marked(builder.get(), spec, layout, schedule_name)
 
 

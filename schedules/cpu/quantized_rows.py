@@ -1,13 +1,14 @@
-"""Activations as integers: x[m, k] = scale[m, g] * t[m, k], t in 7 * planes + 1 bits and stored as int8 planes.
+"""Activations as integers: x[m, k] = scale[m, g] * t[m, k], the digits of t stored as int8 planes.
 
-One plane is what ``activations="int8"`` means: symmetric, per token and group, t = round(127 x / max|x|). More
-planes hold more digits in base 128, t = 128 ** 2 * p0 + 128 * p1 + p2 for three, so that byte dot products,
-which are exact, serve float activations as well: three planes keep 21 bits below the group's largest value.
+One plane is what ``activations="int8"`` means: symmetric, per token and group, t = round(127 x / max|x|).
+More planes hold balanced digits in base 256, t = 256 ** 2 * p0 + 256 * p1 + p2 for three, so that byte dot
+products, which are exact, serve float activations as well: with three, x is off by at most 2 ** -24 of the
+largest value in its group, which is half a unit in the last place of that value.
 """
 
 from __future__ import annotations
 
-from tvm.script.ir_builder import tirx as T  # noqa: N812
+from tvm.script.ir_builder import tirx as T
 
 from awq_tvm.schedules.cpu.vectors import (
     Buffer,
@@ -20,7 +21,7 @@ from awq_tvm.schedules.cpu.vectors import (
 )
 from awq_tvm.schedules.spec import MatmulSpec
 
-DIGIT_BITS = 7
+DIGIT_BITS = 8
 LARGEST = 127
 ROW_PADDING = 64
 
@@ -36,7 +37,7 @@ class QuantizedRows:
     Attributes:
         planes: int8 buffers [capacity, K + padding], the most significant first.
         scales: float32 [capacity, G].
-        sums: float32 [capacity, G], sum of t over the group.
+        sums: float32 [capacity, G] for each plane, the sum of its digits over the group: whole numbers.
     """
 
     def __init__(self, spec: MatmulSpec, planes: int, capacity: int) -> None:
@@ -45,7 +46,7 @@ class QuantizedRows:
         stride = spec.in_features + ROW_PADDING
         self.planes = [T.alloc_buffer((capacity, stride), "int8") for _ in range(planes)]
         self.scales = T.alloc_buffer((capacity, spec.groups), "float32")
-        self.sums = T.alloc_buffer((capacity, spec.groups), "float32")
+        self.sums = [T.alloc_buffer((capacity, spec.groups), "float32") for _ in range(planes)]
         self._words = [
             T.decl_buffer((capacity, stride // 4), "int32", data=plane.data) for plane in self.planes
         ]
@@ -74,22 +75,29 @@ class QuantizedRows:
             T.buffer_store(self.scales, maximum / T.float32(top), [row, group])
             # A subnormal maximum would make the factor infinite: such a group counts as zero.
             factor = T.bind(T.Select(maximum > T.float32(1e-30), T.float32(top) / maximum, T.float32(0)))
-            total = Register(zero, lanes=width)
+            totals = [Register(zero, lanes=width) for _ in self.planes]
             with T.serial(0, steps) as step:
                 scaled = load(step) * splat(factor, count=width)
                 rounded = T.bind(T.call_llvm_pure_intrin(f"float32x{width}", "llvm.nearbyint", scaled))
-                total.set(total.get() + rounded)
-                self._store_digits(T.bind(T.cast(rounded, f"int32x{width}")), row, start + step * width, width)
-            T.buffer_store(self.sums, horizontal_sum(total.get(), width), [row, group])
+                self._store_digits(rounded, row, start + step * width, width, totals)
+            for total, sums in zip(totals, self.sums, strict=True):
+                T.buffer_store(sums, horizontal_sum(total.get(), width), [row, group])
 
-    def _store_digits(self, value: Expression, row: Expression, k: Expression, width: int) -> None:
-        for place in range(len(self.planes) - 1, 0, -1):
-            shift = DIGIT_BITS * place
-            rounding = splat(1 << (shift - 1), "int32", width)
-            digit = T.bind((value + rounding) >> splat(shift, "int32", width))
-            self._store(len(self.planes) - 1 - place, digit, row, k, width)
-            value = T.bind(value - (digit << splat(shift, "int32", width)))
-        self._store(len(self.planes) - 1, value, row, k, width)
+    def _store_digits(
+        self, value: Expression, row: Expression, k: Expression, width: int, totals: list[Register]
+    ) -> None:
+        """Split whole numbers into digits, the last digit first, and add each to its plane's total."""
+        base, half = splat(float(1 << DIGIT_BITS), count=width), splat(0.5, count=width)
+        for plane in range(len(self.planes) - 1, -1, -1):
+            digit = value
+            if plane > 0:
+                # In float32 all of this is exact: |value| < 2**24, and so the digit lies in -128 .. 127.
+                shifted = value * splat(1 / (1 << DIGIT_BITS), count=width) + half
+                rest = T.bind(T.call_llvm_pure_intrin(f"float32x{width}", "llvm.floor", shifted))
+                digit = T.bind(value - rest * base)
+                value = rest
+            totals[plane].set(totals[plane].get() + digit)
+            self._store(plane, T.cast(digit, f"int32x{width}"), row, k, width)
 
     def _store(self, plane: int, digit: Expression, row: Expression, k: Expression, width: int) -> None:
         T.buffer_store(self.planes[plane], T.cast(digit, f"int8x{width}"), [row, lanes(k, width)])

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
+from awq_tvm.errors import UnsupportedError
 from awq_tvm.schedules.cpu.dot import dot_product
 from awq_tvm.schedules.layout import LAYOUTS, Layout
 from awq_tvm.schedules.rule import Match, MatmulRule, NotApplicable
@@ -99,6 +100,8 @@ class DotMatmulRule(MatmulRule):
         from awq_tvm.schedules.cpu.kernel import fused_matmul
 
         dot = dot_product(target.features, _code_bits(spec))
+        if dot is None:
+            raise UnsupportedError(f"{target.name} has no byte dot product for {spec.bits}-bit codes")
         one_row, few_rows, many_rows = (
             partial(body, config=config, dot=dot)
             for body in (dot_matmul.one_row, dot_matmul.few_rows, dot_matmul.many_rows)

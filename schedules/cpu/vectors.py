@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tvm import tirx
-from tvm.script.ir_builder import tirx as T  # noqa: N812
+from tvm.script.ir_builder import tirx as T
 
 LANES = 16
 
@@ -30,16 +30,14 @@ def splat(value: Expression, dtype: str = "float32", count: int = LANES) -> Expr
 
 
 def fma(a: Expression, b: Expression, c: Expression) -> Expression:
-    """a * b + c, rounded once, on float32x16."""
+    """A * b + c, rounded once, on float32x16."""
     return T.call_llvm_pure_intrin("float32x16", "llvm.fma", a, b, c)
 
 
 class Register:
     """A variable of 16 lanes (or fewer); small enough that LLVM keeps it in registers."""
 
-    def __init__(
-        self, value: Expression | None = None, dtype: str = "float32", lanes: int = LANES
-    ) -> None:
+    def __init__(self, value: Expression | None = None, dtype: str = "float32", lanes: int = LANES) -> None:
         self.buffer, self._lanes = T.alloc_buffer((lanes,), dtype), lanes
         if value is not None:
             self.set(value)
@@ -72,7 +70,9 @@ def horizontal_max(vector: Expression, count: int = LANES) -> Expression:
     return _tree(T.max, vector, count)
 
 
-def _tree(combine: Callable[[Expression, Expression], Expression], vector: Expression, count: int) -> Expression:
+def _tree(
+    combine: Callable[[Expression, Expression], Expression], vector: Expression, count: int
+) -> Expression:
     while count > 1:
         half = count // 2
         bound = T.bind(vector)

@@ -19,7 +19,13 @@ def config(target: Target) -> FloatConfig:
             registers=32, use_lookup=True, gemv_blocks=2, gemv_sums=4, tile_rows=8, tile_blocks=3
         )
     return FloatConfig(
-        registers=8, use_lookup=False, gemv_blocks=1, gemv_sums=4, tile_rows=6, tile_blocks=1, rows_at_once=126
+        registers=8,
+        use_lookup=False,
+        gemv_blocks=1,
+        gemv_sums=4,
+        tile_rows=6,
+        tile_blocks=1,
+        rows_at_once=126,
     )
 
 

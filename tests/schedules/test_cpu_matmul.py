@@ -1,0 +1,200 @@
+"""The fused dequantize-matmul kernels for CPUs against float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from awq_tvm import ir_attrs
+from awq_tvm.schedules.rule import Match, NotApplicable, rules_for, select
+from awq_tvm.schedules.spec import MatmulSpec
+from awq_tvm.targets import Target, resolve
+from tests.support import cpu_kernels
+
+ROWS = (1, 2, 7, 8, 16, 17, 33, 130)
+
+# (N, K, group size, bits): ragged N, one group, per channel, every width, more than one panel of k.
+PROBLEMS = (
+    (16, 32, 32, 4),
+    (24, 64, 64, 4),
+    (40, 128, 128, 4),
+    (100, 576, 64, 4),
+    (96, 576, 576, 4),
+    (48, 384, 32, 3),
+    (33, 128, 64, 2),
+    (40, 96, 32, 8),
+)
+
+# |y - reference| / sum(|x| |W|). Float32 sums of K <= 576 products are off by at most K * 2**-24 = 3.4e-5;
+# roundings that do not all point the same way leave a small part of that.
+FLOAT_BOUND = 2e-6
+# Sums that are exact within a group: what is left is one float32 sum over the groups, and for float
+# activations 2**-24 of the largest x of each group, which is up to 20 times the mean here.
+EXACT_BOUND = 6e-7
+
+
+def bound_of(kernel: cpu_kernels.Kernel) -> float:
+    return FLOAT_BOUND if kernel.rule.name.endswith(".float") else EXACT_BOUND
+
+
+@pytest.fixture(params=cpu_kernels.TARGETS)
+def target(request: pytest.FixtureRequest) -> Target:
+    found = cpu_kernels.target_or_none(request.param)
+    if found is None:
+        pytest.skip(f"this machine cannot run {request.param} code")
+    return found
+
+
+def random_rows(rows: int, k: int) -> np.ndarray:
+    # Groups of very different size, as activations have them.
+    rng = np.random.default_rng(rows)
+    x = rng.standard_normal((rows, k)).astype(np.float32)
+    return x * np.exp(rng.standard_normal((1, k))).astype(np.float32)
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_float_activations_match_float64(problem: tuple[int, int, int, int], target: Target) -> None:
+    kernel = cpu_kernels.Kernel(cpu_kernels.spec_of(*problem), target)
+    for rows in ROWS:
+        assert kernel.relative_error(random_rows(rows, problem[1])) < bound_of(kernel), rows
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_int8_activations_match_their_quantized_reference(
+    problem: tuple[int, int, int, int], target: Target
+) -> None:
+    spec = cpu_kernels.spec_of(*problem, activations="int8")
+    if not target.has_int8_dot:
+        rule, reasons = select(spec, target)
+        assert rule is None
+        assert any("byte dot product" in reason for reason in reasons)
+        return
+    kernel = cpu_kernels.Kernel(spec, target)
+    for rows in ROWS:
+        assert kernel.relative_error(random_rows(rows, problem[1])) < EXACT_BOUND, rows
+
+
+def silu(v: np.ndarray) -> np.ndarray:
+    return v / (1 + np.exp(-v))
+
+
+def gelu(v: np.ndarray) -> np.ndarray:
+    from math import erf, sqrt
+
+    return v * 0.5 * (1 + np.vectorize(erf)(v / sqrt(2)))
+
+
+def gelu_tanh(v: np.ndarray) -> np.ndarray:
+    return v * 0.5 * (1 + np.tanh(np.sqrt(2 / np.pi) * (v + 0.044715 * v**3)))
+
+
+FUNCTIONS = {
+    None: lambda v: v, "silu": silu, "gelu": gelu, "gelu_tanh": gelu_tanh, "relu": lambda v: np.maximum(v, 0)
+}  # fmt: skip
+
+
+EPILOGUES = (
+    ("silu", False, False),
+    ("silu", True, True),
+    ("gelu", True, False),
+    ("gelu_tanh", True, True),
+    ("relu", False, True),
+    (None, True, True),
+)
+
+
+@pytest.mark.parametrize(("function", "has_bias", "has_residual"), EPILOGUES)
+def test_epilogues(function: str | None, has_bias: bool, has_residual: bool, target: Target) -> None:
+    spec = cpu_kernels.spec_of(
+        40, 64, 32, has_bias=has_bias, has_residual=has_residual, activation_function=function
+    )
+    kernel = cpu_kernels.Kernel(spec, target)
+    for rows in (1, 3, 18):
+        x = random_rows(rows, 64)
+        residual = np.random.default_rng(3).standard_normal((rows, 40)).astype(np.float32)
+        got = kernel.run(x, residual if has_residual else None)
+        inner = x @ kernel.weight.T + (kernel.bias if has_bias else 0)
+        wanted = FUNCTIONS[function](inner) + (residual if has_residual else 0)
+        np.testing.assert_allclose(got, wanted, rtol=2e-6, atol=5e-6 * np.abs(inner).max())
+
+
+@pytest.mark.parametrize("activations", ["float", "int8"])
+@pytest.mark.parametrize("rows", [1, 5, 20])
+def test_nan_and_infinity_do_not_vanish(activations: str, rows: int) -> None:
+    target = resolve("cpu")
+    spec = cpu_kernels.spec_of(16, 128, 64, activations=activations)
+    if select(spec, target)[0] is None:
+        pytest.skip("no int8 kernels on this machine")
+    kernel = cpu_kernels.Kernel(spec, target)
+    for bad in (np.nan, np.inf):
+        x = random_rows(rows, 128)
+        x[rows - 1, 70] = bad
+        y = kernel.run(x)
+        assert not np.isfinite(y[rows - 1]).any()
+        assert np.isfinite(y[: rows - 1]).all()
+
+
+@pytest.mark.parametrize("activations", ["float", "int8"])
+def test_zero_rows_give_exact_zeros(activations: str) -> None:
+    target = resolve("cpu")
+    spec = cpu_kernels.spec_of(24, 64, 32, activations=activations)
+    if select(spec, target)[0] is None:
+        pytest.skip("no int8 kernels on this machine")
+    kernel = cpu_kernels.Kernel(spec, target)
+    for rows in (1, 4, 20):
+        x = random_rows(rows, 64)
+        x[0] = 0
+        y = kernel.run(x)
+        assert not y[0].any()
+        assert rows == 1 or y[1:].all()
+
+
+def test_an_outlier_costs_its_group_no_more_than_its_own_last_place() -> None:
+    kernel = cpu_kernels.Kernel(cpu_kernels.spec_of(32, 256, 128), resolve("cpu"))
+    x = random_rows(1, 256)
+    x[0, 5] = 1000.0
+    error = np.abs(kernel.run(x) - x @ kernel.weight.T)
+    largest = np.repeat(np.abs(x.reshape(1, 2, 128)).max(-1), 128, axis=1)
+    assert (error / (largest @ np.abs(kernel.weight).T)).max() < 2.0**-24
+
+
+@pytest.mark.parametrize("family_target", ["x86-64-v3", "x86-64-v4-vnni", "arm"])
+def test_the_kernel_says_what_it_is(family_target: str) -> None:
+    target = resolve(family_target)
+    spec = cpu_kernels.spec_of(32, 64, 32, has_bias=True)
+    rule, match = select(spec, target)
+    func = rule.build(spec, target, match.config)
+    assert func.attrs[ir_attrs.OP] == ir_attrs.OP_DEQUANTIZE_MATMUL
+    assert MatmulSpec.from_json(func.attrs[ir_attrs.MATMUL_SPEC]) == spec
+    assert func.attrs[ir_attrs.SCHEDULE] == rule.name
+    assert func.attrs[ir_attrs.LAYOUT] == rule.layout(spec, target).name
+    assert func.attrs[ir_attrs.IS_SCHEDULED]
+    assert "global_symbol" not in func.attrs
+    assert len(func.params) == 1 + 3 + 1 + 1
+
+
+def test_what_no_family_serves_is_refused_with_reasons() -> None:
+    target = resolve("x86-64-v4-vnni")
+    for spec, word in (
+        (MatmulSpec(64, 32, 4, 32, "float16"), "float16"),
+        (MatmulSpec(60, 32, 4, 20, "float32"), "multiple of 8"),
+    ):
+        rule, reasons = select(spec, target)
+        assert rule is None
+        assert any(word in reason for reason in reasons)
+
+
+def test_wide_groups_are_left_to_float32_sums() -> None:
+    target = resolve("x86-64-v4-vnni")
+    assert select(cpu_kernels.spec_of(32, 64, 64), target)[0].name == "x86.float_digits"
+    assert select(cpu_kernels.spec_of(32, 576, 576), target)[0].name == "x86.float"
+
+
+def test_every_rule_answers_with_a_match_or_a_reason() -> None:
+    for name in ("x86-64-v3", "x86-64-v3-vnni", "x86-64-v4", "x86-64-v4-vnni", "arm"):
+        target = resolve(name)
+        for activations in ("float", "int8"):
+            spec = cpu_kernels.spec_of(32, 64, 32, activations=activations)
+            for rule in rules_for(target):
+                answer = rule.applies(spec, target)
+                assert isinstance(answer, Match) or (isinstance(answer, NotApplicable) and answer.reason)
