@@ -229,13 +229,20 @@ def _draft(
             kind=target.kind,
             fingerprint=target.fingerprint,
             triple=str(host["mtriple"]),
-            required_features=tuple(sorted(target.features)),
+            required_features=_required_features(target),
         ),
         library=library.path.name,
         weights="weights.safetensors",
         parameters=tuple(plan.sources),
         tuning=manifests.TuningInfo(kernels=tuple(manifests.KernelInfo(**kernel) for kernel in kernels)),
     )
+
+
+def _required_features(target: Target) -> tuple[str, ...]:
+    """What a machine must have: all of a CPU's features, or one of a GPU's architectures."""
+    if target.kind == "cuda":
+        return (*target.cuda_archs, *((target.ptx_arch,) if target.ptx_arch else ()))
+    return tuple(sorted(target.features))
 
 
 def _card(draft: manifests.ManifestDraft) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import op
 
-from awq_tvm.models.layers import Embedding, QuantizedEmbedding, RMSNorm, make_linear
+from awq_tvm.models.layers import Embedding, QuantizedEmbedding, RMSNorm, make_linear, take_rows
 
 if TYPE_CHECKING:
     from awq_tvm.models.config import ModelConfig
@@ -140,7 +140,7 @@ class DecoderForCausalLM(nn.Module):
         Returns:
             float32 [m, vocab_size].
         """
-        x = op.take(self.model(input_ids, kv_cache), logit_positions, axis=0)
+        x = take_rows(self.model(input_ids, kv_cache), logit_positions)
         x = self.model.norm(x)
         logits = self.model.embed_tokens.project(x) if self.lm_head is None else self.lm_head(x)
         return logits if logits.dtype == "float32" else op.astype(logits, "float32")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tvm import relax
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import op
+from tvm.relax.frontend.nn.core import wrap_nested
 
 from awq_tvm.schedules.layout import LAYOUTS
 from awq_tvm.schedules.reference import dequantize
@@ -13,6 +15,11 @@ from awq_tvm.schedules.spec import MatmulSpec
 
 if TYPE_CHECKING:
     from awq_tvm.models.precision import Precision
+
+
+def take_rows(table: nn.Tensor, indices: nn.Tensor) -> nn.Tensor:
+    """table[indices] along axis 0; an index out of range reads the nearest row, never foreign memory."""
+    return wrap_nested(relax.op.take(table._expr, indices._expr, axis=0, mode="clip"), "take")
 
 
 class Linear(nn.Module):
@@ -68,7 +75,7 @@ class Embedding(nn.Module):
 
     def forward(self, token_ids: nn.Tensor) -> nn.Tensor:
         """Look up token_ids[n] -> [n, features]."""
-        rows = op.take(self.weight, token_ids, axis=0)
+        rows = take_rows(self.weight, token_ids)
         return rows if self.weight.dtype == self.dtype else op.astype(rows, self.dtype)
 
     def project(self, x: nn.Tensor) -> nn.Tensor:
@@ -99,7 +106,7 @@ class QuantizedEmbedding(nn.Module):
             self._arrays(),
             nn.Tensor.placeholder(shape, self.spec.dtype),
         )
-        return op.take(table, token_ids, axis=0)
+        return take_rows(table, token_ids)
 
     project = QuantizedLinear.forward
     bias = None

@@ -35,11 +35,10 @@ class Executor:
     """
 
     def __init__(self, library: Path, weights: Path, manifest: Manifest, *, threads: int | None = None) -> None:
-        # TVM reads both when it is first imported, and offers no other way to say them.
-        os.environ.setdefault("TVM_USE_RUNTIME_LIB", "1")
         if threads is not None:
+            # Read when the pool starts, at the first parallel loop; there is no other way to say it.
             os.environ["TVM_NUM_THREADS"] = str(threads)
-        with _torch_hidden():
+        with _runtime_library(), _torch_hidden():
             import tvm_ffi
             from tvm import runtime
 
@@ -168,6 +167,18 @@ class Executor:
 
     def _tensor(self, array: np.ndarray[Any, Any]) -> Any:
         return self._runtime.tensor(array, self._device)
+
+
+@contextmanager
+def _runtime_library() -> Iterator[None]:
+    """Let a first import of TVM load its small runtime alone; child processes are not to inherit the wish."""
+    before = os.environ.get("TVM_USE_RUNTIME_LIB")
+    os.environ["TVM_USE_RUNTIME_LIB"] = before or "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TVM_USE_RUNTIME_LIB"]
 
 
 @contextmanager

@@ -16,14 +16,32 @@ from tvm.s_tir.schedule import ScheduleError
 _LANES = 16
 
 def schedule(func: tirx.PrimFunc) -> tirx.PrimFunc:
-    """The function with its blocks inlined, parallel over rows and vectorised; unchanged where that fails."""
+    """The function with its blocks inlined, parallel over rows and vectorised; unchanged where that fails.
+
+    One row stays on one thread: waking the others takes longer than the work of one token.
+    """
     sch = s_tir.Schedule(tvm.IRModule({"main": func}))
     try:
         _inline_elementwise(sch)
-        _schedule_blocks(sch)
+        rows = _schedule_blocks(sch)
     except ScheduleError:
         return func
-    return sch.mod["main"]
+    serial = sch.mod["main"]
+    if rows is None:
+        return serial
+    count = sch.get(rows).extent
+    sch.parallel(rows)
+    return serial if isinstance(count, tirx.IntImm) else _either(count == 1, serial, sch.mod["main"])
+
+
+def _either(condition: Any, then: tirx.PrimFunc, otherwise: tirx.PrimFunc) -> tirx.PrimFunc:
+    """A function that is one of two schedules of the same function, which share their buffers."""
+    first, second = then.body.block, otherwise.body.block
+    branches = tirx.IfThenElse(condition, first.body, second.body)
+    root = s_tir.SBlock([], [], [], "root", branches, alloc_buffers=first.alloc_buffers)
+    whole = then.with_body(s_tir.SBlockRealize([], tirx.const(True, "bool"), root))
+    # The branches came from one function and still share their loop variables.
+    return s_tir.transform.ConvertSSA()(tvm.IRModule({"main": whole}))["main"]
 
 
 def _inline_elementwise(sch: s_tir.Schedule) -> None:
@@ -38,12 +56,16 @@ def _inline_elementwise(sch: s_tir.Schedule) -> None:
             continue
 
 
-def _schedule_blocks(sch: s_tir.Schedule) -> None:
-    """Put each row's reductions beside their use, then share out rows and vectorise columns."""
+def _schedule_blocks(sch: s_tir.Schedule) -> Any:
+    """Put each row's reductions beside their use and vectorise columns.
+
+    Returns:
+        The loop over rows, to be shared out, or None where there is none.
+    """
     *producers, last = _blocks(sch)
     rows = sch.get_loops(last)[0] if sch.get_loops(last) else None
     if rows is None:
-        return
+        return None
     for block in reversed(producers):
         try:
             sch.compute_at(block, rows)
@@ -52,7 +74,7 @@ def _schedule_blocks(sch: s_tir.Schedule) -> None:
     columns = sch.get_loops(last)[1:]
     if columns and not _is_reduction(sch, last):
         _vectorize(sch, columns)
-    sch.parallel(rows)
+    return rows
 
 
 def _parallel_rows(sch: s_tir.Schedule, block: Any) -> None:
