@@ -49,7 +49,7 @@ _LN2_LOW = math.log(2) - _LN2_HIGH
 
 
 Bind = Callable[[Any], Any]
-"""Names a value where a kernel is built statement by statement (``T.bind``); without it the value becomes a Let."""
+"""Names a value where a kernel is built statement by statement; without one the value becomes a Let."""
 
 
 def lanes(x: Any) -> int:

@@ -1,7 +1,7 @@
 """The paged KV cache of a compiled model.
 
-The cache itself (pages, sequences, forks) is TVM's runtime object; what it calls to compute is compiled into the
-model: our kernels on CPUs, TVM's own on GPUs, our rotation table on both.
+The cache itself (pages, sequences, forks) is TVM's runtime object; what it calls to compute is compiled into
+the model: our kernels on CPUs, TVM's own on GPUs, our rotation table on both.
 """
 
 from __future__ import annotations
@@ -138,24 +138,24 @@ def _stock_gpu_kernels(shape: AttentionShape, layers: int, target: Target) -> li
     """TVM's kernels for CUDA and Metal, in the order of the runtime's parameters."""
     h, h_kv, d, dtype = shape.heads, shape.kv_heads, shape.head_dim, shape.dtype
     no_rope: dict[str, Any] = {}
+    ragged = stock._attention_prefill_ragged(h_kv, h, d, d, dtype, no_rope, target)
+    paged = stock._attention_prefill(h_kv, h, d, dtype, False, no_rope, target)
+    paged_decode = stock._attention_decode(h_kv, h, d, dtype, False, no_rope, target)
+    merged = stock._merge_state_inplace(h, d, dtype, target, "attention_merge")
     return [
         _add(stock._kv_cache_transpose_append(h_kv, d, dtype), "kv_cache_append"),
         relax.prim_value(0),
-        _entry(
-            stock._attention_prefill_ragged(h_kv, h, d, d, dtype, no_rope, target), "attention_prefill_ragged"
-        ),
+        _entry(ragged, "attention_prefill_ragged"),
         _entry(
             stock._attention_prefill(h_kv, h, d, dtype, False, no_rope, target), "attention_prefill_paged"
         ),
-        _entry(stock._attention_decode(h_kv, h, d, dtype, False, no_rope, target), "attention_decode_paged"),
+        _entry(paged_decode, "attention_decode_paged"),
         _NONE,
         _NONE,
         _NONE,
         _NONE,
         _NONE,
-        relax.Tuple(
-            [_add(stock._merge_state_inplace(h, d, dtype, target, "attention_merge"), "attention_merge")]
-        ),
+        relax.Tuple([_add(merged, "attention_merge")]),
         _add(rotary.split_and_rotate_on_gpu(shape), "split_rotary"),
         _add(stock._copy_single_page(h_kv, STOCK_PAGE_SIZE, d, dtype, target), "kv_cache_copy_page"),
         _add(stock._kv_cache_debug_get_kv(layers, h_kv, d, dtype), "kv_cache_read_back"),

@@ -24,8 +24,8 @@ def decode_paged(shape: AttentionShape, target: Target) -> tirx.PrimFunc:
     """One token a sequence, q [batch, heads, D], against its cached tokens, itself among them.
 
     The query heads of a key-value head go together, so a page is read once. Keys are split over
-    (sequence, key-value head, run of keys), each split leaves (O, m, l), and a second pass merges them. The roof
-    is the bandwidth of the level of memory that the cache lies in.
+    (sequence, key-value head, run of keys), each split leaves (O, m, l), and a second pass merges them. The
+    roof is the bandwidth of the level of memory that the cache lies in.
     """
     tiles = decode_tiles(shape, target)
     group, head_dim, kv_heads = shape.group, shape.head_dim, shape.kv_heads
@@ -93,8 +93,8 @@ def decode_paged(shape: AttentionShape, target: Target) -> tirx.PrimFunc:
         def merge(sequence: Any) -> None:
             with T.serial(shape.heads) as head:
                 base = keep((sequence * shape.heads + head) * splits)
-                highest = T.alloc_buffer((1,), "float32", scope="local")
-                total = T.alloc_buffer((1,), "float32", scope="local")
+                highest = T.alloc_buffer((1,), "float32", scope="global")
+                total = T.alloc_buffer((1,), "float32", scope="global")
                 T.buffer_store(highest, f32(NOTHING), [i32(0)])
                 T.buffer_store(total, f32(0), [i32(0)])
                 with T.serial(splits) as s:
@@ -107,7 +107,7 @@ def decode_paged(shape: AttentionShape, target: Target) -> tirx.PrimFunc:
                 inverse = keep(T.Select(seen, f32(1) / T.Select(seen, total[0], f32(1)), f32(0)))
                 for first, widths in columns(head_dim, 4):
                     parts = [(first + sum(widths[:i]), width) for i, width in enumerate(widths)]
-                    sums = [T.alloc_buffer((width,), "float32", scope="local") for width in widths]
+                    sums = [T.alloc_buffer((width,), "float32", scope="global") for width in widths]
                     for (_, width), buffer in zip(parts, sums, strict=True):
                         store(buffer, vector_math.splat(0.0, width), [i32(0)], width)
                     with T.serial(splits) as s:

@@ -1,4 +1,4 @@
-"""Kernels that move keys and values in and out of pages (see ``AttentionShape`` for how a page is laid out)."""
+"""Kernels that move keys and values in and out of pages (``AttentionShape`` says how a page is laid out)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FEW_TOKENS = 4
 
 
 def append(shape: AttentionShape) -> tirx.PrimFunc:
-    """Write new k, v [n, kv_heads, D] to the slots position_map [n] names (page * PAGE_SIZE + token, -1: skip)."""
+    """Write new k, v [n, kv_heads, D] to slots position_map [n] (page * PAGE_SIZE + token; -1: nowhere)."""
 
     def emit() -> None:
         pages = Pages(shape)
@@ -65,7 +65,7 @@ def copy_page(shape: AttentionShape) -> tirx.PrimFunc:
 
 
 def compact(shape: AttentionShape) -> tirx.PrimFunc:
-    """Move tokens to other slots, sequence by sequence and in the order given (after a token tree is settled)."""
+    """Move tokens to other slots, sequence by sequence, in the order given (a token tree was settled)."""
 
     def emit() -> None:
         pages = Pages(shape)

@@ -1,4 +1,4 @@
-"""Parameters and lookups that the attention kernels share: what the cache runtime passes, and how to read it."""
+"""What the attention kernels share: the parameters that the cache runtime passes, and how to read them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tvm.tirx.script import builder as T
 
 from awq_tvm import ir_attrs
 from awq_tvm.schedules.attention.shape import PAGE_SIZE, AttentionShape
-from awq_tvm.schedules.attention.tile import NOTHING, f32, i32, keep, load, only_if, store
+from awq_tvm.schedules.attention.tile import NOTHING, columns, f32, i32, keep, load, only_if, store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,7 +54,7 @@ def size(name: str, dtype: str = "int32") -> tirx.Var:
 
 
 class Pages:
-    """One layer's cache, [pages, 2, kv_heads, PAGE_SIZE, head_dim], keys transposed within a page and head."""
+    """One layer's cache, [pages, 2, kv_heads, PAGE_SIZE, head_dim], as ``AttentionShape`` describes it."""
 
     def __init__(self, shape: AttentionShape) -> None:
         self.shape = shape
@@ -98,16 +98,14 @@ class History:
         whole = (count - 1) * i32(PAGE_SIZE) + self.last_page_length[sequence]
         return tirx.Select(count > 0, whole, i32(0))
 
-    def readers(
-        self, flat: Any, sequence: Any, head: Any
-    ) -> tuple[Callable[[Any], Callable[[Any], Any]], Callable[[Any], Callable[[Any, int, int], Any]]]:
+    def readers(self, flat: Any, sequence: Any, head: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
         """The key and value accessors that ``Tile.see`` asks for; ``flat`` from ``Pages.flatten``."""
         begin = keep(self.page_indptr[sequence])
         last = keep(self.page_indptr[sequence + 1] - 1)
         head_dim = self.shape.head_dim
 
         def page_of(key: Any) -> Any:
-            # A register block of keys may reach beyond the last page: read that page again, its scores are masked.
+            # A register block of keys may reach beyond the last page: read that again, the scores are masked.
             return self.page_values[tirx.min(begin + tirx.floordiv(key, i32(PAGE_SIZE)), last)]
 
         def keys(first: Any) -> Callable[[Any], Any]:
@@ -133,7 +131,7 @@ def write_rows(
     log_sum: Any,
     shape: AttentionShape,
 ) -> None:
-    """Normalise a finished tile and write it: output = O / l, log_sum = m + log2(l); a row of no keys gives 0.
+    """Write a finished tile: output = O / l, log_sum = m + log2(l); a row that saw no key gives 0.
 
     Args:
         tile: the ``Tile``.
@@ -143,8 +141,6 @@ def write_rows(
         log_sum: [tokens, heads] float32, in units of log2.
         shape: the sizes.
     """
-    from awq_tvm.schedules.attention.tile import columns
-
     with T.serial(rows) as row:
         token, head = (keep(index) for index in place(row))
         total = keep(tile.total(row))
@@ -174,8 +170,8 @@ def find_sequence(batch: Any, tiles_of: Callable[[Any], Any], slot: Any) -> Iter
     Yields:
         (sequence, tile within it).
     """
-    found = T.alloc_buffer((2,), "int32", scope="local")
-    rest = T.alloc_buffer((1,), "int32", scope="local")
+    found = T.alloc_buffer((2,), "int32", scope="global")
+    rest = T.alloc_buffer((1,), "int32", scope="global")
     T.buffer_store(found, i32(-1), [i32(0)])
     T.buffer_store(rest, slot, [i32(0)])
     with T.serial(batch) as sequence:

@@ -28,8 +28,8 @@ def prefill_ragged(shape: AttentionShape, target: Target) -> tirx.PrimFunc:
     """New tokens against one another: q [n, heads, D], k and v [n, kv_heads, D] -> output, log_sum.
 
     Keys are first transposed into vectors of 16, once for all query tiles. A tile takes consecutive rows of
-    (token, head of the group), so it loses nothing to odd group sizes. Short and long causal tiles alternate, so
-    that equal shares of slots are about equal shares of work.
+    (token, head of the group), so it loses nothing to odd group sizes. Short and long causal tiles alternate,
+    so that equal shares of slots are about equal shares of work.
     """
     tiles = prefill_tiles(target)
     group, head_dim, kv_heads = shape.group, shape.head_dim, shape.kv_heads
@@ -86,7 +86,7 @@ def prefill_ragged(shape: AttentionShape, target: Target) -> tirx.PrimFunc:
                 k_length = keep(k_indptr[sequence + 1] - k_begin)
                 first_row = keep(row_tile * tiles.tile_rows)
                 rows = keep(tirx.min(q_length * group - first_row, i32(tiles.tile_rows)))
-                slot_before = T.alloc_buffer((1,), "int32", scope="local")
+                slot_before = T.alloc_buffer((1,), "int32", scope="global")
                 T.buffer_store(slot_before, i32(0), [i32(0)])
                 with T.serial(sequence) as earlier:
                     T.buffer_store(slot_before, slot_before[0] + key_tiles(earlier), [i32(0)])

@@ -40,8 +40,8 @@ def split_and_rotate(shape: AttentionShape) -> tirx.PrimFunc:
         frequencies = tensor("inverse_frequency", (half,))
 
         def one(token: Any) -> None:
-            sines = T.alloc_buffer((half,), "float32", scope="local")
-            cosines = T.alloc_buffer((half,), "float32", scope="local")
+            sines = T.alloc_buffer((half,), "float32", scope="global")
+            cosines = T.alloc_buffer((half,), "float32", scope="global")
             position = keep(position_map[token].astype("float32"))
             for first, width in pieces:
                 angle = keep(T.Broadcast(position, width) * load(frequencies, [i32(first)], width))
@@ -102,34 +102,35 @@ def split_and_rotate_on_gpu(shape: AttentionShape) -> tirx.PrimFunc:
         v = tensor("v", (tokens, shape.kv_heads, shape.head_dim), shape.dtype)
         frequencies = tensor("inverse_frequency", (half,))
         pairs = fused * half
-        token = T.launch_thread("blockIdx.x", tokens)
-        with token as token_index, T.launch_thread("threadIdx.x", GPU_THREADS) as thread:
-            with T.serial(-(-pairs // GPU_THREADS)) as step:
-                pair = T.bind(step * GPU_THREADS + thread)
-                with T.If(pair < pairs), T.Then():
-                    head = T.bind(tirx.floordiv(pair, i32(half)))
-                    i = T.bind(tirx.floormod(pair, i32(half)))
-                    low = T.bind(qkv[token_index, head, i].astype("float32"))
-                    high = T.bind(qkv[token_index, head, i + half].astype("float32"))
+        steps = -(-pairs // GPU_THREADS)
+        with (
+            T.launch_thread("blockIdx.x", tokens) as token,
+            T.launch_thread("threadIdx.x", GPU_THREADS) as thread,
+            T.serial(steps) as step,
+        ):
+            pair = T.bind(step * GPU_THREADS + thread)
+            with T.If(pair < pairs), T.Then():
+                head = T.bind(tirx.floordiv(pair, i32(half)))
+                i = T.bind(tirx.floormod(pair, i32(half)))
+                low = T.bind(qkv[token, head, i].astype("float32"))
+                high = T.bind(qkv[token, head, i + half].astype("float32"))
 
-                    def write(target: Any, target_head: Any, first: Any, second: Any) -> None:
-                        T.buffer_store(target, first.astype(shape.dtype), [token_index, target_head, i])
-                        T.buffer_store(
-                            target, second.astype(shape.dtype), [token_index, target_head, i + half]
-                        )
+                def write(target: Any, target_head: Any, first: Any, second: Any) -> None:
+                    T.buffer_store(target, first.astype(shape.dtype), [token, target_head, i])
+                    T.buffer_store(target, second.astype(shape.dtype), [token, target_head, i + half])
 
-                    with T.If(head < shape.heads + shape.kv_heads):
-                        with T.Then():
-                            angle = T.bind(position_map[token_index].astype("float32") * frequencies[i])
-                            cosine, sine = T.bind(tirx.cos(angle)), T.bind(tirx.sin(angle))
-                            first = T.bind(low * cosine - high * sine)
-                            second = T.bind(high * cosine + low * sine)
-                            with T.If(head < shape.heads):
-                                with T.Then():
-                                    write(q, head, first, second)
-                                with T.Else():
-                                    write(k, head - shape.heads, first, second)
-                        with T.Else():
-                            write(v, head - (shape.heads + shape.kv_heads), low, high)
+                with T.If(head < shape.heads + shape.kv_heads):
+                    with T.Then():
+                        angle = T.bind(position_map[token].astype("float32") * frequencies[i])
+                        cosine, sine = T.bind(tirx.cos(angle)), T.bind(tirx.sin(angle))
+                        first = T.bind(low * cosine - high * sine)
+                        second = T.bind(high * cosine + low * sine)
+                        with T.If(head < shape.heads):
+                            with T.Then():
+                                write(q, head, first, second)
+                            with T.Else():
+                                write(k, head - shape.heads, first, second)
+                    with T.Else():
+                        write(v, head - (shape.heads + shape.kv_heads), low, high)
 
     return build("split_rotary", emit)

@@ -7,8 +7,8 @@ For query rows r, keys j and features d, with scores already in units of log2:
     P[r, j] = 2**(S[r, j] - m'[r]);    l[r] = a[r] * l[r] + sum_j P[r, j]
     O[r, d] = a[r] * O[r, d] + sum_j P[r, j] * V[j, d]
 
-Both products are the same register block: rows x vectors accumulators, one scalar of the left side spread over a
-vector of the right side. The idea is that of flash attention (arXiv:2205.14135); the roof is the machine's
+Both products are the same register block: rows x vectors accumulators, one scalar of the left side spread over
+a vector of the right side. The idea is that of flash attention (arXiv:2205.14135); the roof is the machine's
 multiply-add rate for many queries and memory bandwidth for one.
 """
 
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from tvm import tirx
@@ -73,12 +74,12 @@ def columns(head_dim: int, vectors: int) -> list[tuple[int, list[int]]]:
 def keep(value: Any) -> Any:
     """Compute a value here, once.
 
-    ``T.bind`` does not: TVM puts the expression back in wherever the name is used, which repeats long ones over
-    and over and takes it many seconds to simplify. A small local array is left alone, and LLVM keeps it in a
-    register.
+    ``T.bind`` does not: TVM puts the expression back in wherever the name is used, which repeats long ones
+    over and over and takes it many seconds to simplify. A small array is left alone, and LLVM keeps it in a
+    register. It must be of scope "global" and below 1024 bytes to be on the stack.
     """
     width = vector_math.lanes(value)
-    place = T.alloc_buffer((width,), str(value.ty.dtype).partition("x")[0], scope="local")
+    place = T.alloc_buffer((width,), str(value.ty.dtype).partition("x")[0], scope="global")
     index = vector_at(i32(0), width) if width > 1 else i32(0)
     T.buffer_store(place, value, [index])
     return place[index]
@@ -97,7 +98,7 @@ class Registers:
     def __init__(self, rows: int, widths: list[int]) -> None:
         self.rows, self.widths = rows, widths
         self.starts = [sum(widths[:i]) for i in range(len(widths))]
-        self.buffers = [T.alloc_buffer((sum(widths),), "float32", scope="local") for _ in range(rows)]
+        self.buffers = [T.alloc_buffer((sum(widths),), "float32", scope="global") for _ in range(rows)]
 
     def set(self, row: int, vector: int, value: Any) -> None:
         """Overwrite one vector."""
@@ -169,7 +170,7 @@ class Tile:
         Args:
             rows: number of rows in use.
             first_key: a multiple of LANES.
-            last_key: keys from here on are not read as values; keys of their vector are, and count for nothing.
+            last_key: keys from here on are not read as values; those in its vector score, but count for nothing.
             key_vector: first key of a vector -> (feature -> [LANES] scores' right side).
             value_vector: first key of a vector -> ((key in it, feature, width) -> vector).
             visible: row -> (first visible key or None, end of the visible keys).
@@ -187,7 +188,6 @@ class Tile:
     def _score(self, rows: Any, start: Any, key_blocks: Any, key_vector: Callable[..., Any]) -> None:
         """S = Q K."""
         tiles, head_dim = self.tiles, self.shape.head_dim
-        steps = 4 if head_dim % 4 == 0 else 2
         with T.serial(key_blocks) as block:
             first = block * tiles.block_keys
             keys = [key_vector(start + first + v * LANES) for v in range(tiles.vectors)]
@@ -197,12 +197,8 @@ class Tile:
                 for row in range(tiles.rows):
                     for v in range(tiles.vectors):
                         registers.set(row, v, vector_math.splat(0.0, LANES))
-                with T.serial(head_dim // steps) as step:
-                    for s in range(steps):
-                        feature = step * steps + s
-                        registers.multiply_add(
-                            lambda row, d=feature: self.query[base + row, d], lambda v, d=feature: keys[v](d)
-                        )
+                with T.serial(head_dim) as d:
+                    registers.multiply_add(partial(_spread, self.query, base, d), partial(_keys_at, keys, d))
                 for row in range(tiles.rows):
                     for v in range(tiles.vectors):
                         store(self.scores, registers.get(row, v), [base + row, first + v * LANES])
@@ -215,7 +211,7 @@ class Tile:
             low, high = visible(row)
             high = keep(high - start)
             low = None if low is None else keep(low - start)
-            highest = T.alloc_buffer((LANES,), "float32", scope="local")
+            highest = T.alloc_buffer((LANES,), "float32", scope="global")
             store(highest, vector_math.splat(NOTHING, LANES), [i32(0)])
             with T.serial(key_blocks) as block:
                 for v in range(self.tiles.vectors):
@@ -234,7 +230,7 @@ class Tile:
             shrink = keep(vector_math.exp2(before - after, keep))
             T.buffer_store(self.maximum, after, [row])
             T.buffer_store(self.shrink, shrink, [row])
-            total = T.alloc_buffer((LANES,), "float32", scope="local")
+            total = T.alloc_buffer((LANES,), "float32", scope="global")
             store(total, load(self.sums, [row, i32(0)]) * T.Broadcast(shrink, LANES), [i32(0)])
             with T.serial(key_blocks) as block:
                 for v in range(self.tiles.vectors):
@@ -262,8 +258,8 @@ class Tile:
                     values = value_vector(start + group * LANES)
                     with T.serial(tirx.min(count - group * LANES, i32(LANES))) as key:
                         registers.multiply_add(
-                            lambda row: self.scores[base + row, group * LANES + key],
-                            lambda v: values(key, places[v], widths[v]),
+                            partial(_spread, self.scores, base, group * LANES + key),
+                            partial(_values_at, values, key, places, widths),
                         )
                 for row in range(tiles.rows):
                     for v, width in enumerate(widths):
@@ -284,3 +280,18 @@ def _across(vector: Any, combine: Callable[[Any, Any], Any]) -> Any:
         high = T.Shuffle([whole], [i32(i + width) for i in range(width)])
         vector = combine(low, high)
     return vector
+
+
+def _spread(matrix: Any, first_row: Any, column: Any, row: int) -> Any:
+    """The scalar that a row of a register block multiplies with."""
+    return matrix[first_row + row, column]
+
+
+def _keys_at(keys: list[Callable[[Any], Any]], feature: Any, vector: int) -> Any:
+    return keys[vector](feature)
+
+
+def _values_at(
+    values: Callable[[Any, int, int], Any], key: Any, places: list[int], widths: list[int], vector: int
+) -> Any:
+    return values(key, places[vector], widths[vector])
