@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import pytest
+import tvm
+from tvm import relax
 
 from awq_tvm.compile.toolchain import build_library
 from awq_tvm.compile.toolchain.cross import has_zig
+from awq_tvm.compile.toolchain.lower import build_executable, device_modules, lower_relax
 from awq_tvm.errors import TargetError
 from awq_tvm.targets import resolve
-from tests.compile.toolchain_modules import relax_module
+from tests.compile.toolchain_modules import relax_module, tensor
 
 
 @pytest.mark.skipif(not has_zig(), reason="the package ziglang is not installed")
@@ -36,3 +39,21 @@ def test_without_a_linker_for_macos_the_package_is_named(monkeypatch, tmp_path) 
         build_library(relax_module(target), target, tmp_path)
     assert "pip install ziglang" in (error.value.fix or "")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plain_matmul_stays_off_the_matrix_units() -> None:
+    """TVM's simdgroup kernels sum in float16."""
+    target = resolve("metal")
+    builder = relax.BlockBuilder()
+    x = relax.Var("x", tensor((tvm.tirx.Var("n", "int64"), 128), "float16"))
+    weight = relax.Var("weight", tensor((128, 64), "float16"))
+    with builder.function("main", [x, weight]):
+        with builder.dataflow():
+            y = builder.emit_output(relax.op.matmul(x, weight, out_dtype="float32"))
+        builder.emit_func_output(y)
+    lowered = lower_relax(builder.get(), target.tvm_target_with_host)
+    executable = build_executable(lowered, target.tvm_target_with_host)
+    (module,) = device_modules(executable.mod, "metal")
+    source = module.inspect_source("metal")
+    assert "kernel void matmul" in source
+    assert "simdgroup" not in source
