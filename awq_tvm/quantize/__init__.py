@@ -1,1 +1,1 @@
-"""Quantize a checkpoint in PyTorch, and score one: see docs/quality.md. The only package that imports torch."""
+"""Quantize a checkpoint in PyTorch, and score one: the only package that imports torch."""

@@ -128,6 +128,6 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture:
             f"Models of type {model_type!r} cannot be quantized yet",
             where="config.json: model_type",
             why=f"known are {', '.join(sorted(ARCHITECTURES))}",
-            fix="see docs/add-a-model.md for how a family is added",
+            fix="see docs/adding-a-model.md for how a family is added",
         )
     return ARCHITECTURES[model_type]

@@ -7,7 +7,7 @@ rounded: what is judged is what is written.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -20,7 +20,7 @@ from awq_tvm.quantize.architecture import Architecture
 from awq_tvm.quantize.clip_search import Limits, search_paper, search_two_sided
 from awq_tvm.quantize.folding import absorb_into_norm, head_sharing, mean_over_sharing_heads, rows_of_feeder
 from awq_tvm.quantize.group_quantize import Quantized, Rounding, quantize
-from awq_tvm.quantize.judge import judge_of
+from awq_tvm.quantize.judge import Judge, judge_of
 from awq_tvm.quantize.scale_search import search_scales
 
 
@@ -143,12 +143,17 @@ def quantize_block_awq(
     Raises:
         UnsupportedError: a norm or bias is too large for float16.
     """
-    result = BlockResult()
-    row_scales: dict[str, Tensor] = {}
+    search = _BlockSearch(block, rounding, options, head_dim)
     for measured in reversed(statistics):
-        _settle_group(block, measured, rounding, options, head_dim, row_scales, result)
-    result.groups.reverse()
-    for name, scales in row_scales.items():
+        search.settle(measured)
+    result = BlockResult()
+    for measured in statistics:
+        kept = search.kept[measured.group.name]
+        result.quantized.update(kept.quantized)
+        result.groups.append(kept.report)
+        if kept.norm_weight is not None:
+            result.dense[f"{measured.group.feeder}.weight"] = kept.norm_weight
+    for name, scales in search.row_scales.items():
         bias = block.get_submodule(name).bias
         if bias is not None:
             result.dense[f"{name}.bias"] = half(bias / scales, f"{where}.{name}.bias")
@@ -158,75 +163,111 @@ def quantize_block_awq(
 
 @dataclass
 class _Candidate:
-    """One way to quantize a group: its scales, what a norm before it keeps, the linears, and the loss."""
+    """One way to quantize a group: scales, what a norm before it keeps, linears, and how they fare."""
 
-    exponent: float
-    clipped: bool
     scales: Tensor
     norm_weight: Tensor | None
     quantized: dict[str, Quantized]
-    loss: float
+    report: GroupReport
 
 
-def _settle_group(
-    block: torch.nn.Module,
-    measured: InputStatistics,
-    rounding: Rounding,
-    options: AwqOptions,
-    head_dim: int,
-    row_scales: dict[str, Tensor],
-    result: BlockResult,
-) -> None:
-    """Choose scales and clipping for one group, and write what was chosen into result and row_scales."""
-    group = measured.group
-    weights = {name: block.get_submodule(name).weight for name in group.linears}
-    feeder = block.get_submodule(group.feeder)
-    judge = judge_of(block, measured)
-    magnitude, sharing = measured.mean_absolute, None
-    if group.feeder_is_linear:
-        sharing = head_sharing(magnitude.numel(), feeder.weight.shape[0], head_dim)
-        if sharing is not None and sharing > 1:
-            sharing = sharing if options.share_value_scales else None
-            magnitude = (
-                magnitude if sharing is None else mean_over_sharing_heads(magnitude, sharing, head_dim)
-            )
-    can_scale = sharing is not None or not group.feeder_is_linear
-    choice = search_scales(weights, magnitude, judge, rounding, steps=options.scale_steps if can_scale else 0)
+class _BlockSearch:
+    """The groups of one block that are settled so far.
 
-    def attempt(exponent: float, scales: Tensor, clip: bool) -> _Candidate:
-        norm_weight = None
+    Attributes:
+        kept: by name of the group.
+        row_scales: by path of a linear, what its rows are divided by for the group it feeds, float32 [N].
+    """
+
+    def __init__(
+        self, block: torch.nn.Module, rounding: Rounding, options: AwqOptions, head_dim: int
+    ) -> None:
+        self._block, self._rounding, self._options, self._head_dim = block, rounding, options, head_dim
+        self._settled: list[InputStatistics] = []
+        self.kept: dict[str, _Candidate] = {}
+        self.row_scales: dict[str, Tensor] = {}
+
+    def settle(self, measured: InputStatistics) -> None:
+        """Choose scales and clipping for one group; the groups it feeds are settled already."""
+        group = measured.group
+        kept = self._choose(measured, self._options.scale_steps)
+        fed = [
+            later
+            for later in self._settled
+            if later.group.feeder in group.linears and later.group.feeder in self.row_scales
+        ]
+        if self._options.guard and kept.report.loss > kept.report.loss_rtn and fed:
+            # Divided rows meet other float16 steps, and can lose to plain rounding by that alone.
+            for later in fed:
+                del self.row_scales[later.group.feeder]
+                self.kept[later.group.name] = self._choose(later, 0)
+            kept = self._choose(measured, self._options.scale_steps)
+        self.kept[group.name] = kept
+        self._settled.append(measured)
+        if group.feeder_is_linear and kept.report.exponent:
+            sharing = self._sharing(measured) or 1
+            self.row_scales[group.feeder] = rows_of_feeder(kept.scales, sharing, self._head_dim)
+
+    def _sharing(self, measured: InputStatistics) -> int | None:
+        """Heads that share a row of the feeder; None where the feeder cannot take scales."""
+        rows = self._block.get_submodule(measured.group.feeder).weight.shape[0]
+        sharing = head_sharing(measured.mean_absolute.numel(), rows, self._head_dim)
+        return None if sharing != 1 and not self._options.share_value_scales else sharing
+
+    def _choose(self, measured: InputStatistics, steps: int) -> _Candidate:
+        group, magnitude = measured.group, measured.mean_absolute
+        weights = {name: self._block.get_submodule(name).weight for name in group.linears}
+        judge = judge_of(self._block, measured)
+        if group.feeder_is_linear:
+            sharing = self._sharing(measured)
+            if sharing is None:
+                steps = 0
+            elif sharing > 1:
+                magnitude = mean_over_sharing_heads(magnitude, sharing, self._head_dim)
+        choice = search_scales(weights, magnitude, judge, self._rounding, steps=steps)
+
+        def attempt(scales: Tensor, exponent: float, clip: bool) -> _Candidate:
+            return self._round(measured, judge, weights, choice.loss_plain, scales, exponent, clip)
+
+        ones, clip = torch.ones_like(magnitude), self._options.clip != "none"
+        best = attempt(choice.scales, choice.exponent, clip)
+        if self._options.guard and best.report.loss > choice.loss_plain:
+            others = [
+                attempt(choice.scales, choice.exponent, False),
+                attempt(ones, 0.0, clip),
+                attempt(ones, 0.0, False),
+            ]
+            best = min([best, *others], key=lambda one: one.report.loss)
+        return best
+
+    def _round(
+        self,
+        measured: InputStatistics,
+        judge: Judge,
+        weights: Mapping[str, Tensor],
+        loss_rtn: float,
+        scales: Tensor,
+        exponent: float,
+        clip: bool,
+    ) -> _Candidate:
+        """Quantize a group one way, and judge exactly what would be written."""
+        group, norm_weight = measured.group, None
         if not group.feeder_is_linear:
+            feeder = self._block.get_submodule(group.feeder)
             norm_weight, scales = absorb_into_norm(feeder.weight, scales)
         quantized: dict[str, Quantized] = {}
         effective: dict[str, Tensor] = {}
         for name, weight in weights.items():
-            scaled, rows = weight * scales, row_scales.get(name)
+            scaled, rows = weight * scales, self.row_scales.get(name)
             if rows is not None:
                 scaled.div_(rows.unsqueeze(1))
-            limits = _clip(name, scaled, scales, measured, rounding, options) if clip else None
-            quantized[name] = quantize(scaled, rounding, limits)
+            limits = _clip(name, scaled, scales, measured, self._rounding, self._options) if clip else None
+            quantized[name] = quantize(scaled, self._rounding, limits)
             effective[name] = quantized[name].dequantize().div_(scales)
             if rows is not None:
                 effective[name].mul_(rows.unsqueeze(1))
-        return _Candidate(exponent, clip, scales, norm_weight, quantized, judge.loss(effective))
-
-    ones = torch.ones_like(magnitude)
-    clip = options.clip != "none"
-    best = attempt(choice.exponent, choice.scales, clip)
-    if options.guard and best.loss > choice.loss_plain:
-        others = [
-            attempt(choice.exponent, choice.scales, False),
-            attempt(0.0, ones, clip),
-            attempt(0.0, ones, False),
-        ]
-        best = min([best, *others], key=lambda one: one.loss)
-
-    if best.norm_weight is not None:
-        result.dense[f"{group.feeder}.weight"] = best.norm_weight
-    elif sharing is not None and best.exponent:
-        row_scales[group.feeder] = rows_of_feeder(best.scales, sharing, head_dim)
-    result.quantized.update(best.quantized)
-    result.groups.append(GroupReport(group.name, best.exponent, best.clipped, choice.loss_plain, best.loss))
+        report = GroupReport(group.name, exponent, clip, loss_rtn, judge.loss(effective))
+        return _Candidate(scales, norm_weight, quantized, report)
 
 
 def _clip(

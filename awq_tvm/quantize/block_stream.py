@@ -200,10 +200,10 @@ def from_arrays(
     Returns:
         Dense tensors and quantized linears, by path below the block.
     """
-    dense = {
-        name.removeprefix("dense."): array for name, array in arrays.items() if name.startswith("dense.")
-    }
-    linears = [name[len("quantized.") : -len(".q")] for name in arrays if name.endswith(".q")]
+    # A safetensors file hands its tensors out in no fixed order; what is written from here must have one.
+    names = sorted(arrays)
+    dense = {name.removeprefix("dense."): arrays[name] for name in names if name.startswith("dense.")}
+    linears = [name[len("quantized.") : -len(".q")] for name in names if name.endswith(".q")]
     quantized = {}
     for name in linears:
         q, scales, zeros = (arrays[f"quantized.{name}.{part}"] for part in ("q", "scales", "zeros"))
