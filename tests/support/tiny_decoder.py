@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -25,10 +24,8 @@ from awq_tvm.bundle.reader import open_bundle
 from awq_tvm.checkpoint import (
     QuantizationScheme,
     QuantizedWeight,
-    open_checkpoint,
     write_quantized_checkpoint,
 )
-from awq_tvm.checkpoint.expected_tensors import expected_tensors
 from awq_tvm.compile.driver import CompileReport, compile_model
 from awq_tvm.models import export
 from awq_tvm.runtime.executor import Executor
@@ -112,15 +109,16 @@ def save_quantized(
     *,
     bits: int = 4,
     group_size: int = 32,
+    embedding: bool = False,
     side_files: Mapping[str, bytes] | None = None,
 ) -> Path:
-    """Quantize the layers' linears of the model in place and write the same weights as a checkpoint."""
+    """Quantize the layers' linears, and the embedding if asked, in place; write the same weights as a checkpoint."""
     state = {name: array.numpy() for name, array in model.state_dict().items()}
     config = model.config.to_dict()
     linears = {
         name.removesuffix(".weight"): round_to_nearest(array, bits, group_size)
         for name, array in state.items()
-        if name.startswith("model.layers.") and array.ndim == 2
+        if array.ndim == 2 and (name.startswith("model.layers.") or (embedding and "embed_tokens" in name))
     }
     with torch.no_grad():
         for name, weight in linears.items():
@@ -184,10 +182,12 @@ def compile_dense(model: Any, folder: Path, **options: Any) -> Compiled:
 
 
 def compile_quantized(
-    model: Any, folder: Path, *, bits: int = 4, group_size: int = 32, **options: Any
+    model: Any, folder: Path, *, bits: int = 4, group_size: int = 32, embedding: bool = False, **options: Any
 ) -> Compiled:
     """Quantize the model in place, save, compile for this machine with float activations."""
-    checkpoint = save_quantized(model, folder / "checkpoint", bits=bits, group_size=group_size)
+    checkpoint = save_quantized(
+        model, folder / "checkpoint", bits=bits, group_size=group_size, embedding=embedding
+    )
     return _compile(model, checkpoint, folder / "bundle", {"activations": "float", **options})
 
 
@@ -195,11 +195,15 @@ def _compile(model: Any, checkpoint: Path, bundle: Path, options: dict[str, Any]
     return Compiled(model, checkpoint, bundle, compile_model(str(checkpoint), bundle, **options))
 
 
-@cache
+_built: dict[str, Compiled] = {}
+
+
 def quantized_llama(factory: pytest.TempPathFactory) -> Compiled:
-    """One compiled 4-bit model with biases everywhere, for all tests of a run that need just any bundle."""
-    model = make_model("llama", attention_bias=True, mlp_bias=True)
-    return compile_quantized(model, factory.mktemp("quantized_llama"))
+    """One compiled 4-bit model with biases everywhere, built once, for all tests that need just any bundle."""
+    if "quantized_llama" not in _built:
+        model = make_model("llama", attention_bias=True, mlp_bias=True)
+        _built["quantized_llama"] = compile_quantized(model, factory.mktemp("quantized_llama"))
+    return _built["quantized_llama"]
 
 
 @contextmanager
@@ -239,8 +243,3 @@ def split_states(rows: Array) -> tuple[list[Array], Array]:
     """Hidden states and logits of what a model compiled under ``hidden_states_shown`` returns."""
     states = np.split(rows[:, :-VOCAB], LAYERS + 1, axis=1)
     return states, rows[:, -VOCAB:]
-
-
-def expected_names(folder: Path) -> set[str]:
-    """The tensors that a checkpoint's config promises."""
-    return set(expected_tensors(open_checkpoint(str(folder)).config) or ())
