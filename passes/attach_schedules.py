@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import asdict, dataclass
-import json
 from typing import Any
 
 import tvm
@@ -12,7 +12,7 @@ from tvm import relax, tirx
 
 from awq_tvm import ir_attrs
 from awq_tvm.passes.rewrite import Bindings
-from awq_tvm.schedules.rule import select, select_dense
+from awq_tvm.schedules.rule import Unserved, select, select_dense
 from awq_tvm.schedules.spec import DenseSpec, MatmulSpec
 from awq_tvm.targets import Target
 
@@ -63,20 +63,23 @@ class AttachSchedules:
         for variable, func in mod.functions_items():
             op = func.attrs.get(ir_attrs.OP) if func.attrs is not None else None
             if op == ir_attrs.OP_DENSE_MATMUL:
-                built = self._dense(func)
-                if built is not None:
-                    updated[variable] = built
+                dense = self._dense(func)
+                if dense is not None:
+                    updated[variable] = dense
             if op != ir_attrs.OP_DEQUANTIZE_MATMUL:
                 continue
             spec = MatmulSpec.from_json(func.attrs[ir_attrs.MATMUL_SPEC])
-            rule, answer = select(spec, self.target)
-            if rule is None:
-                reason = "; ".join(answer) or f"no rule for {self.target.family} targets"
+            chosen = select(spec, self.target)
+            if isinstance(chosen, Unserved):
+                reason = "; ".join(chosen.reasons) or f"no rule for {self.target.family} targets"
                 coverage.append(KernelCoverage(_title(spec), calls[variable.name_hint], "fallback", reason))
                 continue
             # Rules may name what they build, but a module holds many kernels of one rule.
-            updated[variable] = rule.build(spec, self.target, answer.config).without_attr("global_symbol")
-            coverage.append(KernelCoverage(_title(spec), calls[variable.name_hint], "default", rule.name))
+            built = chosen.rule.build(spec, self.target, chosen.match.config).without_attr("global_symbol")
+            updated[variable] = built
+            coverage.append(
+                KernelCoverage(_title(spec), calls[variable.name_hint], "default", chosen.rule.name)
+            )
         return updated.with_attr(ir_attrs.COVERAGE, json.dumps([asdict(kernel) for kernel in coverage]))
 
     def _dense(self, func: tirx.PrimFunc) -> tirx.PrimFunc | None:

@@ -81,14 +81,18 @@ def _match(bindings: Bindings, var: relax.Var, plan: ParameterPlan) -> _Linear |
         return None
     call, func = found
     weights = tuple(call.args[1])
-    if not all(isinstance(plan.sources.get(w.name), QuantizedSource) for w in weights):
+    if not all(plan.is_quantized(w.name) for w in weights):
         return None
     spec = MatmulSpec.from_json(func.attrs[ir_attrs.MATMUL_SPEC])
     for user, value in bindings.users(var):
-        if bindings.call(value, "relax.add") is not None and value.args[0].same_as(var) and bindings.uses[var] == 1:
-            source = plan.sources.get(value.args[1].name) if bindings.is_parameter(value.args[1]) else None
-            if isinstance(source, DenseSource):
-                return _Linear(matmul.args[0], weights, spec, value.args[1], user)
+        if (
+            bindings.call(value, "relax.add") is not None
+            and value.args[0].same_as(var)
+            and bindings.uses[var] == 1
+        ):
+            bias = value.args[1]
+            if bindings.is_parameter(bias) and not plan.is_quantized(bias.name):
+                return _Linear(matmul.args[0], weights, spec, bias, user)
     return _Linear(matmul.args[0], weights, spec, None, var)
 
 
@@ -102,13 +106,13 @@ class _Combined:
         self.parameters: dict[relax.Var, Any] = {}
         self.weights = []
         for i, array in enumerate(self.layout.arrays(self.spec)):
-            parts = [plan.sources[linear.weights[i].name] for linear in group]
-            modules = tuple(name for part in parts for name in part.modules)
+            modules = tuple(m for linear in group for m in plan.quantized(linear.weights[i].name).modules)
             source = QuantizedSource(modules, self.spec.to_json(), self.layout.name, i)
             self.weights.append(self._parameter(f"{'+'.join(modules)}.{array.suffix}", array, source))
-        self.bias = None
-        if group[0].bias is not None:
-            tensors = tuple(t for linear in group for t in plan.sources[linear.bias.name].tensors)
+        self.bias: relax.Var | None = None
+        biases = [linear.bias for linear in group if linear.bias is not None]
+        if biases:
+            tensors = tuple(t for bias in biases for t in plan.dense(bias.name).tensors)
             ty = relax.TensorType((self.spec.out_features,), self.spec.dtype)
             self.bias = relax.Var("+".join(tensors), ty)
             self.parameters[self.bias] = DenseSource(tensors, self.spec.dtype)
@@ -131,9 +135,7 @@ class _Combined:
         begin = 0
         for linear in self.group:
             end = begin + linear.spec.out_features
-            result[linear.result] = lambda rewriter, begin=begin, end=end: relax.op.strided_slice(
-                whole(rewriter), axes=[1], begin=[begin], end=[end]
-            )
+            result[linear.result] = _slice(whole, begin, end)
             begin = end
         names = [linear.result for linear in self.group]
         for user, value in bindings.users(names[0]):
@@ -148,3 +150,8 @@ class _Combined:
         weight = relax.op.permute_dims(relax.call_tir(func, self.weights, ty), [1, 0])
         y = relax.op.matmul(self.group[0].x, weight)
         return y if self.bias is None else relax.op.add(y, self.bias)
+
+
+def _slice(whole: Replacement, begin: int, end: int) -> Replacement:
+    """Columns [begin, end) of the combined result."""
+    return lambda rewriter: relax.op.strided_slice(whole(rewriter), axes=[1], begin=[begin], end=[end])

@@ -35,7 +35,9 @@ class FoldTransposeMatmul:
         replacements: dict[relax.Var, Replacement] = {}
         for var, value in bindings:
             matmul = bindings.call(value, "relax.matmul")
-            transposed = bindings.call(matmul.args[1], "relax.permute_dims") if matmul is not None else None
+            if matmul is None:
+                continue
+            transposed = bindings.call(matmul.args[1], "relax.permute_dims")
             if transposed is None or [int(a) for a in transposed.attrs.axes or (1, 0)] != [1, 0]:
                 continue
             weight = transposed.args[0]

@@ -36,7 +36,9 @@ class FuseDequantizeTake:
         replacements: dict[relax.Var, Replacement] = {}
         for var, value in bindings:
             take = bindings.call(value, "relax.take")
-            found = bindings.prim_func(take.args[0], ir_attrs.OP_DEQUANTIZE) if take is not None else None
+            if take is None:
+                continue
+            found = bindings.prim_func(take.args[0], ir_attrs.OP_DEQUANTIZE)
             if found is None:
                 continue
             indices = take.args[1]

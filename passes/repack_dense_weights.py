@@ -11,7 +11,7 @@ from tvm import relax
 from awq_tvm import ir_attrs
 from awq_tvm.passes.rewrite import Bindings, Replacement, Rewriter, rewrite
 from awq_tvm.schedules.layout import DenseLayout
-from awq_tvm.schedules.parameter_plan import DenseSource, ParameterPlan
+from awq_tvm.schedules.parameter_plan import ParameterPlan
 from awq_tvm.schedules.reference import dense_matmul, dense_take
 from awq_tvm.schedules.rule import select_dense
 from awq_tvm.schedules.spec import DenseSpec
@@ -47,8 +47,7 @@ class RepackDenseWeights:
         replacements: dict[relax.Var, Replacement] = {}
         new_parameters: dict[relax.Var, Any] = {}
         for weight in bindings.func.params:
-            source = plan.sources.get(weight.name)
-            if not isinstance(source, DenseSource) or weight.ty.ndim != 2:
+            if weight.name not in plan.sources or plan.is_quantized(weight.name) or weight.ty.ndim != 2:
                 continue
             users = bindings.users(weight)
             spec = next((s for _, value in users if (s := _matmul_spec(bindings, value)) is not None), None)
@@ -61,7 +60,7 @@ class RepackDenseWeights:
             packed = relax.Var(
                 f"{stem}.{layout.name}.{array.suffix}", relax.TensorType(array.shape, array.dtype)
             )
-            new_parameters[packed] = replace(source, layout=layout.name)
+            new_parameters[packed] = replace(plan.dense(weight.name), layout=layout.name)
             for var, value in users:
                 replacements[var] = _read(bindings, value, packed, layout, spec)
         return rewrite(mod, "forward", replacements, new_parameters)

@@ -10,10 +10,10 @@ from tvm import relax
 
 from awq_tvm import ir_attrs
 from awq_tvm.passes.rewrite import Bindings, Replacement, Rewriter, rewrite
-from awq_tvm.schedules.layout import LAYOUTS, Layout
+from awq_tvm.schedules.layout import Layout
 from awq_tvm.schedules.parameter_plan import ParameterPlan, QuantizedSource
 from awq_tvm.schedules.reference import dequantize_matmul, dequantize_take
-from awq_tvm.schedules.rule import select
+from awq_tvm.schedules.rule import Unserved, select
 from awq_tvm.schedules.spec import MatmulSpec
 from awq_tvm.targets import Target
 
@@ -71,14 +71,14 @@ class RepackWeights:
         return rewrite(mod, "forward", replacements, new_parameters)
 
     def _layout(self, spec: MatmulSpec) -> Layout | None:
-        rule, _ = select(spec, self.target)
-        return None if rule is None else rule.layout(spec, self.target)
+        chosen = select(spec, self.target)
+        return None if isinstance(chosen, Unserved) else chosen.rule.layout(spec, self.target)
 
 
 def _weights(call: relax.Call, plan: ParameterPlan) -> tuple[relax.Var, ...]:
     """The arguments of a call_tir that are arrays of a quantized weight."""
     arguments = (a for a in call.args[1] if isinstance(a, relax.Var))
-    return tuple(a for a in arguments if isinstance(plan.sources.get(a.name), QuantizedSource))
+    return tuple(a for a in arguments if plan.is_quantized(a.name))
 
 
 class _Repacked:
@@ -86,14 +86,14 @@ class _Repacked:
 
     def __init__(self, weights: tuple[relax.Var, ...], layout: Layout, plan: ParameterPlan) -> None:
         self.layout = layout
-        sources = [plan.sources[w.name] for w in weights]
+        source = plan.quantized(weights[0].name)
         self.parameters: dict[relax.Var, QuantizedSource] = {}
-        arrays = layout.arrays(MatmulSpec.from_json(sources[0].spec))
-        stem = "+".join(sources[0].modules)
+        arrays = layout.arrays(MatmulSpec.from_json(source.spec))
+        stem = "+".join(source.modules)
         for i, array in enumerate(arrays):
             name = f"{stem}.{layout.name}.{array.suffix}"
             var = relax.Var(name, relax.TensorType(array.shape, array.dtype))
-            self.parameters[var] = replace(sources[0], layout=layout.name, array=i)
+            self.parameters[var] = replace(source, layout=layout.name, array=i)
         self.old = weights
 
     def replacement(self, found: Any, op: str) -> Replacement:

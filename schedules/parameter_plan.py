@@ -6,8 +6,8 @@ compile driver carries it out once at the end. So the repack happens at compile 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
 import json
+from dataclasses import asdict, dataclass
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,32 @@ class ParameterPlan:
     """Weight parameters by name, in the order in which the compiled function takes them."""
 
     sources: dict[str, Source]
+
+    def is_quantized(self, name: str) -> bool:
+        """Whether ``name`` is a parameter that holds an array of a quantized weight."""
+        return isinstance(self.sources.get(name), QuantizedSource)
+
+    def quantized(self, name: str) -> QuantizedSource:
+        """The source of an array of a quantized weight.
+
+        Raises:
+            KeyError: ``name`` is no such parameter.
+        """
+        source = self.sources[name]
+        if not isinstance(source, QuantizedSource):
+            raise KeyError(name)
+        return source
+
+    def dense(self, name: str) -> DenseSource:
+        """The source of an unquantized parameter.
+
+        Raises:
+            KeyError: ``name`` is no such parameter.
+        """
+        source = self.sources[name]
+        if not isinstance(source, DenseSource):
+            raise KeyError(name)
+        return source
 
     def to_json(self) -> str:
         """The plan as JSON."""

@@ -167,7 +167,9 @@ def _apply(activation_function: str | None, value: Any) -> Any:
         return value * tirx.sigmoid(value)
     if activation_function == "gelu":
         return value * 0.5 * (1.0 + tirx.erf(value * math.sqrt(0.5)))
-    return value * 0.5 * (1.0 + tirx.tanh(math.sqrt(2 / math.pi) * (value + 0.044715 * value * value * value)))
+    return (
+        value * 0.5 * (1.0 + tirx.tanh(math.sqrt(2 / math.pi) * (value + 0.044715 * value * value * value)))
+    )
 
 
 def _mark(func: tirx.PrimFunc, op: str, spec: MatmulSpec, layout: Layout) -> tirx.PrimFunc:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from awq_tvm.schedules.layout import DenseLayout, Layout
@@ -85,15 +85,29 @@ def rules_for(target: Target) -> tuple[MatmulRule, ...]:
     return tuple(_RULES.get(target.family, ()))
 
 
-def select(spec: MatmulSpec, target: Target) -> tuple[MatmulRule, Match] | tuple[None, tuple[str, ...]]:
+class Chosen(NamedTuple):
+    """The rule that serves a linear, and its answer."""
+
+    rule: MatmulRule
+    match: Match
+
+
+class Unserved(NamedTuple):
+    """That no rule serves a linear, with each rule's reason."""
+
+    rule: None
+    reasons: tuple[str, ...]
+
+
+def select(spec: MatmulSpec, target: Target) -> Chosen | Unserved:
     """The first rule that serves the spec, or the reasons why none does."""
     reasons = []
     for rule in rules_for(target):
         answer = rule.applies(spec, target)
         if isinstance(answer, Match):
-            return rule, answer
+            return Chosen(rule, answer)
         reasons.append(f"{rule.name}: {answer.reason}")
-    return None, tuple(reasons)
+    return Unserved(None, tuple(reasons))
 
 
 def select_dense(spec: DenseSpec, target: Target) -> DenseRule | None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-import json
 from pathlib import Path
-import tempfile
-import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import tvm
 
@@ -83,11 +83,7 @@ def compile_model(
         AwqTvmError: one of its kinds, by what was wrong.
     """
     chip = resolve(target)
-    chosen = chip.default_activations if activations == "auto" else activations
-    if chosen not in ("float", "int8"):
-        raise UsageError(
-            f"unknown activation mode {activations!r}", where="--activations", fix="use auto, float or int8"
-        )
+    chosen = _activations(chip, activations)
     check_output(out)
     checkpoint = open_checkpoint(model)
     config = ModelConfig.from_hugging_face(checkpoint.config)
@@ -96,9 +92,8 @@ def compile_model(
         debug_dump.mkdir(parents=True, exist_ok=True)
 
     clock = _Clock(progress)
-    with clock.stage("export"):
-        with tvm.target.Target(chip.tvm_target_with_host) as tvm_target:
-            mod = export_model(config, _precision(checkpoint, chip, chosen), limits, tvm_target)
+    with clock.stage("export"), tvm.target.Target(chip.tvm_target_with_host) as tvm_target:
+        mod = export_model(config, _precision(checkpoint, chip, chosen), limits, tvm_target)
     with clock.stage("passes"):
         mod = pipeline.run(
             mod,
@@ -163,6 +158,17 @@ def _context_length(config: ModelConfig, asked: int | None) -> int:
     return asked
 
 
+def _activations(target: Target, asked: str) -> Literal["float", "int8"]:
+    if asked == "auto":
+        return target.default_activations
+    modes: dict[str, Literal["float", "int8"]] = {"float": "float", "int8": "int8"}
+    if asked in modes:
+        return modes[asked]
+    raise UsageError(
+        f"unknown activation mode {asked!r}", where="--activations", fix="use auto, float or int8"
+    )
+
+
 def _precision(checkpoint: Checkpoint, target: Target, activations: str) -> Precision:
     scheme = checkpoint.scheme
     if scheme is None:
@@ -181,7 +187,9 @@ def _side_files(checkpoint: Checkpoint, library: BuiltLibrary) -> dict[str, byte
             where=str(checkpoint.path),
             fix="save the tokenizer with transformers' save_pretrained (fast tokenizer) beside the weights",
         )
-    sources = {path.name: path.read_bytes() for path in library.files if path.suffix in (".cu", ".metal", ".json")}
+    sources = {
+        path.name: path.read_bytes() for path in library.files if path.suffix in (".cu", ".metal", ".json")
+    }
     return {**files, "config.json": json.dumps(checkpoint.config, indent=2).encode(), **sources}
 
 
@@ -190,7 +198,7 @@ def _draft(
     config: ModelConfig,
     limits: Limits,
     target: Target,
-    activations: str,
+    activations: Literal["float", "int8"],
     plan: ParameterPlan,
     kernels: Sequence[dict[str, Any]],
     library: BuiltLibrary,

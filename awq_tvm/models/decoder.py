@@ -35,7 +35,9 @@ class Attention(nn.Module):
         hidden, d, bias = config.hidden_size, config.head_dim, config.attention_bias
 
         def projection(part: str, in_features: int, out_features: int, has_bias: bool) -> nn.Module:
-            return make_linear(f"{name}.{part}", in_features, out_features, bias=has_bias, precision=precision)
+            return make_linear(
+                f"{name}.{part}", in_features, out_features, bias=has_bias, precision=precision
+            )
 
         self.q_proj = projection("q_proj", hidden, self.heads * d, bias)
         self.k_proj = projection("k_proj", hidden, self.kv_heads * d, bias)
@@ -102,10 +104,15 @@ class DecoderModel(nn.Module):
             QuantizedEmbedding(spec)
             if spec is not None
             else Embedding(
-                config.vocab_size, config.hidden_size, weight_dtype=precision.weight_dtype, dtype=precision.dtype
+                config.vocab_size,
+                config.hidden_size,
+                weight_dtype=precision.weight_dtype,
+                dtype=precision.dtype,
             )
         )
-        self.layers = nn.ModuleList([DecoderLayer(config, precision, i) for i in range(config.num_hidden_layers)])
+        self.layers = nn.ModuleList(
+            [DecoderLayer(config, precision, i) for i in range(config.num_hidden_layers)]
+        )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, precision.dtype)
 
     def forward(self, token_ids: nn.Tensor, kv_cache: Any) -> nn.Tensor:
@@ -126,7 +133,9 @@ class DecoderForCausalLM(nn.Module):
         self.lm_head = (
             None
             if config.tie_word_embeddings
-            else make_linear("lm_head", config.hidden_size, config.vocab_size, bias=False, precision=precision)
+            else make_linear(
+                "lm_head", config.hidden_size, config.vocab_size, bias=False, precision=precision
+            )
         )
 
     def forward(self, input_ids: nn.Tensor, logit_positions: nn.Tensor, kv_cache: Any) -> nn.Tensor:

@@ -106,17 +106,19 @@ def _plan(
     variables = forward.params[int(forward.attrs["num_input"]) :]
     suffixes = [array.suffix for array in LAYOUTS["row"].arrays(MatmulSpec(8, 8, 4, 8, "float32"))]
     sources: dict[str, Source] = {}
+    specs: dict[str, MatmulSpec] = {}
     for variable, (exported_name, parameter) in zip(variables, parameters, strict=True):
         name = exported_name.removeprefix(f"{_MODEL}.")
         module, _, suffix = name.rpartition(".")
         if module not in precision.quantized or suffix not in suffixes:
             sources[variable.name] = DenseSource((name,), parameter.dtype)
             continue
-        if suffix == suffixes[0]:
+        array = suffixes.index(suffix)
+        if array == 0:
             rows, width = (int(extent) for extent in parameter.shape)
-            spec = precision.spec(module, width * (2 if precision.quantized[module].bits <= 4 else 1), rows)
-            assert spec is not None
-        sources[variable.name] = QuantizedSource((module,), spec.to_json(), "row", suffixes.index(suffix))
+            in_features = width * (2 if precision.quantized[module].bits <= 4 else 1)
+            specs[module] = precision.quantized_spec(module, in_features, rows)
+        sources[variable.name] = QuantizedSource((module,), specs[module].to_json(), "row", array)
     return ParameterPlan(sources)
 
 

@@ -25,7 +25,9 @@ def take_rows(table: nn.Tensor, indices: nn.Tensor) -> nn.Tensor:
 class Linear(nn.Module):
     """y[n, out] = x[n, in] @ W[out, in].T + bias[out], W unquantized."""
 
-    def __init__(self, in_features: int, out_features: int, *, bias: bool, weight_dtype: str, dtype: str) -> None:
+    def __init__(
+        self, in_features: int, out_features: int, *, bias: bool, weight_dtype: str, dtype: str
+    ) -> None:
         """Declare the parameters; ``weight_dtype`` is what W is stored in, ``dtype`` what is computed in."""
         super().__init__()
         self.dtype = dtype

@@ -34,9 +34,15 @@ class Precision:
 
     def spec(self, name: str, in_features: int, out_features: int) -> MatmulSpec | None:
         """The spec of the linear ``name``, or None where the checkpoint holds it unquantized."""
-        shape = self.quantized.get(name)
-        if shape is None:
-            return None
+        return self.quantized_spec(name, in_features, out_features) if name in self.quantized else None
+
+    def quantized_spec(self, name: str, in_features: int, out_features: int) -> MatmulSpec:
+        """The spec of the quantized linear ``name``.
+
+        Raises:
+            KeyError: the checkpoint holds it unquantized.
+        """
+        shape = self.quantized[name]
         return MatmulSpec(
             in_features=in_features,
             out_features=out_features,

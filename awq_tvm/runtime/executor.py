@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-import os
 from pathlib import Path
-import sys
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -34,7 +34,9 @@ class Executor:
         BundleError: the weights are not the manifest's.
     """
 
-    def __init__(self, library: Path, weights: Path, manifest: Manifest, *, threads: int | None = None) -> None:
+    def __init__(
+        self, library: Path, weights: Path, manifest: Manifest, *, threads: int | None = None
+    ) -> None:
         if threads is not None:
             # Read when the pool starts, at the first parallel loop; there is no other way to say it.
             os.environ["TVM_NUM_THREADS"] = str(threads)
@@ -46,7 +48,9 @@ class Executor:
         model = manifest.model
         self.context_length, self.max_sequences = model.context_length, model.max_sequences
         self._chunk, self._vocab_size = model.prefill_chunk_size, model.vocab_size
-        self._device = runtime.cpu() if manifest.target.kind == "cpu" else runtime.device(manifest.target.kind)
+        self._device = (
+            runtime.cpu() if manifest.target.kind == "cpu" else runtime.device(manifest.target.kind)
+        )
         self._vm = _load_vm(runtime, library, self._device)
         self._weights = self._load_weights(weights, manifest.parameters)
         self._forward = self._vm["forward"]
@@ -64,7 +68,9 @@ class Executor:
         with safe_open(path, framework="numpy") as file:
             missing = sorted(set(parameters) - set(file.keys()))
             if missing:
-                raise BundleError("the bundle lacks weights", where=str(path), why=f"{missing[0]} is not there")
+                raise BundleError(
+                    "the bundle lacks weights", where=str(path), why=f"{missing[0]} is not there"
+                )
             arrays = (file.get_tensor(name) for name in parameters)
             tensors = [self._runtime.tensor(array, self._device) for array in arrays]
         self.weight_bytes = sum(t.numpy().nbytes for t in tensors) if tensors else 0

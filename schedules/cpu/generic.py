@@ -15,6 +15,7 @@ from tvm.s_tir.schedule import ScheduleError
 
 _LANES = 16
 
+
 def schedule(func: tirx.PrimFunc) -> tirx.PrimFunc:
     """The function with its blocks inlined, parallel over rows and vectorised; unchanged where that fails.
 
