@@ -6,7 +6,8 @@
 
 Every contender of a row runs in turn, ``--repetitions`` times over, so that other load on the machine meets
 all of them alike; the medians are printed. ``cold`` walks through enough copies of the weights to leave the
-last level cache behind, ``hot`` repeats one. GB/s counts the bytes of the packed weights, scales and zero points.
+last level cache behind, ``hot`` repeats one. GB/s counts the bytes of the packed weights, scales and
+zero points.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ def numpy_dense(spec: MatmulSpec, rows: int, cold: bool) -> Contender:
     weight = rng.standard_normal((spec.in_features, spec.out_features), dtype=np.float32)
     y = np.empty((rows, spec.out_features), np.float32)
     weights = [weight.copy() for _ in range(copies_for(weight.nbytes, cold))]
-    return Contender("numpy fp32", tuple(lambda w=w: np.matmul(x, w, out=y) for w in weights), weight.nbytes)
+    return Contender("numpy fp32", tuple(partial(np.matmul, x, w, y) for w in weights), weight.nbytes)
 
 
 def onnxruntime(spec: MatmulSpec, rows: int, cold: bool, threads: int, accuracy_level: int) -> Contender:

@@ -17,4 +17,11 @@ def one_digit(target: Target) -> DotConfig:
     return DotConfig(registers=8, planes=1, one_row=Tile(1, 2), few_rows=Tile(4, 1), many_rows=Tile(4, 1))
 
 
+def three_digits(target: Target) -> DotConfig:
+    """Three sums of four q registers for each row and block: a second row would spill."""
+    return DotConfig(registers=8, planes=3, one_row=Tile(1, 1), few_rows=Tile(1, 1), many_rows=Tile(1, 1))
+
+
 register("arm", DotMatmulRule("arm.int8", "int8", one_digit))
+# For 32 codes float32 takes 32 instructions to decode and multiply, three digits take 9.
+register("arm", DotMatmulRule("arm.float_digits", "float", three_digits))

@@ -15,7 +15,8 @@ class Codes:
 
     Args:
         spec: the linear.
-        weights: qweight uint8 [N16, K // chunk, 16, 4], scales float16 [N16, G, 16], zeros uint8 [N16, G, 16].
+        weights: qweight uint8 [N16, K // chunk, 16, 4], scales float16 [N16, G, 16], zeros uint8
+            [N16, G, 16].
         use_lookup: decode nibbles with one AVX-512 permutation each instead of mask and conversion.
     """
 

@@ -1,8 +1,8 @@
 """y[M, N] = x[M, K] @ W[N, K].T with an unquantized W: the LM head and linears left in 16 bits.
 
 At M = 1 every byte of W is used once, so the roof is the read bandwidth: 16 weights are widened to float32 as
-they are loaded and multiplied by a broadcast x[k], several blocks of 16 outputs at a time. At M > 1 a register
-tile of rows x blocks does the same and aims at the FMA peak; widening is shared by the rows of the tile.
+they are loaded and multiplied by a broadcast x[k], several blocks of 16 outputs at a time. At M > 1 a
+register tile of rows x blocks does the same and aims at the FMA peak; its rows share the widening.
 """
 
 from __future__ import annotations

@@ -119,7 +119,7 @@ def _columns(
         # The last task may reach back into its neighbour's blocks and compute them a second time.
         start = T.bind(T.min(task * at_once, operands.blocks - at_once))
         blocks = [start + i for i in range(at_once)]
-        if tile.rows == 1:
+        if isinstance(count, int):
             _tile(operands, x, tile, dot, blocks, [0], first_row, count)
         else:
             with T.serial(0, T.ceildiv(count, tile.rows)) as t:

@@ -71,7 +71,7 @@ class FloatConfig:
 
 
 def largest_divisor(of: int, at_most: int, multiple_of: int) -> int:
-    """The largest divisor of ``of`` up to ``at_most`` that is a multiple of ``multiple_of``, a divisor too."""
+    """The largest divisor of ``of`` up to ``at_most`` that is a multiple of the divisor ``multiple_of``."""
     best = multiple_of
     for candidate in range(multiple_of, min(of, at_most) + 1, multiple_of):
         if of % candidate == 0:
