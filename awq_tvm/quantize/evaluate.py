@@ -1,4 +1,4 @@
-"""Perplexity, KL divergence and top-1 agreement in PyTorch, by the protocol of `runtime.scoring`."""
+"""Perplexity, KL divergence and top-1 agreement in PyTorch, by the protocol of `awq_tvm.scoring`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from awq_tvm.errors import UsageError
 from awq_tvm.progress import ProgressCallback, ProgressEvent, ignore_progress
 from awq_tvm.quantize.calibration import encode, load_tokenizer, read_text
 from awq_tvm.quantize.torch_model import build_model, fast_matmul, quiet_transformers
-from awq_tvm.runtime.scoring import Score, windows
+from awq_tvm.scoring import Score, windows
 
 
 def evaluate_torch(
@@ -31,7 +31,7 @@ def evaluate_torch(
     Args:
         model: what `open_checkpoint` takes, or what it gives.
         text_path: UTF-8 text.
-        context: tokens in a window; see `runtime.scoring.windows`.
+        context: tokens in a window; see `awq_tvm.scoring.windows`.
         tokens: how many of the text's first tokens; None for all.
         reference: the model to compare with, read with the first one's tokens; None for none.
         progress: told after every window.

@@ -10,7 +10,7 @@ import numpy as np
 from awq_tvm.errors import UsageError
 from awq_tvm.progress import ProgressCallback, ProgressEvent, ignore_progress
 from awq_tvm.runtime.engine import Engine
-from awq_tvm.runtime.scoring import Score, windows
+from awq_tvm.scoring import Score, windows
 
 MAX_TEXT_BYTES = 64 << 20
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from awq_tvm.errors import CheckpointError, UsageError
-from awq_tvm.runtime.scoring import Score, log_softmax, windows
+from awq_tvm.scoring import Score, log_softmax, windows
 
 
 def _logits(rows: int, vocabulary: int, seed: int) -> np.ndarray:
@@ -101,5 +101,5 @@ def test_shapes_that_do_not_fit():
 
 
 def test_needs_neither_torch_nor_tvm():
-    code = "import sys, awq_tvm.runtime.scoring; sys.exit('torch' in sys.modules or 'tvm' in sys.modules)"
+    code = "import sys, awq_tvm.scoring; sys.exit('torch' in sys.modules or 'tvm' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
