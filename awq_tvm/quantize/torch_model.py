@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from awq_tvm.checkpoint import Checkpoint
@@ -23,6 +24,17 @@ _NOT_THE_NETWORK = (
     "dtype",
     "transformers_version",
     "auto_map",
+)
+
+# What transformers raises for values that make no sense, from its checks or from arithmetic with them.
+_BAD_CONFIG = (
+    StrictDataclassError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    RuntimeError,
+    ArithmeticError,
 )
 
 
@@ -47,15 +59,7 @@ def build_skeleton(config: Mapping[str, Any]) -> PreTrainedModel:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(parsed, attn_implementation="sdpa", dtype=torch.float32)
         _recompute_buffers(model)
-    except (
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,
-        RuntimeError,
-        ZeroDivisionError,
-        IndexError,
-    ) as error:
+    except _BAD_CONFIG as error:
         raise CheckpointError(
             "No network can be made from the config",
             where="config.json",

@@ -290,8 +290,8 @@ def test_resume_with_other_settings_is_refused(tmp_path):
         _run(tmp_path, resume=True)
 
 
-def test_transformers_loads_what_we_write(tmp_path):
-    """Names and shapes as AutoAWQ has them; the numbers are compared by the checkpoint package's own tests."""
+def test_files_are_laid_out_as_autoawq_does(tmp_path):
+    """Names, shapes and types are those of AutoAWQ; packing has its tests in the checkpoint package."""
     save_tiny_model(tmp_path / "model")
     _run(tmp_path)
     config = open_checkpoint(str(tmp_path / "q")).config
