@@ -1,0 +1,189 @@
+"""A compiled bundle, executed here and in a process that has neither PyTorch nor the compiler."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from awq_tvm.bundle.reader import open_bundle
+from awq_tvm.errors import BundleError, ResourceError, UsageError
+from awq_tvm.runtime.executor import MAX_LOGIT_ROWS, Executor
+from tests.support import tiny_decoder as tiny
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> tiny.Compiled:
+    return tiny.quantized_llama(tmp_path_factory)
+
+
+@pytest.fixture
+def executor(compiled: tiny.Compiled) -> Executor:
+    return compiled.executor()
+
+
+def _greedy(executor: Executor, prompt: list[int], count: int) -> list[int]:
+    sequence, new, answer = executor.new_sequence(), prompt, []
+    for _ in range(count):
+        answer.append(int(executor.forward([sequence], [new])[0].argmax()))
+        new = answer[-1:]
+    executor.remove_sequence(sequence)
+    return answer
+
+
+def _generate(model: object, prompt: list[int], count: int) -> list[int]:
+    with torch.no_grad():
+        whole = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=count, pad_token_id=0)  # type: ignore[attr-defined]
+    return [int(token) for token in whole[0, len(prompt) :]]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_greedy_tokens_are_those_of_transformers(compiled: tiny.Compiled, executor: Executor, seed: int) -> None:
+    prompt = tiny.tokens(9 + seed, seed=seed)
+    assert _greedy(executor, prompt, 40) == _generate(compiled.model, prompt, 40)
+
+
+CHILD = """
+import importlib.abc, json, sys
+
+class Blocked(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name.split(".")[0] in ("torch", "transformers"):
+            raise ModuleNotFoundError(f"No module named {name!r}")
+
+sys.meta_path.insert(0, Blocked())
+bundle, prompt, count = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3])
+from awq_tvm.bundle.reader import open_bundle
+from awq_tvm.runtime.executor import Executor
+
+opened = open_bundle(bundle)
+executor = Executor(opened.library, opened.weights, opened.manifest, threads=1)
+sequence, new, answer = executor.new_sequence(), prompt, []
+for _ in range(count):
+    answer.append(int(executor.forward([sequence], [new])[0].argmax()))
+    new = answer[-1:]
+loaded = {name.split(".")[0] for name in sys.modules} & {"torch", "transformers"}
+compiler = {"tvm.relax", "tvm.s_tir"} & set(sys.modules)
+print(json.dumps({"answer": answer, "loaded": sorted(loaded), "compiler": sorted(compiler)}))
+"""
+
+
+def test_runs_without_pytorch_and_without_the_compiler(compiled: tiny.Compiled, repository: Path) -> None:
+    prompt = tiny.tokens(12, seed=5)
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, str(compiled.bundle), json.dumps(prompt), "16"],
+        env={**os.environ, "PYTHONPATH": str(repository), "TVM_USE_RUNTIME_LIB": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said == {"answer": _generate(compiled.model, prompt, 16), "loaded": [], "compiler": []}
+
+
+def test_last_logits_are_the_last_of_all(executor: Executor) -> None:
+    first, second = tiny.tokens(11, seed=1), tiny.tokens(4, seed=2)
+    a, b, c, d = (executor.new_sequence() for _ in range(4))
+    every = executor.forward([a, b], [first, second], logits="all")
+    last = executor.forward([c, d], [first, second], logits="last")
+    assert every.shape == (15, tiny.VOCAB)
+    np.testing.assert_allclose(last, every[[10, 14]], rtol=1e-4, atol=1e-5)
+
+
+def test_more_rows_than_one_call_holds(compiled: tiny.Compiled, executor: Executor) -> None:
+    """One sequence in several calls, and two that are together too long."""
+    ids = tiny.tokens(MAX_LOGIT_ROWS + 30, seed=3)
+    expected = tiny.torch_logits(compiled.model, ids)
+    found = executor.forward([executor.new_sequence()], [ids], logits="all")
+    assert tiny.relative_error(found, expected) < tiny.TOLERANCE
+    pair = [executor.new_sequence(), executor.new_sequence()]
+    found = executor.forward(pair, [ids[:100], ids[:40]], logits="all")
+    assert tiny.relative_error(found, np.concatenate([expected[:100], expected[:40]])) < tiny.TOLERANCE
+
+
+def test_no_tokens_are_refused(executor: Executor) -> None:
+    sequence = executor.new_sequence()
+    executor.forward([sequence], [[1]])
+    with pytest.raises(UsageError, match="no tokens to read"):
+        executor.forward([sequence], [[]])
+
+
+@pytest.mark.parametrize("token", [-1, tiny.VOCAB, 2**31 - 1, 10**12])
+def test_a_token_outside_the_vocabulary_is_refused(executor: Executor, token: int) -> None:
+    sequence = executor.new_sequence()
+    executor.forward([sequence], [[0, tiny.VOCAB - 1]])
+    with pytest.raises(UsageError, match="outside the vocabulary") as caught:
+        executor.forward([sequence], [[3, token]])
+    assert str(token) in str(caught.value)
+    assert str(tiny.VOCAB) in str(caught.value)
+
+
+def test_a_sequence_fills_the_context_and_no_more(compiled: tiny.Compiled, executor: Executor) -> None:
+    ids = tiny.tokens(tiny.CONTEXT, seed=4)
+    sequence = executor.new_sequence()
+    row = executor.forward([sequence], [ids])[0]
+    assert tiny.relative_error(row, tiny.torch_logits(compiled.model, ids)[-1]) < tiny.TOLERANCE
+    with pytest.raises(UsageError, match=f"would be {tiny.CONTEXT + 1} tokens long"):
+        executor.forward([sequence], [[1]])
+    other = executor.new_sequence()
+    with pytest.raises(UsageError, match=f"context of {tiny.CONTEXT}"):
+        executor.forward([other], [[*ids, 1]])
+    # A refusal leaves the other sequences of the call untouched.
+    with pytest.raises(UsageError):
+        executor.forward([other, sequence], [[1], [1]])
+    row = executor.forward([other], [ids])[0]
+    assert tiny.relative_error(row, tiny.torch_logits(compiled.model, ids)[-1]) < tiny.TOLERANCE
+
+
+def test_too_many_sequences_are_refused_until_one_ends(executor: Executor) -> None:
+    sequences = [executor.new_sequence() for _ in range(executor.max_sequences)]
+    with pytest.raises(ResourceError, match=f"all {executor.max_sequences} sequences"):
+        executor.new_sequence()
+    executor.remove_sequence(sequences[3])
+    executor.forward([executor.new_sequence()], [[1, 2, 3]])
+
+
+def test_all_sequences_can_be_of_full_length(executor: Executor) -> None:
+    ids = tiny.tokens(tiny.CONTEXT, seed=6)
+    rows = [executor.forward([executor.new_sequence()], [ids])[0] for _ in range(executor.max_sequences)]
+    for row in rows[1:]:
+        np.testing.assert_array_equal(row, rows[0])
+
+
+def test_removing_a_sequence_frees_its_pages(executor: Executor) -> None:
+    """200 sequences of 64 tokens need eight times the pages there are."""
+    ids = tiny.tokens(64, seed=7)
+    assert 200 * len(ids) > executor.max_sequences * executor.context_length
+    first = None
+    for _ in range(200):
+        sequence = executor.new_sequence()
+        row = executor.forward([sequence], [ids])[0]
+        executor.remove_sequence(sequence)
+        first = row if first is None else first
+        np.testing.assert_array_equal(row, first)
+
+
+def test_weights_that_are_not_the_manifests_are_refused(compiled: tiny.Compiled, tmp_path: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    opened = open_bundle(compiled.bundle)
+    weights = load_file(opened.weights)
+    name, _ = weights.popitem()
+    save_file(weights, tmp_path / "weights.safetensors")
+    with pytest.raises(BundleError, match="lacks weights") as caught:
+        Executor(opened.library, tmp_path / "weights.safetensors", opened.manifest)
+    assert name in str(caught.value)
+
+
+def test_weight_bytes_are_those_in_the_file(compiled: tiny.Compiled, executor: Executor) -> None:
+    from safetensors.numpy import load_file
+
+    weights = load_file(open_bundle(compiled.bundle).weights)
+    assert executor.weight_bytes == sum(array.nbytes for array in weights.values())
