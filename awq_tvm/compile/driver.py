@@ -18,9 +18,10 @@ from awq_tvm import ir_attrs
 from awq_tvm.bundle import manifest as manifests
 from awq_tvm.bundle.writer import check_output, write_bundle
 from awq_tvm.checkpoint import Checkpoint, open_checkpoint
+from awq_tvm.checkpoint.json_file import parse_json_object
 from awq_tvm.compile.toolchain import BuiltLibrary, build_library
 from awq_tvm.compile.weights import packed_weights
-from awq_tvm.errors import CheckpointError, UsageError
+from awq_tvm.errors import CheckpointError, ResourceError, UnsupportedError, UsageError
 from awq_tvm.models.config import ModelConfig
 from awq_tvm.models.export import Limits, export_model
 from awq_tvm.models.precision import Precision, QuantizedShape
@@ -88,8 +89,10 @@ def compile_model(
     checkpoint = open_checkpoint(model)
     config = ModelConfig.from_hugging_face(checkpoint.config)
     limits = Limits(_context_length(config, context_length))
-    if debug_dump is not None:
-        debug_dump.mkdir(parents=True, exist_ok=True)
+    pipeline.passes(chip, opt)
+    _require_tokenizer(checkpoint)
+    special = _special_tokens(checkpoint)
+    _make_folder(debug_dump)
 
     clock = _Clock(progress)
     with clock.stage("export"), tvm.target.Target(chip.tvm_target_with_host) as tvm_target:
@@ -108,7 +111,7 @@ def compile_model(
         with clock.stage("build"):
             library = build_library(mod, chip, Path(folder))
         with clock.stage("weights"):
-            draft = _draft(checkpoint, config, limits, chip, chosen, plan, kernels, library)
+            draft = _draft(checkpoint, config, limits, chip, chosen, plan, kernels, library, special)
             manifest = write_bundle(
                 out,
                 draft,
@@ -161,6 +164,12 @@ def _context_length(config: ModelConfig, asked: int | None) -> int:
 def _activations(target: Target, asked: str) -> Literal["float", "int8"]:
     if asked == "auto":
         return target.default_activations
+    if asked == "int8" and not target.has_int8_dot:
+        raise UnsupportedError(
+            f"target {target.name} has no int8 dot product",
+            where="--activations",
+            fix="use --activations float",
+        )
     modes: dict[str, Literal["float", "int8"]] = {"float": "float", "int8": "int8"}
     if asked in modes:
         return modes[asked]
@@ -179,14 +188,44 @@ def _precision(checkpoint: Checkpoint, target: Target, activations: str) -> Prec
     return Precision(target.compute_dtype, "float16", activations, quantized)
 
 
-def _side_files(checkpoint: Checkpoint, library: BuiltLibrary) -> dict[str, bytes]:
-    files = dict(checkpoint.side_files)
-    if "tokenizer.json" not in files:
+def _make_folder(path: Path | None) -> None:
+    try:
+        if path is not None:
+            path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResourceError(
+            "the folder for the dumps cannot be made", where=str(path), why=error.strerror or str(error)
+        ) from None
+
+
+def _require_tokenizer(checkpoint: Checkpoint) -> None:
+    if "tokenizer.json" not in checkpoint.side_files:
         raise CheckpointError(
             "the checkpoint has no tokenizer.json",
             where=str(checkpoint.path),
             fix="save the tokenizer with transformers' save_pretrained (fast tokenizer) beside the weights",
         )
+
+
+def _special_tokens(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
+    """The ids that begin and end a text; generation_config.json goes before config.json."""
+    where = str(checkpoint.path / "generation_config.json")
+    generation = parse_json_object(checkpoint.side_files.get("generation_config.json", b"{}"), where)
+    vocabulary = int(checkpoint.config["vocab_size"])
+    found = {}
+    for name in ("eos_token_id", "bos_token_id"):
+        value = generation.get(name, checkpoint.config.get(name))
+        ids = [] if value is None else value if isinstance(value, list) else [value]
+        if not all(type(token) is int and 0 <= token < vocabulary for token in ids):
+            raise CheckpointError(
+                f"{name} is {value!r:.80}", where=where, why=f"ids must be whole numbers below {vocabulary}"
+            )
+        found[name] = tuple(ids)
+    return found
+
+
+def _side_files(checkpoint: Checkpoint, library: BuiltLibrary) -> dict[str, bytes]:
+    files = dict(checkpoint.side_files)
     sources = {
         path.name: path.read_bytes() for path in library.files if path.suffix in (".cu", ".metal", ".json")
     }
@@ -202,11 +241,9 @@ def _draft(
     plan: ParameterPlan,
     kernels: Sequence[dict[str, Any]],
     library: BuiltLibrary,
+    special: dict[str, tuple[int, ...]],
 ) -> manifests.ManifestDraft:
     scheme = checkpoint.scheme
-    generation = json.loads(checkpoint.side_files.get("generation_config.json", b"{}"))
-    eos = generation.get("eos_token_id", checkpoint.config.get("eos_token_id"))
-    eos = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
     host = target.tvm_target if target.host is None else target.host
     quantization = checkpoint.config.get("quantization_config") or {}
     return manifests.ManifestDraft(
@@ -222,8 +259,8 @@ def _draft(
             context_length=limits.context_length,
             prefill_chunk_size=limits.prefill_chunk_size,
             max_sequences=limits.max_sequences,
-            eos_token_ids=tuple(eos),
-            bos_token_id=checkpoint.config.get("bos_token_id"),
+            eos_token_ids=special["eos_token_id"],
+            bos_token_id=special["bos_token_id"][0] if special["bos_token_id"] else None,
         ),
         recipe=manifests.RecipeInfo(
             method=str(quantization.get("quant_method", "none")) if scheme else "none",
