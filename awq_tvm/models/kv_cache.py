@@ -146,9 +146,7 @@ def _stock_gpu_kernels(shape: AttentionShape, layers: int, target: Target) -> li
         _add(stock._kv_cache_transpose_append(h_kv, d, dtype), "kv_cache_append"),
         relax.prim_value(0),
         _entry(ragged, "attention_prefill_ragged"),
-        _entry(
-            stock._attention_prefill(h_kv, h, d, dtype, False, no_rope, target), "attention_prefill_paged"
-        ),
+        _entry(paged, "attention_prefill_paged"),
         _entry(paged_decode, "attention_decode_paged"),
         _NONE,
         _NONE,

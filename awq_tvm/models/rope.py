@@ -180,7 +180,8 @@ class RopeConfig:
         span = f32(self.high_freq_factor - self.low_freq_factor)
         smooth = (f32(original) * (f32(1) / wavelength) - f32(self.low_freq_factor)) / span
         blended = (f32(1) - smooth) * scaled / f32(self.factor) + smooth * scaled
-        return np.where(~long & ~short, blended, scaled)
+        result: Floats = np.where(~long & ~short, blended, scaled)
+        return result
 
     def _yarn(self, powers: Floats) -> Floats:
         """Blend kept and divided frequencies over the dimensions between the two turn counts."""
@@ -194,7 +195,8 @@ class RopeConfig:
         ramp = (np.arange(self.head_dim // 2, dtype=f32) - f32(low)) / f32(high - low)
         kept = f32(1) - np.clip(ramp, f32(0), f32(1))
         divided = f32(1) / (f32(self.factor) * powers)
-        return divided * (f32(1) - kept) + (f32(1) / powers) * kept
+        blended: Floats = divided * (f32(1) - kept) + (f32(1) / powers) * kept
+        return blended
 
     def _yarn_dimension(self, turns: float) -> float:
         """The (fractional) pair that turns this many times in the original context."""

@@ -7,9 +7,9 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from awq_tvm.schedules.attention.parameters import Pages, build, indices, only_if, scalar, size, tensor
+from awq_tvm.schedules.attention.parameters import Pages, build, indices, scalar, size, tensor
 from awq_tvm.schedules.attention.shape import LANES, PAGE_SIZE, AttentionShape
-from awq_tvm.schedules.attention.tile import columns, i32, keep, load, store
+from awq_tvm.schedules.attention.tile import columns, i32, keep, load, only_if, store
 
 FEW_TOKENS = 4
 """Up to here one core is done sooner than the others wake."""

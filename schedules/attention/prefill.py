@@ -14,14 +14,13 @@ from awq_tvm.schedules.attention.parameters import (
     build,
     find_sequence,
     indices,
-    only_if,
     scalar,
     size,
     tensor,
     write_rows,
 )
 from awq_tvm.schedules.attention.shape import LANES, AttentionShape, prefill_tiles
-from awq_tvm.schedules.attention.tile import Tile, i32, keep, load, vector_at
+from awq_tvm.schedules.attention.tile import Tile, i32, keep, load, only_if, vector_at
 
 
 def prefill_ragged(shape: AttentionShape, target: Target) -> tirx.PrimFunc:
@@ -173,8 +172,14 @@ def prefill_paged(shape: AttentionShape, target: Target) -> tirx.PrimFunc:
                 tile = Tile(shape, tiles)
                 tile.start(rows, _query_reader(q, place, scale))
                 keys, values = history.readers(flat, sequence, head)
-                low, _ = visible(i32(0))
-                start = keep(i32(0) if low is None else _whole_vectors(low))
+                start = keep(i32(0))
+                if shape.sliding_window is not None:
+                    lowest = T.alloc_buffer((1,), "int32", scope="global")
+                    T.buffer_store(lowest, length, [i32(0)])
+                    with T.serial(rows) as row:
+                        # Sequences forked from a common prefix come as one, so positions need not ascend.
+                        T.buffer_store(lowest, tirx.min(lowest[0], visible(row)[0]), [i32(0)])
+                    start = keep(_whole_vectors(lowest[0]))
                 with only_if(start < length):
                     tile.see(rows, start, length, keys, values, visible)
                 write_rows(tile, rows, place, output, log_sum, shape)

@@ -20,8 +20,9 @@ class AttentionShape:
     """Sizes of causal attention with grouped queries.
 
     A page of one layer's cache is [2, kv_heads, PAGE_SIZE, head_dim] to the runtime. For these kernels the
-    second half (values) is in that order, and the first (keys) is transposed to [kv_heads, head_dim, PAGE_SIZE],
-    so that the scores of a page's 16 keys are one vector. Only the kernels of this package read pages.
+    second half (values) is in that order, and the first (keys) is transposed to
+    [kv_heads, head_dim, PAGE_SIZE], so that the scores of a page's 16 keys are one vector. Only the kernels of
+    this package read pages.
 
     Args:
         heads: query heads, a multiple of kv_heads.

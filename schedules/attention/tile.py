@@ -7,8 +7,8 @@ For query rows r, keys j and features d, with scores already in units of log2:
     P[r, j] = 2**(S[r, j] - m'[r]);    l[r] = a[r] * l[r] + sum_j P[r, j]
     O[r, d] = a[r] * O[r, d] + sum_j P[r, j] * V[j, d]
 
-Both products are the same register block: rows x vectors accumulators, one scalar of the left side spread over
-a vector of the right side. The idea is that of flash attention (arXiv:2205.14135); the roof is the machine's
+Both products are the same register block: rows x vectors accumulators, one scalar of the left side spread
+over a vector of the right side. The idea is that of flash attention (arXiv:2205.14135); the roof is the machine's
 multiply-add rate for many queries and memory bandwidth for one.
 """
 
@@ -170,7 +170,7 @@ class Tile:
         Args:
             rows: number of rows in use.
             first_key: a multiple of LANES.
-            last_key: keys from here on are not read as values; those in its vector score, but count for nothing.
+            last_key: keys from here on are not read as values; those in its vector score and count for nothing.
             key_vector: first key of a vector -> (feature -> [LANES] scores' right side).
             value_vector: first key of a vector -> ((key in it, feature, width) -> vector).
             visible: row -> (first visible key or None, end of the visible keys).
