@@ -56,7 +56,8 @@ def test_quantized_linears_are_stacked_and_packed(checkpoint: Checkpoint, layout
     spec = MatmulSpec(tiny.HIDDEN, sum(p.out_features for p in parts), 4, 32, "float32")
     arrays = LAYOUTS[layout].arrays(spec)
     plan: dict[str, Source] = {
-        f"qkv.{array.suffix}": QuantizedSource(modules, spec.to_json(), layout, i) for i, array in enumerate(arrays)
+        f"qkv.{array.suffix}": QuantizedSource(modules, spec.to_json(), layout, i)
+        for i, array in enumerate(arrays)
     }
     found = _carry_out(checkpoint, plan)
     assert list(found) == list(plan)

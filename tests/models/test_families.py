@@ -25,7 +25,12 @@ YARN = {"rope_type": "yarn", "rope_theta": 1000.0, "factor": 4.0, "original_max_
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"attention_bias": True, "mlp_bias": True, "rope_parameters": LLAMA3},
     "mistral": {"tie_word_embeddings": True, "rope_parameters": LINEAR, "sliding_window": tiny.CONTEXT},
-    "qwen2": {"tie_word_embeddings": True, "rope_parameters": YARN, "num_key_value_heads": 4, "intermediate_size": 80},
+    "qwen2": {
+        "tie_word_embeddings": True,
+        "rope_parameters": YARN,
+        "num_key_value_heads": 4,
+        "intermediate_size": 80,
+    },
     "qwen3": {"head_dim": 32, "num_key_value_heads": 1, "rope_parameters": {**YARN, "attention_factor": 0.7}},
 }
 
@@ -56,7 +61,9 @@ def test_the_logits_are_not_trivial(family: tuple[Any, Executor]) -> None:
     model, _ = family
     ids = tiny.tokens(70)
     last = tiny.torch_logits(model, ids)[-1]
-    assert tiny.relative_error(tiny.torch_logits(model, [*ids[:-1], (ids[-1] + 1) % tiny.VOCAB])[-1], last) > 0.1
+    assert (
+        tiny.relative_error(tiny.torch_logits(model, [*ids[:-1], (ids[-1] + 1) % tiny.VOCAB])[-1], last) > 0.1
+    )
     assert tiny.relative_error(tiny.torch_logits(model, [*ids[30:-1], *ids[:30], ids[-1]])[-1], last) > 0.01
 
 

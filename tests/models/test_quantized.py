@@ -42,7 +42,9 @@ def test_prefill_and_decode_agree(llama: tiny.Compiled) -> None:
     expected = tiny.torch_logits(llama.model, ids)
     executor = llama.executor()
     sequence = executor.new_sequence()
-    rows = [executor.forward([sequence], [part], logits="all") for part in (ids[:141], *([t] for t in ids[141:]))]
+    rows = [
+        executor.forward([sequence], [part], logits="all") for part in (ids[:141], *([t] for t in ids[141:]))
+    ]
     assert tiny.relative_error(np.concatenate(rows), expected) < tiny.TOLERANCE
 
 
@@ -76,7 +78,9 @@ def test_a_quantized_embedding_and_head_agree(tied: tiny.Compiled) -> None:
     ids = tiny.tokens(40)
     executor = tied.executor()
     sequence = executor.new_sequence()
-    rows = [executor.forward([sequence], [part], logits="all") for part in (ids[:33], *([t] for t in ids[33:]))]
+    rows = [
+        executor.forward([sequence], [part], logits="all") for part in (ids[:33], *([t] for t in ids[33:]))
+    ]
     assert tiny.relative_error(np.concatenate(rows), tiny.torch_logits(tied.model, ids)) < tiny.TOLERANCE
 
 

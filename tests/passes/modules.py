@@ -40,7 +40,9 @@ class Functions:
     def dequantize(self, spec: MatmulSpec = SPEC, name: str = "dequantize", layout: str = "row") -> Any:
         return self.add(name, reference.dequantize(spec, LAYOUTS[layout]))
 
-    def dequantize_matmul(self, spec: MatmulSpec = SPEC, name: str = "dequantize_matmul", layout: str = "row") -> Any:
+    def dequantize_matmul(
+        self, spec: MatmulSpec = SPEC, name: str = "dequantize_matmul", layout: str = "row"
+    ) -> Any:
         return self.add(name, reference.dequantize_matmul(spec, LAYOUTS[layout]))
 
     def dequantize_take(self, spec: MatmulSpec = SPEC, layout: str = "row") -> Any:
@@ -60,7 +62,9 @@ class Functions:
 
 def _called(forward: relax.Function) -> set[Any]:
     found: set[Any] = set()
-    relax.analysis.post_order_visit(forward, lambda e: found.add(e) if isinstance(e, tvm.ir.GlobalVar) else None)
+    relax.analysis.post_order_visit(
+        forward, lambda e: found.add(e) if isinstance(e, tvm.ir.GlobalVar) else None
+    )
     return found
 
 

@@ -58,7 +58,9 @@ def test_puts_in_the_kernel_of_the_rule_and_leaves_the_rest() -> None:
 
 
 def test_coverage_counts_the_calls_and_gives_the_reasons() -> None:
-    coverage = {kernel["name"]: kernel for kernel in json.loads(AttachSchedules(X86)(MODULE).attrs[ir_attrs.COVERAGE])}
+    coverage = {
+        kernel["name"]: kernel for kernel in json.loads(AttachSchedules(X86)(MODULE).attrs[ir_attrs.COVERAGE])
+    }
     good = coverage["24x32 w4 g16 float"]
     assert (good["count"], good["source"]) == (2, "default")
     bad = coverage["24x32 w4 g4 float +residual"]

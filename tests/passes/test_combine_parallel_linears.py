@@ -8,7 +8,16 @@ from tvm.script import relax as R
 from awq_tvm.passes.combine_parallel_linears import CombineParallelLinears
 from awq_tvm.schedules.parameter_plan import DenseSource, QuantizedSource
 
-from .modules import SPEC, Functions, assert_in_step, assert_same, assert_same_functions, dense, plan_of, quantized
+from .modules import (
+    SPEC,
+    Functions,
+    assert_in_step,
+    assert_same,
+    assert_same_functions,
+    dense,
+    plan_of,
+    quantized,
+)
 
 n = TypeVar("n")
 functions = Functions()
@@ -231,7 +240,9 @@ def test_leaves_other_bits_other_inputs_and_unquantized_linears() -> None:
             wa = R.call_tir(dequantize, (a_qweight, a_scales, a_zeros), out_ty=R.Tensor((24, 32), "float32"))
             wat = R.permute_dims(wa, [1, 0])
             ya = R.matmul(x, wat)
-            wb = R.call_tir(dequantize_eight, (b_qweight, b_scales, b_zeros), out_ty=R.Tensor((24, 32), "float32"))
+            wb = R.call_tir(
+                dequantize_eight, (b_qweight, b_scales, b_zeros), out_ty=R.Tensor((24, 32), "float32")
+            )
             wbt = R.permute_dims(wb, [1, 0])
             yb = R.matmul(x, wbt)
             ct = R.permute_dims(c, [1, 0])

@@ -76,7 +76,9 @@ def test_folds_the_transpose_of_a_dequantized_weight() -> None:
 
 def test_leaves_a_weight_that_is_not_transposed() -> None:
     @R.function
-    def before(x: R.Tensor((n, 32), "float32"), w: R.Tensor((32, 24), "float32"), v: R.Tensor((24, 8), "float32")):
+    def before(
+        x: R.Tensor((n, 32), "float32"), w: R.Tensor((32, 24), "float32"), v: R.Tensor((24, 8), "float32")
+    ):
         R.func_attr({"num_input": 1})
         with R.dataflow():
             y = R.matmul(x, w)
@@ -105,7 +107,9 @@ def test_leaves_a_matmul_of_three_dimensions() -> None:
 
 def test_leaves_a_matmul_of_two_activations() -> None:
     @R.function
-    def before(x: R.Tensor((n, 32), "float32"), k: R.Tensor((24, 32), "float32"), w: R.Tensor((32,), "float32")):
+    def before(
+        x: R.Tensor((n, 32), "float32"), k: R.Tensor((24, 32), "float32"), w: R.Tensor((32,), "float32")
+    ):
         R.func_attr({"num_input": 2})
         with R.dataflow():
             itself = R.permute_dims(x, [1, 0])

@@ -278,7 +278,9 @@ def test_the_sum_of_two_quantized_linears_fuses_both() -> None:
 
 def test_leaves_an_unquantized_linear() -> None:
     @R.function
-    def before(x: R.Tensor((n, 32), "float32"), w: R.Tensor((24, 32), "float32"), b: R.Tensor((24,), "float32")):
+    def before(
+        x: R.Tensor((n, 32), "float32"), w: R.Tensor((24, 32), "float32"), b: R.Tensor((24,), "float32")
+    ):
         R.func_attr({"num_input": 1})
         with R.dataflow():
             y = R.call_tir(dense_matmul, (x, w), out_ty=R.Tensor((n, 24), "float32"))

@@ -58,7 +58,7 @@ def test_an_error_of_a_pass_keeps_its_class_and_its_parts() -> None:
     mod = exported()
     linear = "model.layers.0.self_attn.q_proj"
     with (
-        mock.patch.object(pipeline, "passes", lambda target, opt: [("verify_fusion", pipeline.VerifyFusion())]),
+        mock.patch.object(pipeline, "passes", return_value=[("verify_fusion", pipeline.VerifyFusion())]),
         pytest.raises(UnsupportedError) as caught,
     ):
         pipeline.run(mod, X86, 2)

@@ -76,7 +76,11 @@ def test_a_table_that_is_looked_up_and_multiplied_by_is_stored_once() -> None:
     found = RepackWeights(X86)(functions.module(tied, quantized("w", "model.embed_tokens")))
     assert_in_step(found)
     assert [source.layout for source in plan_of(found).values()] == ["interleaved16"] * 3
-    ops = {f.attrs[ir_attrs.OP]: f.attrs[ir_attrs.LAYOUT] for f in found.functions.values() if ir_attrs.OP in f.attrs}
+    ops = {
+        f.attrs[ir_attrs.OP]: f.attrs[ir_attrs.LAYOUT]
+        for f in found.functions.values()
+        if ir_attrs.OP in f.attrs
+    }
     assert ops == {"dequantize_take": "interleaved16", "dequantize_matmul": "interleaved16"}
 
 
@@ -120,7 +124,9 @@ def test_leaves_a_weight_that_no_rule_serves() -> None:
     ):
         R.func_attr({"num_input": 1})
         with R.dataflow():
-            y = R.call_tir(small_groups, (x, w_qweight, w_scales, w_zeros), out_ty=R.Tensor((n, 24), "float32"))
+            y = R.call_tir(
+                small_groups, (x, w_qweight, w_scales, w_zeros), out_ty=R.Tensor((n, 24), "float32")
+            )
             R.output(y)
         return y
 

@@ -26,7 +26,9 @@ def fused(
 ):
     R.func_attr({"num_input": 1})
     with R.dataflow():
-        y = R.call_tir(dequantize_matmul, (x, w_qweight, w_scales, w_zeros), out_ty=R.Tensor((n, 24), "float32"))
+        y = R.call_tir(
+            dequantize_matmul, (x, w_qweight, w_scales, w_zeros), out_ty=R.Tensor((n, 24), "float32")
+        )
         R.output(y)
     return y
 

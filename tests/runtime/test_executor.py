@@ -44,7 +44,9 @@ def _generate(model: object, prompt: list[int], count: int) -> list[int]:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_greedy_tokens_are_those_of_transformers(compiled: tiny.Compiled, executor: Executor, seed: int) -> None:
+def test_greedy_tokens_are_those_of_transformers(
+    compiled: tiny.Compiled, executor: Executor, seed: int
+) -> None:
     prompt = tiny.tokens(9 + seed, seed=seed)
     assert _greedy(executor, prompt, 40) == _generate(compiled.model, prompt, 40)
 

@@ -11,7 +11,9 @@ GOOD = {"in_features": 64, "out_features": 24, "bits": 4, "group_size": 32, "dty
 @pytest.mark.parametrize("bits", LEGAL_BITS)
 @pytest.mark.parametrize("function", [None, *LEGAL_ACTIVATION_FUNCTIONS])
 def test_json_comes_back_as_the_same_spec(bits: int, function: str | None) -> None:
-    spec = MatmulSpec(**{**GOOD, "bits": bits}, activation_function=function, has_bias=True, activations="int8")
+    spec = MatmulSpec(
+        **{**GOOD, "bits": bits}, activation_function=function, has_bias=True, activations="int8"
+    )
     assert MatmulSpec.from_json(spec.to_json()) == spec
     assert spec.groups == 2
 
