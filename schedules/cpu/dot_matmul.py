@@ -20,6 +20,10 @@ from awq_tvm.schedules.cpu.quantized_rows import DIGIT_BITS, QuantizedRows
 from awq_tvm.schedules.cpu.vectors import Expression, Register, fma, splat
 
 
+PASSES_OF_MANY_ROWS = 4
+"""With several rows the work is taken for that of so many, when it is decided whether to share it out."""
+
+
 @dataclass(frozen=True)
 class Tile:
     """Rows of x times blocks of 16 outputs that a task keeps in registers.
@@ -115,7 +119,8 @@ def _columns(
 ) -> None:
     """y[first_row : first_row + count] from the quantized rows 0 .. count - 1, all columns in parallel."""
     at_once = min(tile.blocks, operands.blocks)
-    with T.parallel(0, -(-operands.blocks // at_once)) as task:
+    passes = count if isinstance(count, int) else PASSES_OF_MANY_ROWS
+    with operands.share_out(-(-operands.blocks // at_once), passes) as task:
         # The last task may reach back into its neighbour's blocks and compute them a second time.
         start = T.bind(T.min(task * at_once, operands.blocks - at_once))
         blocks = [start + i for i in range(at_once)]

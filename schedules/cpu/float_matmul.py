@@ -88,7 +88,7 @@ def one_row(operands: Operands, config: FloatConfig) -> None:
     codes = _codes(operands, config)
     sums = group_sums(operands.x, operands.spec)
     at_once = min(config.gemv_blocks, operands.blocks)
-    with T.parallel(0, -(-operands.blocks // at_once)) as task:
+    with operands.share_out(-(-operands.blocks // at_once), 1) as task:
         # The last task may reach back into its neighbour's blocks and compute them a second time.
         start = T.bind(T.min(task * at_once, operands.blocks - at_once))
         blocks = [start + i for i in range(at_once)]
