@@ -19,7 +19,6 @@ from awq_tvm.schedules.cpu.kernel import Operands
 from awq_tvm.schedules.cpu.quantized_rows import DIGIT_BITS, QuantizedRows
 from awq_tvm.schedules.cpu.vectors import Expression, Register, fma, splat
 
-
 PASSES_OF_MANY_ROWS = 4
 """With several rows the work is taken for that of so many, when it is decided whether to share it out."""
 

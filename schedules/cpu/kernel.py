@@ -40,7 +40,6 @@ class Operands:
         """N in units of 16 outputs, rounded up."""
         return -(-self.spec.out_features // LANES)
 
-
     @property
     def weight_bytes(self) -> int:
         """Bytes of the weight arrays."""

@@ -33,9 +33,11 @@ def caller(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return program
 
 
-def compiled(target_name: str, activations: str, bits: int) -> tuple[tvm.runtime.Executable, str, MatmulRule]:
+def compiled(
+    target_name: str, activations: str, bits: int, n: int = 40, k: int = 128
+) -> tuple[tvm.runtime.Executable, str, MatmulRule]:
     target = resolve(target_name)
-    spec = cpu_kernels.spec_of(40, 128, 64, bits, activations=activations, has_bias=True)
+    spec = cpu_kernels.spec_of(n, k, 64, bits, activations=activations, has_bias=True)
     rule, match = select(spec, target)
     assert isinstance(rule, MatmulRule), match
     func = rule.build(spec, target, match.config).with_attr("global_symbol", "kernel")
@@ -98,7 +100,8 @@ def test_runs_right_on_the_emulated_cpu(
 def test_the_inner_loop_has_the_instruction_meant_and_spills_nothing(
     target_name: str, activations: str, instruction: str
 ) -> None:
-    _, assembly, _ = compiled(target_name, activations, 4)
+    # Large enough that LLVM keeps the loops.
+    _, assembly, _ = compiled(target_name, activations, 4, n=576, k=576)
     # The blocks between labels that end in a backward branch are loops; those with the instruction are ours.
     blocks = re.split(r"^\.?L\w+:", assembly, flags=re.MULTILINE)
     loops = [block.partition("b.ne")[0] for block in blocks if "b.ne" in block]
