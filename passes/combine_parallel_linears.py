@@ -91,7 +91,7 @@ def _match(bindings: Bindings, var: relax.Var, plan: ParameterPlan) -> _Linear |
             and bindings.uses[var] == 1
         ):
             bias = value.args[1]
-            if bindings.is_parameter(bias) and not plan.is_quantized(bias.name):
+            if bindings.is_parameter(bias) and plan.is_dense(bias.name):
                 return _Linear(matmul.args[0], weights, spec, bias, user)
     return _Linear(matmul.args[0], weights, spec, None, var)
 

@@ -56,7 +56,7 @@ class RepackDenseWeights:
                 continue
             layout = rule.layout(spec, self.target)
             (array,) = layout.arrays(spec.in_features, spec.out_features, spec.weight_dtype)
-            stem = weight.name.rpartition(".")[0]
+            stem = "+".join(tensor.removesuffix(".weight") for tensor in plan.dense(weight.name).tensors)
             packed = relax.Var(
                 f"{stem}.{layout.name}.{array.suffix}", relax.TensorType(array.shape, array.dtype)
             )

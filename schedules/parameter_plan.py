@@ -55,6 +55,10 @@ class ParameterPlan:
         """Whether ``name`` is a parameter that holds an array of a quantized weight."""
         return isinstance(self.sources.get(name), QuantizedSource)
 
+    def is_dense(self, name: str) -> bool:
+        """Whether ``name`` is an unquantized weight; an input of the model is none."""
+        return isinstance(self.sources.get(name), DenseSource)
+
     def quantized(self, name: str) -> QuantizedSource:
         """The source of an array of a quantized weight.
 

@@ -13,7 +13,7 @@ from awq_tvm.models.config import ModelConfig
 from awq_tvm.models.export import Limits, export_model
 from awq_tvm.models.precision import Precision, QuantizedShape
 from awq_tvm.schedules import reference
-from awq_tvm.schedules.layout import LAYOUTS
+from awq_tvm.schedules.layout import DENSE_LAYOUTS, LAYOUTS
 from awq_tvm.schedules.parameter_plan import DenseSource, ParameterPlan, QuantizedSource, Source
 from awq_tvm.schedules.spec import DenseSpec, MatmulSpec
 from awq_tvm.targets import Target, resolve
@@ -52,6 +52,14 @@ class Functions:
         self, weight_dtype: str = "float32", name: str = "dense_matmul", shape: tuple[int, int] = (24, 32)
     ) -> Any:
         return self.add(name, reference.dense_matmul(DenseSpec(shape[1], shape[0], weight_dtype, "float32")))
+
+    def dense_packed(
+        self, name: str, shape: tuple[int, int], weight_dtype: str, dtype: str = "float32"
+    ) -> Any:
+        """ "dense_matmul..." or "dense_take...", W[shape] in the layout "dense16"."""
+        make = reference.dense_take if name.startswith("dense_take") else reference.dense_matmul
+        spec = DenseSpec(shape[1], shape[0], weight_dtype, dtype)
+        return self.add(name, make(spec, DENSE_LAYOUTS["dense16"]))
 
     def module(self, forward: relax.Function, plan: Mapping[str, Source]) -> tvm.IRModule:
         """The functions that ``forward`` calls, itself, and a plan of its weights."""
@@ -107,6 +115,7 @@ def assert_in_step(mod: tvm.IRModule) -> None:
         assert isinstance(source, DenseSource | QuantizedSource)
         if isinstance(source, DenseSource):
             assert str(weight.ty.dtype) == source.dtype
+            assert (weight.ty.ndim == 3) == (source.layout is not None)
             continue
         array = LAYOUTS[source.layout].arrays(MatmulSpec.from_json(source.spec))[source.array]
         assert tuple(int(extent) for extent in weight.ty.shape) == array.shape

@@ -12,7 +12,7 @@ import tvm
 
 from awq_tvm import ir_attrs
 from awq_tvm.schedules import reference
-from awq_tvm.schedules.layout import LAYOUTS
+from awq_tvm.schedules.layout import DENSE_LAYOUTS, LAYOUTS, DenseLayout
 from awq_tvm.schedules.spec import DenseSpec, MatmulSpec
 
 Array = np.ndarray[Any, Any]
@@ -109,6 +109,34 @@ def test_dequantize_take_is_exact(layout: str, bits: int) -> None:
     found = run(func, [*LAYOUTS[layout].pack(spec, *codes), ids], (5, 64), "float32")
     np.testing.assert_array_equal(found, dequantized(spec, *codes)[ids])
     assert func.attrs[ir_attrs.OP] == ir_attrs.OP_DEQUANTIZE_TAKE
+
+
+@pytest.mark.parametrize("layout", [None, DENSE_LAYOUTS["dense16"]])
+def test_dense_weights_are_read_in_their_layout(layout: DenseLayout | None) -> None:
+    rng = np.random.default_rng(3)
+    x, matrix = (
+        rng.standard_normal((3, 8)).astype(np.float32),
+        rng.integers(-4, 5, (21, 8)).astype(np.float16),
+    )
+    packed = matrix if layout is None else layout.pack(matrix)[0]
+    found = run(
+        reference.dense_matmul(DenseSpec(8, 21, "float16", "float32"), layout),
+        [x, packed],
+        (3, 21),
+        "float32",
+    )
+    np.testing.assert_allclose(found, x.astype(np.float64) @ matrix.T.astype(np.float64), atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_dense_take_is_exact(dtype: str) -> None:
+    matrix = np.random.default_rng(4).standard_normal((21, 8)).astype(np.float16)
+    layout, ids = DENSE_LAYOUTS["dense16"], np.array([20, 0, 16, 16], np.int32)
+    func = reference.dense_take(DenseSpec(8, 21, "float16", dtype), layout)
+    np.testing.assert_array_equal(
+        run(func, [layout.pack(matrix)[0], ids], (4, 8), dtype), matrix[ids].astype(dtype)
+    )
+    assert func.attrs[ir_attrs.OP] == ir_attrs.OP_DENSE_TAKE
 
 
 def test_names_are_left_to_the_module() -> None:
