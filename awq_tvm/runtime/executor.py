@@ -27,7 +27,7 @@ class Executor:
         library: the compiled library, verified by the caller.
         weights: safetensors file with the manifest's parameters.
         manifest: of the bundle.
-        threads: CPU threads, None for TVM's choice. TVM's pool starts once in a process, so the first executor
+        threads: CPU threads, None for one a processor. TVM's pool starts once in a process, so the first executor
             decides.
 
     Raises:
@@ -37,9 +37,8 @@ class Executor:
     def __init__(
         self, library: Path, weights: Path, manifest: Manifest, *, threads: int | None = None
     ) -> None:
-        if threads is not None:
-            # Read when the pool starts, at the first parallel loop; there is no other way to say it.
-            os.environ["TVM_NUM_THREADS"] = str(threads)
+        # Read when the pool starts, at the first parallel loop; left alone, TVM uses every second processor.
+        os.environ["TVM_NUM_THREADS"] = str(threads or _processors())
         with _runtime_library(), _torch_hidden():
             import tvm_ffi
             from tvm import runtime
@@ -173,6 +172,12 @@ class Executor:
 
     def _tensor(self, array: np.ndarray[Any, Any]) -> Any:
         return self._runtime.tensor(array, self._device)
+
+
+def _processors() -> int:
+    """Processors this process may run on."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 
 
 @contextmanager
