@@ -5,7 +5,7 @@
     python -m benchmarks.quality --text FILE --model hf:org/name --calibration other.txt --json
 
 Every row is a whole run of `quantize_checkpoint` into a temporary folder, read back from there and scored in
-float32 by the protocol of `awq_tvm.runtime.scoring`. "paper" is the AWQ paper's recipe: its symmetric clip, no
+float32 by the protocol of `awq_tvm.scoring`. "paper" is the AWQ paper's recipe: its symmetric clip, no
 scales between value and output projections of different widths.
 """
 

@@ -76,7 +76,9 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Free the folder; what is in it stays."""
+        """Free the folder. What is in it stays, unless no block was finished: then there is nothing to keep."""
+        if not self._blocks:
+            shutil.rmtree(self.folder, ignore_errors=True)
         self._lock.close()
 
     @property

@@ -49,11 +49,18 @@ def test_files_it_does_not_name_do_not_count(written):
 
 
 def test_killed_before_the_first_block(tmp_path):
-    Journal(tmp_path / "j", SETTINGS, resume=False).__exit__(None, None, None)
+    (tmp_path / "j").mkdir()
+    (tmp_path / "j" / "lock").write_text("123\n")
     with Journal(tmp_path / "j", SETTINGS, resume=False) as journal:
         assert journal.finished == 0
         with pytest.raises(CheckpointError, match="no hidden states"):
             journal.read_hidden()
+
+
+def test_nothing_is_left_of_a_run_that_finished_no_block(tmp_path):
+    with pytest.raises(RuntimeError, match="no"), Journal(tmp_path / "j", SETTINGS, resume=False):
+        raise RuntimeError("no")
+    assert not (tmp_path / "j").exists()
 
 
 def test_unfinished_run_is_not_thrown_away(written):

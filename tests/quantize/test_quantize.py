@@ -187,6 +187,7 @@ def test_token_outside_the_vocabulary(tmp_path):
     save_tiny_model(tmp_path / "model", vocab_size=100)
     with pytest.raises(CheckpointError, match="vocabulary has 100"):
         _run(tmp_path)
+    assert not (tmp_path / "q.journal").exists()
 
 
 KILLED = """
