@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from awq_tvm.errors import UsageError
+from awq_tvm.errors import BundleError, UsageError
 
 ALIGNMENT = 64
 PADDING_PREFIX = "padding."
@@ -79,6 +79,54 @@ def write_weights(path: Path, parameters: Sequence[str], weights: Iterable[tuple
         text = json.dumps(header, separators=(",", ":")).encode()
         file.seek(0)
         file.write(struct.pack("<Q", room) + text.ljust(room))
+
+
+def map_weights(path: Path, parameters: Sequence[str]) -> list[np.ndarray]:
+    """Map tensors of a weights file into memory, without reading them.
+
+    Args:
+        path: what ``write_weights`` made, verified by the caller.
+        parameters: names, in the order wanted.
+
+    Returns:
+        Arrays over one private mapping: pages come in as they are touched, and a write never reaches the file.
+
+    Raises:
+        BundleError: the header is not one of ours, or a tensor is missing or reaches past the end of the file.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(8)
+        room = struct.unpack("<Q", head)[0] if len(head) == 8 else size
+        if room > size - 8:
+            raise _damaged(path, f"the header of {room} bytes does not fit the file of {size}")
+        try:
+            header = json.loads(file.read(room))
+        except ValueError as error:
+            raise _damaged(path, str(error)) from None
+    whole = np.memmap(path, np.uint8, mode="c")
+    by_code = {code: name for name, code in DTYPES.items()}
+    arrays = []
+    for name in parameters:
+        try:
+            entry = header[name]
+            dtype, shape = np.dtype(by_code[entry["dtype"]]), tuple(entry["shape"])
+            start, end = (8 + room + int(offset) for offset in entry["data_offsets"])
+            if start % ALIGNMENT:
+                raise ValueError(f"byte {start} is not on a boundary of {ALIGNMENT}")
+            arrays.append(whole[start:end].view(dtype).reshape(shape))
+        except (KeyError, TypeError, ValueError) as error:
+            raise _damaged(path, f"tensor {name}: {error!r}") from None
+    return arrays
+
+
+def _damaged(path: Path, why: str) -> BundleError:
+    return BundleError(
+        "the weights file cannot be mapped",
+        where=str(path),
+        why=why,
+        fix="copy the bundle again, or build it again with `python -m awq_tvm compile`",
+    )
 
 
 def _aligned(size: int) -> int:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from awq_tvm.errors import BundleError, ResourceError, UsageError
+from awq_tvm.bundle.weights import map_weights
+from awq_tvm.errors import ResourceError, UsageError
 
 if TYPE_CHECKING:
     from awq_tvm.bundle.manifest import Manifest
@@ -62,18 +63,12 @@ class Executor:
         self._next_id = 0
 
     def _load_weights(self, path: Path, parameters: Sequence[str]) -> list[Any]:
-        from safetensors import safe_open
-
-        with safe_open(path, framework="numpy") as file:
-            missing = sorted(set(parameters) - set(file.keys()))
-            if missing:
-                raise BundleError(
-                    "the bundle lacks weights", where=str(path), why=f"{missing[0]} is not there"
-                )
-            arrays = (file.get_tensor(name) for name in parameters)
-            tensors = [self._runtime.tensor(array, self._device) for array in arrays]
-        self.weight_bytes = sum(t.numpy().nbytes for t in tensors) if tensors else 0
-        return tensors
+        arrays = map_weights(path, parameters)
+        self.weight_bytes = sum(array.nbytes for array in arrays)
+        if self._device.dlpack_device_type() != self._runtime.cpu().dlpack_device_type():
+            return [self._runtime.tensor(array, self._device) for array in arrays]
+        # Used where they lie: nothing is read before a kernel touches it.
+        return [self._runtime.from_dlpack(array) for array in arrays]
 
     def new_sequence(self) -> int:
         """Start a sequence and return its id.

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import ml_dtypes
@@ -11,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from awq_tvm.bundle.weights import ALIGNMENT, PADDING_PREFIX, write_weights
-from awq_tvm.errors import UsageError
+from awq_tvm.bundle.weights import ALIGNMENT, PADDING_PREFIX, map_weights, write_weights
+from awq_tvm.errors import BundleError, UsageError
 
 
 @given(
@@ -64,3 +65,39 @@ def test_wrong_tensors(tmp_path: Path, weights: list[tuple[str, np.ndarray]], wh
     write_weights(tmp_path / "good", ["a", "b"], good)
     with pytest.raises(UsageError, match=why):
         write_weights(tmp_path / "w", ["a", "b"], weights)
+
+
+def test_mapped_tensors_equal_the_written_and_never_reach_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    arrays = {"a": np.arange(7, dtype=np.int8), "b": np.ones((3, 5), np.float16), "c": np.zeros((0, 2))}
+    write_weights(path, list(arrays), iter(arrays.items()))
+    before = path.read_bytes()
+    mapped = map_weights(path, ["b", "a", "c"])
+    for name, array in zip("bac", mapped, strict=True):
+        np.testing.assert_array_equal(array, arrays[name])
+        assert array.dtype == arrays[name].dtype
+        assert array.ctypes.data % ALIGNMENT == 0
+    mapped[0][:] = 9
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("spoil", "why"),
+    [
+        (lambda raw: raw[:4], "does not fit"),
+        (lambda raw: struct.pack("<Q", 1 << 62) + raw[8:], "does not fit"),
+        (lambda raw: raw[:8] + b"x" + raw[9:], "Expecting"),
+        (lambda raw: raw.replace(b'"a"', b'"z"'), "tensor a"),
+        (lambda raw: raw.replace(b'"I8"', b'"J8"'), "tensor a"),
+        (lambda raw: raw.replace(b"[64]", b"[99]"), "tensor a"),
+        (lambda raw: raw[:-1], "tensor a"),
+        (lambda raw: raw.replace(b'"data_offsets":[0,64]', b'"data_offsets":[1,65]'), "boundary"),
+    ],
+)
+def test_spoiled_files_are_refused(tmp_path: Path, spoil: Callable[[bytes], bytes], why: str) -> None:
+    path = tmp_path / "w.safetensors"
+    write_weights(path, ["a"], [("a", np.arange(64, dtype=np.int8))])
+    assert map_weights(path, ["a"])[0].sum() == 2016
+    path.write_bytes(spoil(path.read_bytes()))
+    with pytest.raises(BundleError, match=why):
+        map_weights(path, ["a"])

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from awq_tvm.bundle.reader import open_bundle
+from awq_tvm.bundle.weights import map_weights, write_weights
 from awq_tvm.errors import BundleError, ResourceError, UsageError
 from awq_tvm.runtime.executor import MAX_LOGIT_ROWS, Executor
 from tests.support import tiny_decoder as tiny
@@ -173,14 +174,12 @@ def test_removing_a_sequence_frees_its_pages(executor: Executor) -> None:
 
 
 def test_weights_that_are_not_the_manifests_are_refused(compiled: tiny.Compiled, tmp_path: Path) -> None:
-    from safetensors.numpy import load_file, save_file
-
     opened = open_bundle(compiled.bundle)
-    weights = load_file(opened.weights)
-    name, _ = weights.popitem()
-    save_file(weights, tmp_path / "weights.safetensors")
-    with pytest.raises(BundleError, match="lacks weights") as caught:
-        Executor(opened.library, tmp_path / "weights.safetensors", opened.manifest)
+    *names, name = opened.manifest.parameters
+    path = tmp_path / "weights.safetensors"
+    write_weights(path, names, zip(names, map_weights(opened.weights, names), strict=True))
+    with pytest.raises(BundleError, match="cannot be mapped") as caught:
+        Executor(opened.library, path, opened.manifest)
     assert name in str(caught.value)
 
 
