@@ -4,6 +4,7 @@ Bandwidths are the memory interface's, width times transfer rate, from the maker
 given, are clock x cores x instructions a cycle (Arm's software optimization guides: FMLA and SDOT on 128-bit
 vectors, two a cycle on Cortex-A76 and Neoverse N1, four on Neoverse V1 and V2) x operations an instruction
 (FMLA 8, SDOT 32).
+Stated from general knowledge of those pages, not copied from them: check a figure before you build on it.
 """
 
 from __future__ import annotations

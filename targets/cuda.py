@@ -3,6 +3,8 @@
 Sources: bandwidth, peaks and SM counts from NVIDIA's data sheets and architecture white papers, dense rates
 at boost clock; shared memory per block, registers and warp size from the compute capability tables of the
 CUDA C++ Programming Guide. float16 rates are with float32 sums.
+The figures are as published by the maker and stated here from general knowledge; only some were compared
+with a listing. Nothing but roofline ranking reads them: check one before you build on it.
 """
 
 from __future__ import annotations

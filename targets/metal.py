@@ -2,6 +2,7 @@
 
 Sources: core counts, bandwidth and, where Apple states it, float32 throughput from Apple's announcements;
 threadgroup memory and SIMD-group width from the Metal Feature Set Tables (family Apple7 and later).
+Stated from general knowledge of those pages, not copied from them: check a figure before you build on it.
 """
 
 from __future__ import annotations
