@@ -19,11 +19,11 @@ from awq_tvm.checkpoint.config import normalise_config
 from awq_tvm.checkpoint.finite import first_nonfinite
 from awq_tvm.checkpoint.folder import INDEX, SIDE_FILES, SINGLE
 from awq_tvm.checkpoint.huggingface import open_folder
-from awq_tvm.checkpoint.output_folder import output_folder, write_synced
 from awq_tvm.checkpoint.packed_format import PackedFormat
 from awq_tvm.checkpoint.safetensors_file import DTYPE_NAMES
 from awq_tvm.checkpoint.scheme_fit import check_scheme_fits, least_bytes
 from awq_tvm.errors import AwqTvmError, CheckpointError
+from awq_tvm.output_folder import output_folder, write_synced
 
 DEFAULT_SHARD_BYTES = 2 << 30
 _DENSE_DTYPES = ("float16", "bfloat16", "float32")

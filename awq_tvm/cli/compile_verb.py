@@ -35,7 +35,7 @@ def command(
 ) -> None:
     """Compile a model into a verified bundle for one target; an unquantized one is quantized first."""
     from awq_tvm.bundle.verify import read_manifest
-    from awq_tvm.bundle.writer import check_output
+    from awq_tvm.output_folder import check_output
 
     check_output(out)
 

@@ -16,7 +16,7 @@ import tvm
 import awq_tvm
 from awq_tvm import ir_attrs
 from awq_tvm.bundle import manifest as manifests
-from awq_tvm.bundle.writer import check_output, write_bundle
+from awq_tvm.bundle.writer import write_bundle
 from awq_tvm.checkpoint import Checkpoint, open_checkpoint
 from awq_tvm.checkpoint.json_file import parse_json_object
 from awq_tvm.compile.toolchain import BuiltLibrary, build_library
@@ -25,6 +25,7 @@ from awq_tvm.errors import CheckpointError, ResourceError, UnsupportedError, Usa
 from awq_tvm.models.config import ModelConfig
 from awq_tvm.models.export import Limits, export_model
 from awq_tvm.models.precision import Precision, QuantizedShape
+from awq_tvm.output_folder import check_output
 from awq_tvm.passes import pipeline
 from awq_tvm.progress import ProgressCallback, ProgressEvent, ignore_progress
 from awq_tvm.schedules.parameter_plan import ParameterPlan

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import pytest
 from safetensors import safe_open
 
 from awq_tvm.bundle.reader import open_bundle
-from awq_tvm.bundle.writer import check_output, write_bundle
+from awq_tvm.bundle.writer import write_bundle
 from awq_tvm.errors import ResourceError, UsageError
 
 from .conftest import make_bundle, make_draft, make_weights
@@ -35,6 +36,24 @@ def test_library_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "lib").write_bytes(b"library bytes")
     write_bundle(tmp_path / "out", make_draft(), tmp_path / "lib", make_weights().items(), {}, "")
     assert open_bundle(tmp_path / "out").library.read_bytes() == b"library bytes"
+    with pytest.raises(FileNotFoundError):
+        write_bundle(tmp_path / "other", make_draft(), tmp_path / "none", make_weights().items(), {}, "")
+    assert not (tmp_path / "other").exists()
+
+
+def test_too_little_disk_is_seen_before_the_weights_are_read(tmp_path: Path) -> None:
+    def weights() -> Iterator[tuple[str, np.ndarray]]:
+        raise AssertionError("nothing may be read before the checks are done")
+        yield
+
+    with (tmp_path / "lib").open("wb") as file:
+        try:
+            file.truncate(2 * shutil.disk_usage(tmp_path).total)  # a file of holes
+        except OSError:
+            pytest.skip("this file system holds no file larger than itself")
+    with pytest.raises(ResourceError, match=r"\d+ bytes are needed, \d+ are free"):
+        write_bundle(tmp_path / "out", make_draft(), tmp_path / "lib", weights(), {}, "")
+    assert [path.name for path in tmp_path.iterdir()] == ["lib"]
 
 
 def test_output_exists(tmp_path: Path) -> None:
@@ -42,37 +61,6 @@ def test_output_exists(tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match="exists already"):
         make_bundle(tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
-
-
-def test_parent_is_a_file(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("mine")
-    with pytest.raises(ResourceError, match="not a directory"):
-        make_bundle(tmp_path / "file" / "out")
-    assert (tmp_path / "file").read_text() == "mine"
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_parent_is_read_only(tmp_path: Path) -> None:
-    (tmp_path / "ro").mkdir(mode=0o555)
-    with pytest.raises(ResourceError, match="not writable"):
-        make_bundle(tmp_path / "ro" / "out")
-
-
-@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a /proc that takes no files")
-def test_file_system_takes_no_directories() -> None:
-    with pytest.raises(ResourceError):
-        make_bundle(Path("/proc/awq_tvm_out"))
-
-
-def test_name_the_file_system_refuses(tmp_path: Path) -> None:
-    with pytest.raises(ResourceError, match="cannot be written"):
-        make_bundle(tmp_path / ("x" * 300))
-
-
-def test_no_space_up_front(tmp_path: Path) -> None:
-    check_output(tmp_path / "out", 1)
-    with pytest.raises(ResourceError, match=r"\d+ bytes are needed, \d+ are free"):
-        check_output(tmp_path / "out", 1 << 60)
 
 
 _WRITE_UNDER_A_LIMIT = """
@@ -99,7 +87,7 @@ def test_disk_fills_up_while_writing(tmp_path: Path) -> None:
         check=False,
     )
     assert result.returncode == 7, result.stderr
-    assert "The disk is full" in result.stdout
+    assert "no room left for the output" in result.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["out.good"]
 
 

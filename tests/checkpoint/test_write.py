@@ -1,14 +1,10 @@
-"""write_quantized_checkpoint and the folder that appears whole or not at all."""
+"""write_quantized_checkpoint: what it writes is read back bit by bit, and what it refuses leaves nothing."""
 
 from __future__ import annotations
 
 import json
-import os
 import resource
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +22,6 @@ from awq_tvm.checkpoint import (
     open_checkpoint,
     write_quantized_checkpoint,
 )
-from awq_tvm.checkpoint.output_folder import is_same_file, output_folder
 from awq_tvm.errors import CheckpointError, ResourceError, UsageError
 
 from .tiny_models import all_linears, random_weight, tiny_config, tiny_weights
@@ -254,22 +249,6 @@ def test_parents_are_made(tmp_path: Path) -> None:
     )
 
 
-def test_a_parent_that_cannot_be_written(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(ResourceError, match="cannot write the output"):
-        write(tmp_path / "file" / "a", QuantizationScheme(4, 8))
-    with pytest.raises(ResourceError, match="cannot write the output"):
-        write(Path("/proc/a"), QuantizationScheme(4, 8))  # read-only for every user
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
-def test_a_read_only_parent(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    with pytest.raises(ResourceError, match="cannot write the output"):
-        write(tmp_path / "a", QuantizationScheme(4, 8))
-    tmp_path.chmod(0o700)
-
-
 def test_too_little_disk_is_seen_up_front(tmp_path: Path) -> None:
     huge = tiny_config(vocab_size=1 << 23, hidden_size=1 << 18, head_dim=1 << 12, intermediate_size=1 << 18)
 
@@ -283,7 +262,7 @@ def test_a_disk_that_becomes_full(tmp_path: Path) -> None:
     old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writing past the limit is then an OSError
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
     try:
-        with pytest.raises(ResourceError, match="cannot write the output"):
+        with pytest.raises(ResourceError, match="no room left for the output"):
             write(tmp_path / "a", QuantizationScheme(4, 8))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -292,105 +271,9 @@ def test_a_disk_that_becomes_full(tmp_path: Path) -> None:
     write(tmp_path / "a", QuantizationScheme(4, 8))  # the good twin
 
 
-HOLD = """
-import sys, time
-from pathlib import Path
-from awq_tvm.checkpoint.output_folder import is_same_file, output_folder
-with output_folder(Path(sys.argv[1])) as folder:
-    (folder / "half").write_text("x")
-    print("holding", flush=True)
-    time.sleep(60)
-"""
-
-
-@pytest.fixture
-def holder(tmp_path: Path, repository: Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process that is writing tmp_path/a."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(tmp_path / "a")], cwd=repository, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "holding\n"
-    yield process
-    process.kill()
-    process.wait()
-    process.stdout.close()
-
-
-def test_a_second_writer_is_told_who_holds_it(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
-    with pytest.raises(ResourceError, match=f"process {holder.pid} holds a.lock"):
-        write(tmp_path / "a", QuantizationScheme(4, 8))
-    assert (tmp_path / "a.partial" / "half").read_text() == "x"
-    write(tmp_path / "b", QuantizationScheme(4, 8))  # another output is free
-
-
-def test_what_a_killed_writer_left_is_cleared(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
-    holder.send_signal(signal.SIGKILL)
-    holder.wait()
-    assert (tmp_path / "a.partial").is_dir()
-    assert not (tmp_path / "a").exists()
-    write(tmp_path / "a", QuantizationScheme(4, 8))
-    assert [entry.name for entry in tmp_path.iterdir()] == ["a"]
-    assert not (tmp_path / "a" / "half").exists()
-
-
 def test_a_folder_of_the_user_is_not_cleared(tmp_path: Path) -> None:
     (tmp_path / "a.partial").mkdir()
     (tmp_path / "a.partial" / "precious").write_text("x")
-    with pytest.raises(ResourceError, match="not one that an interrupted run left"):
+    with pytest.raises(ResourceError, match="no mark of an interrupted run"):
         write(tmp_path / "a", QuantizationScheme(4, 8))
     assert (tmp_path / "a.partial" / "precious").read_text() == "x"
-
-
-def test_many_writers_of_one_output_lose_nothing(tmp_path: Path, repository: Path) -> None:
-    script = (
-        "import sys\nfrom pathlib import Path\nfrom awq_tvm.errors import ResourceError\n"
-        "from awq_tvm.checkpoint.output_folder import is_same_file, output_folder, write_synced\n"
-        "try:\n"
-        "    with output_folder(Path(sys.argv[1])) as folder:\n"
-        "        write_synced(folder / 'x', sys.argv[2].encode())\n"
-        "    print('wrote', sys.argv[2])\n"
-        "except ResourceError as error:\n"
-        "    print('refused', error.what)\n"
-    )
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", script, str(tmp_path / "a"), str(i)],
-            cwd=repository,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(6)
-    ]
-    said = [process.communicate()[0].strip() for process in processes]
-    wrote = [line.split()[1] for line in said if line.startswith("wrote")]
-    assert len(wrote) == 1
-    assert (tmp_path / "a" / "x").read_text() == wrote[0]
-    assert all(
-        line.startswith(("wrote", "refused another process", "refused the output exists")) for line in said
-    )
-    assert [entry.name for entry in tmp_path.iterdir()] == ["a"]
-
-
-def test_a_lock_file_that_was_removed_or_replaced_is_not_the_lock(tmp_path: Path) -> None:
-    path = tmp_path / "a.lock"
-    with path.open("w") as file:
-        assert is_same_file(file.fileno(), path)
-        path.unlink()
-        assert not is_same_file(file.fileno(), path)
-        path.write_text("another")
-        assert not is_same_file(file.fileno(), path)
-
-
-def test_the_output_appears_only_when_whole(tmp_path: Path) -> None:
-    out = tmp_path / "a"
-    with output_folder(out) as folder:
-        (folder / "x").write_text("1")
-        assert not out.exists()
-        assert folder == tmp_path / "a.partial"
-    assert [entry.name for entry in out.iterdir()] == ["x"]
-    stamp = out.stat().st_mtime_ns
-    time.sleep(0.01)
-    with pytest.raises(ResourceError, match="exists already"), output_folder(out):
-        pass
-    assert out.stat().st_mtime_ns == stamp
