@@ -74,10 +74,9 @@ def main() -> None:
     torch_side = evaluate_torch(
         arguments.checkpoint, arguments.text, context=arguments.context, tokens=arguments.tokens
     )
-    a, b = bundle["perplexity"], torch_side["perplexity"]
-    print(
-        f"perplexity of {bundle['tokens']} tokens: bundle {a:.5f}, PyTorch {b:.5f}, {100 * (a / b - 1):+.4f}%"
-    )
+    a, b = (float(side["perplexity"] or 0) for side in (bundle, torch_side))
+    difference = f"{100 * (a / b - 1):+.4f}%"
+    print(f"perplexity of {bundle['tokens']} tokens: bundle {a:.5f}, PyTorch {b:.5f}, {difference}")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ others.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import statistics
@@ -46,8 +47,7 @@ def load_ours(path: Path, threads: int) -> tuple[Forward, Callable[[], None]]:
 
 def load_llama_cpp(path: Path, threads: int, context: int) -> tuple[Forward, Callable[[], None]]:
     """A GGUF file in llama.cpp as (forward, start a new sequence)."""
-    import llama_cpp
-
+    llama_cpp = importlib.import_module("llama_cpp")
     model = llama_cpp.Llama(
         str(path), n_ctx=context, n_batch=512, n_threads=threads, n_threads_batch=threads, verbose=False
     )
