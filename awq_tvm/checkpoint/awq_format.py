@@ -14,11 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from awq_tvm.checkpoint.base import QuantizationScheme, QuantizedWeight, TensorInfo
-from awq_tvm.checkpoint.packed_format import checked_scheme, exact_float16
-from awq_tvm.errors import CheckpointError, UnsupportedError
+from awq_tvm.checkpoint.packed_format import (
+    FLOATS,
+    describe_as_awq,
+    exact_float16,
+    parse_awq_section,
+    refuses_as_awq,
+    shapes_of,
+)
+from awq_tvm.errors import CheckpointError
 
 _ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
-_FLOATS = ("float16", "bfloat16", "float32")
 
 
 def pack_nibbles(values: NDArray[np.uint8]) -> NDArray[np.int32]:
@@ -54,41 +60,21 @@ class AwqGemm:
 
         Raises:
             CheckpointError: if a value is out of range.
-            UnsupportedError: for gemv, gemv_fast, marlin and the like, or other than 4 bits.
+            UnsupportedError: for another layout, or other than 4 bits.
         """
-        version = str(config.get("version", config.get("format", "gemm"))).lower()
-        if version != "gemm":
-            raise UnsupportedError(
-                f"AWQ weights in the {version!r} layout",
-                where=where,
-                why="only AutoAWQ's 'gemm' layout is read",
-                fix="take a gemm version of the checkpoint, or quantize the original model with this tool",
-            )
-        bits = config.get("bits", config.get("w_bit", 4))
-        skipped = config.get("modules_to_not_convert") or []
-        scheme = checked_scheme(
-            bits,
-            config.get("group_size", config.get("q_group_size", 128)),
-            config.get("zero_point", True),
-            skipped,
-            where,
-        )
-        if scheme.bits != 4:
-            raise UnsupportedError(
-                f"AWQ gemm weights of {scheme.bits} bits", where=where, why="the layout is for 4 bits"
-            )
-        return scheme
+        return parse_awq_section(config, "gemm", where)
 
     def describe(self, scheme: QuantizationScheme) -> dict[str, Any]:
         """Return quantization_config as AutoAWQ writes it."""
-        return {
-            "quant_method": "awq",
-            "version": "gemm",
-            "bits": scheme.bits,
-            "group_size": scheme.group_size,
-            "zero_point": True,
-            "modules_to_not_convert": list(scheme.modules_to_not_convert) or None,
-        }
+        return describe_as_awq(scheme, {"version": "gemm"})
+
+    def refuses(self, scheme: QuantizationScheme) -> str | None:
+        """Say why no weight of such a scheme can be stored, or None."""
+        return refuses_as_awq(scheme)
+
+    def misfit(self, outputs: int, features: int) -> str | None:
+        """Say why a linear [outputs, features] cannot be stored, or None."""
+        return f"out_features {outputs} is not a multiple of 8" if outputs % 8 else None
 
     def check(self, infos: Mapping[str, TensorInfo], scheme: QuantizationScheme) -> tuple[int, int]:
         """Return (N, K).
@@ -98,21 +84,21 @@ class AwqGemm:
         """
         qweight, qzeros, scales = infos["qweight"], infos["qzeros"], infos["scales"]
         if any(len(info.shape) != 2 for info in infos.values()):
-            raise CheckpointError("a packed tensor is not a matrix", why=_shapes(infos))
-        if qweight.dtype != "int32" or qzeros.dtype != "int32" or scales.dtype not in _FLOATS:
-            raise CheckpointError("a packed tensor has the wrong dtype", why=_shapes(infos))
+            raise CheckpointError("a packed tensor is not a matrix", why=shapes_of(infos))
+        if qweight.dtype != "int32" or qzeros.dtype != "int32" or scales.dtype not in FLOATS:
+            raise CheckpointError("a packed tensor has the wrong dtype", why=shapes_of(infos))
         features, groups = qweight.shape[0], scales.shape[0]
         outputs = scales.shape[1]
         if outputs % 8:
             raise CheckpointError(
-                "out_features is not a multiple of 8", why=f"scales say {outputs}; {_shapes(infos)}"
+                "out_features is not a multiple of 8", why=f"scales say {outputs}; {shapes_of(infos)}"
             )
         if features % scheme.group_size:
             raise CheckpointError(f"group_size {scheme.group_size} does not divide in_features {features}")
         needed = (features // scheme.group_size, outputs // 8)
         if groups != needed[0] or qzeros.shape != needed or qweight.shape[1] != needed[1]:
             raise CheckpointError(
-                f"the shapes do not fit each other and group_size {scheme.group_size}", why=_shapes(infos)
+                f"the shapes do not fit each other and group_size {scheme.group_size}", why=shapes_of(infos)
             )
         return outputs, features
 
@@ -122,9 +108,9 @@ class AwqGemm:
         Raises:
             CheckpointError: if N is not a multiple of 8.
         """
-        if weight.out_features % 8:
+        if problem := self.misfit(weight.out_features, weight.in_features):
             raise CheckpointError(
-                f"out_features {weight.out_features} is not a multiple of 8",
+                problem,
                 why="AutoAWQ gemm packs eight output channels to a word",
                 fix="leave this linear dense, or choose another bit width",
             )
@@ -147,7 +133,3 @@ class AwqGemm:
             bits=scheme.bits,
             group_size=scheme.group_size,
         )
-
-
-def _shapes(infos: Mapping[str, TensorInfo]) -> str:
-    return ", ".join(f"{suffix} {info.dtype} {list(info.shape)}" for suffix, info in infos.items())

@@ -142,7 +142,8 @@ class Checkpoint:
     Attributes:
         source: what the user typed.
         path: the folder or file that was opened.
-        format: "huggingface", "awq", "compressed-tensors" or "gguf".
+        format: "huggingface", "awq", "awq-gemv", "awq-gemv-fast", "llm-awq", "gptq", "compressed-tensors" or
+            "gguf".
         config: config.json in Hugging Face terms, checked and normalised (see `config.normalise_config`).
         scheme: how `quantized` is quantized; None for a dense checkpoint.
         tensors: name -> TensorInfo, dense tensors only.
@@ -187,12 +188,13 @@ class Checkpoint:
 
         Raises:
             CheckpointError: if there is no such linear, or its scales or zero points make no sense.
+            UnsupportedError: if it holds what this version does not handle.
         """
         if self.load_quantized is None or name not in self.quantized:
             raise CheckpointError(f"there is no quantized linear {name!r}", where=str(self.path))
         try:
             return self.load_quantized(name)
-        except CheckpointError as error:
+        except AwqTvmError as error:
             raise _placed(error, f"{self.path}, linear {name}") from None
 
     @cached_property

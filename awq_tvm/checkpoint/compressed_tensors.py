@@ -17,10 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from awq_tvm.checkpoint.base import QuantizationScheme, QuantizedWeight, TensorInfo
-from awq_tvm.checkpoint.packed_format import checked_scheme, exact_float16
+from awq_tvm.checkpoint.packed_format import FLOATS, checked_scheme, exact_float16, shapes_of
 from awq_tvm.errors import CheckpointError, UnsupportedError
-
-_FLOATS = ("float16", "bfloat16", "float32")
 
 
 def pack_bits(values: NDArray[np.uint8], bits: int) -> NDArray[np.int32]:
@@ -145,6 +143,14 @@ class PackQuantized:
             "kv_cache_scheme": None,
         }
 
+    def refuses(self, scheme: QuantizationScheme) -> str | None:
+        """Return None: every scheme can be stored."""
+        return None
+
+    def misfit(self, outputs: int, features: int) -> str | None:
+        """Return None: every shape can be stored."""
+        return None
+
     def check(self, infos: Mapping[str, TensorInfo], scheme: QuantizationScheme) -> tuple[int, int]:
         """Return (N, K).
 
@@ -155,13 +161,13 @@ class PackQuantized:
         packed, scale = infos["weight_packed"], infos["weight_scale"]
         dtypes = {
             "weight_packed": ("int32",),
-            "weight_scale": _FLOATS,
+            "weight_scale": FLOATS,
             "weight_shape": ("int64", "int32"),
             "weight_zero_point": ("int32",),
         }
         for suffix, info in infos.items():
             if info.dtype not in dtypes[suffix] or len(info.shape) != (1 if suffix == "weight_shape" else 2):
-                raise CheckpointError("a packed tensor has the wrong dtype or rank", why=_shapes(infos))
+                raise CheckpointError("a packed tensor has the wrong dtype or rank", why=shapes_of(infos))
         outputs, groups = scale.shape
         features = groups * scheme.group_size
         bits = scheme.bits
@@ -169,7 +175,7 @@ class PackQuantized:
         if packed.shape == (outputs, older) and older != packed_width(features, bits):
             raise UnsupportedError(
                 f"{bits}-bit weights as compressed-tensors before 0.20 packed them",
-                why=_shapes(infos),
+                why=shapes_of(infos),
                 fix="save the checkpoint again with compressed-tensors 0.20 or later",
             )
         zeros = (packed_width(outputs, bits), groups)
@@ -179,7 +185,7 @@ class PackQuantized:
         if not fits:
             raise CheckpointError(
                 f"the shapes do not fit each other, {bits} bits and group_size {scheme.group_size}",
-                why=_shapes(infos),
+                why=shapes_of(infos),
             )
         return outputs, features
 
@@ -229,7 +235,3 @@ class PackQuantized:
             bits=scheme.bits,
             group_size=scheme.group_size,
         )
-
-
-def _shapes(infos: Mapping[str, TensorInfo]) -> str:
-    return ", ".join(f"{suffix} {info.dtype} {list(info.shape)}" for suffix, info in infos.items())

@@ -26,10 +26,7 @@ def first_nonfinite(values: NDArray[Any]) -> tuple[int, ...] | None:
     # Chunks keep the temporaries in cache: a 2 GB embedding must not cost another 2 GB.
     for start in range(0, flat.size, _CHUNK):
         part = flat[start : start + _CHUNK]
-        if mask is None:
-            bad = ~np.isfinite(part)
-        else:
-            bad = (part.view(np.uint16) & np.uint16(mask)) == np.uint16(mask)
+        bad = ~np.isfinite(part) if mask is None else (part.view(np.uint16) & mask) == mask
         if bad.any():
             return tuple(int(i) for i in np.unravel_index(start + int(bad.argmax()), values.shape))
     return None

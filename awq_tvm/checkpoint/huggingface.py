@@ -1,4 +1,4 @@
-"""Hugging Face folders: dense, AutoAWQ "gemm", and compressed-tensors "pack-quantized"."""
+"""Hugging Face folders: dense, or with linears in one of `formats`."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from awq_tvm.checkpoint.awq_format import AwqGemm
 from awq_tvm.checkpoint.base import Checkpoint, QuantizationScheme, QuantizedWeight, TensorInfo
-from awq_tvm.checkpoint.compressed_tensors import PackQuantized
 from awq_tvm.checkpoint.config import MAX_CONFIG_BYTES, parse_config
-from awq_tvm.checkpoint.expected_tensors import check_weights
+from awq_tvm.checkpoint.expected_tensors import check_weights, expected_tensors
 from awq_tvm.checkpoint.folder import WeightFolder, read_side_files, safe_file
+from awq_tvm.checkpoint.formats import format_of
+from awq_tvm.checkpoint.group_order import ORDER_SUFFIXES, check_group_order
 from awq_tvm.checkpoint.json_file import read_bounded
 from awq_tvm.checkpoint.packed_format import PackedFormat
-from awq_tvm.errors import CheckpointError, UnsupportedError
+from awq_tvm.errors import AwqTvmError, CheckpointError
 
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
@@ -45,9 +45,13 @@ def open_folder(folder: Path, source: str) -> Checkpoint:
     linears: dict[str, dict[str, TensorInfo]] = {}
     if packed is not None and scheme is not None:
         linears = _take_linears(packed, scheme, tensors, str(folder))
-        shapes = {name: info.shape for name, info in tensors.items()}
+        packed_shapes = {}
         for name, infos in linears.items():
-            shapes[f"{name}.weight"] = _check_linear(packed, infos, scheme, f"{folder}, linear {name}")
+            packed_shapes[name] = _check_linear(packed, infos, scheme, f"{folder}, linear {name}")
+        _take_orders(tensors, weights, packed_shapes, scheme.group_size)
+        _drop_zero_biases(config, tensors, weights, linears)
+        shapes = {name: info.shape for name, info in tensors.items()}
+        shapes |= {f"{name}.weight": shape for name, shape in packed_shapes.items()}
     check_weights(config, shapes, str(folder))
 
     return Checkpoint(
@@ -83,17 +87,8 @@ def _quantization(section: object, where: str) -> tuple[PackedFormat | None, Qua
         raise CheckpointError(
             "quantization_config is not an object", where=where, why=f"found {section!r:.80}"
         )
-    method = section.get("quant_method")
-    formats: tuple[PackedFormat, ...] = (AwqGemm(), PackQuantized())
-    for packed in formats:
-        if packed.name == method:
-            return packed, packed.parse_scheme(section, where)
-    raise UnsupportedError(
-        f"weights quantized with {method!r:.80}",
-        where=where,
-        why=f"quant_method must be one of {', '.join(packed.name for packed in formats)}",
-        fix="take the unquantized model and quantize it with this tool",
-    )
+    packed = format_of(section, where)
+    return packed, packed.parse_scheme(section, where)
 
 
 def _untie(config: Mapping[str, Any], tensors: dict[str, TensorInfo], weights: WeightFolder) -> None:
@@ -129,13 +124,6 @@ def _take_linears(
             raise CheckpointError(
                 "a quantized linear is incomplete", where=f"{where}, linear {name}", why=f"no {absent}"
             )
-        if f"{name}.g_idx" in tensors or f"{name}.weight_g_idx" in tensors:
-            raise UnsupportedError(
-                "weights quantized in activation order",
-                where=f"{where}, linear {name}",
-                why="groups are scattered (g_idx)",
-                fix="take a version without activation order, or quantize the original model with this tool",
-            )
         linears[name] = {suffix: tensors.pop(f"{name}.{suffix}") for suffix in packed.suffixes(scheme)}
     if not linears:
         raise CheckpointError(
@@ -144,10 +132,36 @@ def _take_linears(
     return linears
 
 
+def _take_orders(
+    tensors: dict[str, TensorInfo],
+    weights: WeightFolder,
+    shapes: Mapping[str, tuple[int, int]],
+    group_size: int,
+) -> None:
+    """Drop the g_idx of every linear, after a check that it says nothing new."""
+    for name, (_, features) in shapes.items():
+        for suffix in ORDER_SUFFIXES:
+            key = f"{name}.{suffix}"
+            if key in weights.tensors:
+                tensors.pop(key, None)
+                where = f"{weights.folder}, linear {name}"
+                check_group_order(weights.read(key), features, group_size, where)
+
+
+def _drop_zero_biases(
+    config: Mapping[str, Any], tensors: dict[str, TensorInfo], weights: WeightFolder, linears: Iterable[str]
+) -> None:
+    """Drop biases that the architecture lacks and that are all zero: AutoGPTQ stores one for every linear."""
+    expected = expected_tensors(config)
+    for key in [f"{name}.bias" for name in linears]:
+        if expected is not None and key in tensors and key not in expected and not weights.read(key).any():
+            del tensors[key]
+
+
 def _check_linear(
     packed: PackedFormat, infos: Mapping[str, TensorInfo], scheme: QuantizationScheme, where: str
 ) -> tuple[int, int]:
     try:
         return packed.check(infos, scheme)
-    except CheckpointError as error:
-        raise CheckpointError(error.what, where=where, why=error.why, fix=error.fix) from None
+    except AwqTvmError as error:
+        raise type(error)(error.what, where=where, why=error.why, fix=error.fix) from None

@@ -8,6 +8,7 @@ from typing import Any
 
 from awq_tvm.checkpoint.base import QuantizationScheme
 from awq_tvm.checkpoint.expected_tensors import expected_tensors
+from awq_tvm.checkpoint.formats import AUTO, format_to_write
 from awq_tvm.errors import UsageError
 
 
@@ -30,12 +31,18 @@ def is_skipped(name: str, skipped: Sequence[str]) -> bool:
     return any(name == item or name.endswith(f".{item}") or name.startswith(f"{item}.") for item in skipped)
 
 
-def check_scheme_fits(config: Mapping[str, Any], scheme: QuantizationScheme) -> None:
+def check_scheme_fits(config: Mapping[str, Any], scheme: QuantizationScheme, format: str = AUTO) -> None:
     """Refuse a scheme that some linear of the model cannot have.
 
+    Args:
+        config: as `Checkpoint.config`.
+        scheme: what every linear inside the layers would have.
+        format: how it would be stored, as for `write_quantized_checkpoint`.
+
     Raises:
-        UsageError: listing the linears and the group sizes that would work.
+        UsageError: listing the linears and the group sizes that would work; if the format cannot store it.
     """
+    packed = format_to_write(format, scheme)
     linears = linears_to_quantize(config, scheme.modules_to_not_convert)
     divisor = math.gcd(*(features for _, features in linears.values()))
     bad = [
@@ -51,15 +58,15 @@ def check_scheme_fits(config: Mapping[str, Any], scheme: QuantizationScheme) -> 
             why=f"{len(bad)} of {len(linears)} linears: {'; '.join(bad[:3])}",
             fix=f"use one of {', '.join(map(str, legal))}",
         )
-    if scheme.bits == 4 and scheme.zero_point:
-        bad = [f"{name} has out_features {outputs}" for name, (outputs, _) in linears.items() if outputs % 8]
-        if bad:
-            raise UsageError(
-                "4-bit AutoAWQ weights need out_features that are multiples of 8",
-                where="--bits",
-                why=f"{len(bad)} of {len(linears)} linears: {'; '.join(bad[:3])}",
-                fix="use another bit width, or leave these linears dense (modules_to_not_convert)",
-            )
+    problems = ((name, packed.misfit(*shape)) for name, shape in linears.items())
+    bad = [f"{name}: {problem}" for name, problem in problems if problem]
+    if bad:
+        raise UsageError(
+            f"the format {packed.name!r} cannot store every linear",
+            where="--bits",
+            why=f"{len(bad)} of {len(linears)} linears: {'; '.join(bad[:3])}",
+            fix="use another bit width or format, or leave these linears dense (modules_to_not_convert)",
+        )
 
 
 def least_bytes(config: Mapping[str, Any], scheme: QuantizationScheme) -> int:

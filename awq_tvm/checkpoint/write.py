@@ -1,4 +1,4 @@
-"""Write quantized checkpoints: AutoAWQ "gemm" for 4 bits with zero points, compressed-tensors otherwise."""
+"""Write quantized checkpoints, in any of `formats.WRITABLE`."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from awq_tvm.checkpoint.awq_format import AwqGemm
 from awq_tvm.checkpoint.base import QuantizationScheme, QuantizedWeight
-from awq_tvm.checkpoint.compressed_tensors import PackQuantized
 from awq_tvm.checkpoint.config import normalise_config
 from awq_tvm.checkpoint.finite import first_nonfinite
 from awq_tvm.checkpoint.folder import INDEX, SIDE_FILES, SINGLE
+from awq_tvm.checkpoint.formats import AUTO, format_to_write
 from awq_tvm.checkpoint.huggingface import open_folder
-from awq_tvm.checkpoint.packed_format import PackedFormat
+from awq_tvm.checkpoint.packed_format import WritableFormat
 from awq_tvm.checkpoint.safetensors_file import DTYPE_NAMES
 from awq_tvm.checkpoint.scheme_fit import check_scheme_fits, least_bytes
 from awq_tvm.errors import AwqTvmError, CheckpointError
@@ -38,6 +37,7 @@ def write_quantized_checkpoint(
     quantized: Iterable[tuple[str, QuantizedWeight]],
     side_files: Mapping[str, bytes],
     card: str,
+    format: str = AUTO,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
 ) -> Path:
     """Write a folder that `open_checkpoint`, transformers and vLLM read; it appears whole or not at all.
@@ -47,25 +47,27 @@ def write_quantized_checkpoint(
     Args:
         out: the folder to make; must not exist.
         config: as `Checkpoint.config`; its quantization_config and dtype are replaced.
-        scheme: what every quantized weight has; 4 bits with zero_point is written as AutoAWQ "gemm". As
-            modules_to_not_convert the linears of `dense` are written, by full name, and lm_head.
+        scheme: what every quantized weight has. As modules_to_not_convert the linears of `dense` are
+            written, by full name, and lm_head.
         dense: full tensor names ("model.norm.weight") with float16, bfloat16 or float32, stored as given.
         quantized: names of linears ("model.layers.0.mlp.up_proj"), weights; a bias goes into `dense`.
         side_files: as `Checkpoint.side_files`.
         card: the text of README.md.
+        format: "awq" (AutoAWQ "gemm"), "awq-gemv-fast", "llm-awq" (v2), "compressed-tensors", or "auto": awq
+            for 4 bits with zero points, compressed-tensors otherwise.
         max_shard_bytes: a shard is closed before it grows past this, but holds at least one linear.
 
     Returns: out.
 
     Raises:
-        UsageError: if the scheme does not fit the model.
+        UsageError: if the scheme does not fit the model, or the format does not store it.
         CheckpointError: if a tensor is missing, extra, misshapen, not finite, or given twice.
         ResourceError: if out exists, cannot be written, is being written by another process; disk full.
     """
     where = str(out)
-    packed: PackedFormat = AwqGemm() if scheme.bits == 4 and scheme.zero_point else PackQuantized()
+    packed = format_to_write(format, scheme)
     config = normalise_config(config, where)
-    check_scheme_fits(config, scheme)
+    check_scheme_fits(config, scheme, format)
     _check_side_files(side_files, where)
     with output_folder(out, needed_bytes=least_bytes(config, scheme)) as folder:
         writer = _ShardWriter(folder, max_shard_bytes)
@@ -110,7 +112,7 @@ def _checked_dense(name: str, array: NDArray[Any], where: str) -> NDArray[Any]:
 
 
 def _packed_linear(
-    packed: PackedFormat, scheme: QuantizationScheme, name: str, weight: QuantizedWeight, where: str
+    packed: WritableFormat, scheme: QuantizationScheme, name: str, weight: QuantizedWeight, where: str
 ) -> dict[str, NDArray[Any]]:
     place = f"{where}, linear {name}"
     if (weight.bits, weight.group_size) != (scheme.bits, scheme.group_size):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,15 @@ from awq_tvm.checkpoint.folder import SIDE_FILES, read_side_files, safe_file
 from awq_tvm.checkpoint.scheme_fit import QuantizationScheme
 from awq_tvm.errors import AwqTvmError, CheckpointError, UnsupportedError
 
-from .tiny_models import all_linears, random_weight, save_folder, tiny_config, tiny_weights
+from .tiny_models import (
+    all_linears,
+    assert_same,
+    gptq_arrays,
+    random_weight,
+    save_folder,
+    tiny_config,
+    tiny_weights,
+)
 
 SHARD = "model-00001-of-00003.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -251,8 +259,10 @@ def drop(name: str) -> Callable[[dict[str, np.ndarray], dict[str, Any]], None]:
     return lambda weights, config: weights.__delitem__(name)
 
 
-def add(name: str) -> Callable[[dict[str, np.ndarray], dict[str, Any]], None]:
-    return lambda weights, config: weights.update({name: np.zeros(32, np.int32)})
+def add(
+    name: str, values: Sequence[int] = (0,) * 32
+) -> Callable[[dict[str, np.ndarray], dict[str, Any]], None]:
+    return lambda weights, config: weights.update({name: np.array(values, np.int32)})
 
 
 def section(value: Any) -> Callable[[dict[str, np.ndarray], dict[str, Any]], None]:
@@ -273,17 +283,19 @@ def no_linears(weights: dict[str, np.ndarray], config: dict[str, Any]) -> None:
     [
         (drop(f"{UP}.scales"), CheckpointError, "incomplete"),
         (drop(f"{UP}.qweight"), CheckpointError, "missing: model.layers.0.mlp.up_proj.weight"),
-        (add(f"{UP}.g_idx"), UnsupportedError, "activation order"),
+        (add(f"{UP}.g_idx", [3, 2, 1, 0] * 8), UnsupportedError, "activation order"),
+        (add(f"{UP}.g_idx", [0] * 31), CheckpointError, "does not give each input channel a group"),
+        (add(f"{UP}.bias", [0, 1] * 32), CheckpointError, "extra: model.layers.0.mlp.up_proj.bias"),
         (add(f"{UP}.surplus"), CheckpointError, "extra: model.layers.0.mlp.up_proj.surplus"),
         (group_size(16), CheckpointError, "do not fit each other and group_size 16"),
         (group_size(24), CheckpointError, "does not divide"),
         (group_size(0), CheckpointError, "group_size is 0"),
         (no_linears, CheckpointError, "no linear is"),
         (section("awq"), CheckpointError, "not an object"),
-        (section({"quant_method": "gptq", "bits": 4}), UnsupportedError, "'gptq'"),
+        (section({"quant_method": "gptq", "bits": 4}), CheckpointError, "do not fit each other"),
         (section({"quant_method": "novel"}), UnsupportedError, "'novel'"),
         (section({"bits": 4}), UnsupportedError, "None"),
-        (section({"quant_method": "awq", "version": "gemv"}), UnsupportedError, "'gemv' layout"),
+        (section({"quant_method": "awq", "version": "marlin"}), UnsupportedError, "'marlin' layout"),
     ],
 )
 def test_spoiled_awq_folder(
@@ -295,6 +307,39 @@ def test_spoiled_awq_folder(
     open_checkpoint(awq_folder(tmp_path / "good"))  # the good twin
     with pytest.raises(kind, match=message):
         open_checkpoint(awq_folder(tmp_path / "bad", spoil))
+
+
+def test_an_order_and_biases_that_say_nothing_are_dropped(tmp_path: Path) -> None:
+    def spoil(weights: dict[str, np.ndarray], config: dict[str, Any]) -> None:
+        weights[f"{UP}.g_idx"] = np.arange(32, dtype=np.int32) // 8
+        weights[f"{UP}.bias"] = np.zeros(64, np.float16)
+
+    checkpoint = open_checkpoint(awq_folder(tmp_path / "a", spoil))
+    assert not any(name.endswith((".g_idx", ".bias")) for name in checkpoint.tensors)
+
+
+@pytest.mark.parametrize("desc_act", [False, True])
+def test_gptq_folder(tmp_path: Path, desc_act: bool) -> None:
+    section = {"quant_method": "gptq", "bits": 4, "group_size": 16, "sym": False, "desc_act": desc_act}
+    config = tiny_config(quantization_config=section | {"checkpoint_format": "gptq_v2"})
+    weights = {
+        k: v
+        for k, v in tiny_weights(config, np.float16).items()
+        if k.removesuffix(".weight") not in all_linears()
+    }
+    for name, shape in all_linears().items():
+        arrays = gptq_arrays(random_weight(shape, 4, 16), 0)
+        arrays["g_idx"] = np.arange(shape[1], dtype=np.int32) // 16
+        weights |= {f"{name}.{suffix}": array for suffix, array in arrays.items()}
+    checkpoint = open_checkpoint(save_folder(tmp_path / "a", config, weights))
+    assert checkpoint.format == "gptq"
+    assert checkpoint.scheme == QuantizationScheme(4, 16, True, ("lm_head",))
+    for name, shape in all_linears().items():
+        assert_same(checkpoint.read_quantized(name), random_weight(shape, 4, 16))
+    if desc_act:  # then g_idx must be there
+        del weights[f"{UP}.g_idx"]
+        with pytest.raises(CheckpointError, match="incomplete"):
+            open_checkpoint(save_folder(tmp_path / "b", config, weights))
 
 
 def test_awq_scale_that_makes_no_sense_is_named_when_read(tmp_path: Path) -> None:

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from awq_tvm.checkpoint import QuantizationScheme, QuantizedWeight, TensorInfo
+from awq_tvm.checkpoint import QuantizationScheme, TensorInfo
 from awq_tvm.checkpoint.awq_format import AwqGemm, pack_nibbles, unpack_nibbles
 from awq_tvm.checkpoint.compressed_tensors import PackQuantized, pack_bits, packed_width, unpack_bits
-from awq_tvm.checkpoint.packed_format import PackedFormat, checked_scheme, exact_float16
+from awq_tvm.checkpoint.packed_format import WritableFormat, checked_scheme, exact_float16
 from awq_tvm.errors import CheckpointError, UnsupportedError
 
-from .tiny_models import random_weight
+from .tiny_models import assert_same, infos_of, random_weight
 
 # Made with compressed-tensors 0.20.0: pack_to_int32 of the values 0, 1, ..., 31 modulo 2 ** bits.
 LIBRARY_WORDS = {
@@ -64,19 +64,6 @@ def test_bit_packing_is_one_stream_a_row(bits: int, rows: int, columns: int, see
     np.testing.assert_array_equal(unpack_bits(words, bits, columns), values)
 
 
-def infos_of(arrays: dict[str, np.ndarray]) -> dict[str, TensorInfo]:
-    return {
-        name: TensorInfo(array.dtype.name, array.shape, "", array.nbytes) for name, array in arrays.items()
-    }
-
-
-def assert_same(left: QuantizedWeight, right: QuantizedWeight) -> None:
-    np.testing.assert_array_equal(left.q, right.q)
-    np.testing.assert_array_equal(left.zeros, right.zeros)
-    np.testing.assert_array_equal(left.scales.view(np.uint16), right.scales.view(np.uint16))
-    assert (left.bits, left.group_size) == (right.bits, right.group_size)
-
-
 @settings(max_examples=40, deadline=None)
 @given(
     bits=st.integers(2, 8),
@@ -90,7 +77,7 @@ def test_round_trip_is_bit_exact(
     bits: int, zero_point: bool, rows: int, groups: int, group_size: int, seed: int
 ) -> None:
     scheme = QuantizationScheme(bits, group_size, zero_point, ("lm_head",))
-    formats: list[PackedFormat] = [PackQuantized()]
+    formats: list[WritableFormat] = [PackQuantized()]
     if bits == 4 and zero_point:
         formats.append(AwqGemm())
     for packed in formats:

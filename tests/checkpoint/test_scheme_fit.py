@@ -62,8 +62,10 @@ def test_outputs_that_fill_no_word_are_refused_for_autoawq_only() -> None:
     check_scheme_fits(odd, QuantizationScheme(3, 4))
     check_scheme_fits(odd, QuantizationScheme(4, 4, zero_point=False))
     check_scheme_fits(odd, QuantizationScheme(4, 4, True, ("gate_proj", "up_proj")))
-    with pytest.raises(UsageError, match="multiples of 8"):
-        check_scheme_fits(odd, QuantizationScheme(4, 4))
+    check_scheme_fits(odd, QuantizationScheme(4, 4), "compressed-tensors")
+    for format in ("auto", "awq"):
+        with pytest.raises(UsageError, match="out_features 172 is not a multiple of 8"):
+            check_scheme_fits(odd, QuantizationScheme(4, 4), format)
 
 
 def test_least_bytes_is_a_close_lower_bound() -> None:

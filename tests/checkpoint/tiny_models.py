@@ -10,7 +10,7 @@ import gguf
 import numpy as np
 from safetensors.numpy import save_file
 
-from awq_tvm.checkpoint import QuantizedWeight
+from awq_tvm.checkpoint import QuantizedWeight, TensorInfo
 
 VOCAB, HIDDEN, INNER, LAYERS, HEADS, KV_HEADS, HEAD_DIM = 48, 32, 64, 2, 4, 2, 8
 CLASSES = {
@@ -122,6 +122,54 @@ def random_weight(
         bits=bits,
         group_size=group_size,
     )
+
+
+def infos_of(arrays: dict[str, np.ndarray]) -> dict[str, TensorInfo]:
+    return {
+        name: TensorInfo(array.dtype.name, array.shape, "", array.nbytes) for name, array in arrays.items()
+    }
+
+
+def assert_same(left: QuantizedWeight, right: QuantizedWeight) -> None:
+    np.testing.assert_array_equal(left.q, right.q)
+    np.testing.assert_array_equal(left.zeros, right.zeros)
+    np.testing.assert_array_equal(left.scales.view(np.uint16), right.scales.view(np.uint16))
+    assert (left.bits, left.group_size) == (right.bits, right.group_size)
+
+
+def gemv_arrays(weight: QuantizedWeight) -> dict[str, np.ndarray]:
+    """What AutoAWQ's gemv stores, word by word; zero points for whole stretches of 1024 channels."""
+    outputs, features = weight.q.shape
+    groups = features // weight.group_size
+    width = -(-groups // 8)
+    if weight.group_size < 128:
+        width = -(-width // (128 // weight.group_size)) * (128 // weight.group_size)
+    qweight, qzeros = np.zeros((outputs, features // 8), np.uint32), np.zeros((outputs, width), np.uint32)
+    for k in range(features):
+        qweight[:, k // 8] |= weight.q[:, k].astype(np.uint32) << np.uint32(4 * (k % 8))
+    for g in range(groups):
+        qzeros[:, g // 8] |= weight.zeros[:, g].astype(np.uint32) << np.uint32(4 * (g % 8))
+    scales = np.zeros((outputs, width * 8), np.float16)
+    scales[:, :groups] = weight.scales
+    return {"qweight": qweight.view(np.int32), "qzeros": qzeros.view(np.int32), "scales": scales}
+
+
+def gptq_arrays(weight: QuantizedWeight, zero_point_offset: int) -> dict[str, np.ndarray]:
+    """What AutoGPTQ stores, bit by bit."""
+    bits, (outputs, features) = weight.bits, weight.q.shape
+    groups = features // weight.group_size
+    qweight = np.zeros((features * bits // 32, outputs), np.uint32)
+    qzeros = np.zeros((groups, outputs * bits // 32), np.uint32)
+    zeros = weight.zeros - np.uint8(zero_point_offset)
+    for bit in range(bits):
+        for k in range(features):
+            word, place = divmod(k * bits + bit, 32)
+            qweight[word] |= (weight.q[:, k].astype(np.uint32) >> np.uint32(bit) & 1) << np.uint32(place)
+        for n in range(outputs):
+            word, place = divmod(n * bits + bit, 32)
+            qzeros[:, word] |= (zeros[n].astype(np.uint32) >> np.uint32(bit) & 1) << np.uint32(place)
+    scales = np.ascontiguousarray(weight.scales.T)
+    return {"qweight": qweight.view(np.int32), "qzeros": qzeros.view(np.int32), "scales": scales}
 
 
 def permute_heads(rows: np.ndarray, heads: int) -> np.ndarray:
