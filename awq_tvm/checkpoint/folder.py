@@ -30,6 +30,7 @@ SIDE_FILES = {
     "generation_config.json": 1_000_000,
     "chat_template.jinja": 1_000_000,
     "chat_template.json": 1_000_000,
+    "recipe.json": 1_000_000,
     "LICENSE": 1_000_000,
 }
 

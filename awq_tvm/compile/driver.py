@@ -5,20 +5,16 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import tvm
 
-import awq_tvm
 from awq_tvm import ir_attrs
-from awq_tvm.bundle import manifest as manifests
 from awq_tvm.bundle.writer import write_bundle
 from awq_tvm.checkpoint import Checkpoint, open_checkpoint
-from awq_tvm.checkpoint.json_file import parse_json_object
+from awq_tvm.compile.description import card, describe, special_tokens
 from awq_tvm.compile.toolchain import BuiltLibrary, build_library
 from awq_tvm.compile.weights import packed_weights
 from awq_tvm.errors import CheckpointError, ResourceError, UnsupportedError, UsageError
@@ -92,7 +88,7 @@ def compile_model(
     limits = Limits(_context_length(config, context_length))
     pipeline.passes(chip, opt)
     _require_tokenizer(checkpoint)
-    special = _special_tokens(checkpoint)
+    special = special_tokens(checkpoint)
     _make_folder(debug_dump)
 
     clock = _Clock(progress)
@@ -112,14 +108,14 @@ def compile_model(
         with clock.stage("build"):
             library = build_library(mod, chip, Path(folder))
         with clock.stage("weights"):
-            draft = _draft(checkpoint, config, limits, chip, chosen, plan, kernels, library, special)
+            draft = describe(checkpoint, config, limits, chip, chosen, plan, kernels, library, special)
             manifest = write_bundle(
                 out,
                 draft,
                 library.path,
                 packed_weights(checkpoint, plan),
                 _side_files(checkpoint, library),
-                _card(draft),
+                card(draft),
             )
     return CompileReport(out, chip.name, chosen, tuple(kernels), clock.seconds, _notes(library, manifest))
 
@@ -208,103 +204,12 @@ def _require_tokenizer(checkpoint: Checkpoint) -> None:
         )
 
 
-def _special_tokens(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
-    """The ids that begin and end a text; generation_config.json goes before config.json."""
-    where = str(checkpoint.path / "generation_config.json")
-    generation = parse_json_object(checkpoint.side_files.get("generation_config.json", b"{}"), where)
-    vocabulary = int(checkpoint.config["vocab_size"])
-    found = {}
-    for name in ("eos_token_id", "bos_token_id"):
-        value = generation.get(name, checkpoint.config.get(name))
-        ids = [] if value is None else value if isinstance(value, list) else [value]
-        if not all(type(token) is int and 0 <= token < vocabulary for token in ids):
-            raise CheckpointError(
-                f"{name} is {value!r:.80}", where=where, why=f"ids must be whole numbers below {vocabulary}"
-            )
-        found[name] = tuple(ids)
-    return found
-
-
 def _side_files(checkpoint: Checkpoint, library: BuiltLibrary) -> dict[str, bytes]:
     files = dict(checkpoint.side_files)
     sources = {
         path.name: path.read_bytes() for path in library.files if path.suffix in (".cu", ".metal", ".json")
     }
     return {**files, "config.json": json.dumps(checkpoint.config, indent=2).encode(), **sources}
-
-
-def _draft(
-    checkpoint: Checkpoint,
-    config: ModelConfig,
-    limits: Limits,
-    target: Target,
-    activations: Literal["float", "int8"],
-    plan: ParameterPlan,
-    kernels: Sequence[dict[str, Any]],
-    library: BuiltLibrary,
-    special: dict[str, tuple[int, ...]],
-) -> manifests.ManifestDraft:
-    scheme = checkpoint.scheme
-    host = target.tvm_target if target.host is None else target.host
-    quantization = checkpoint.config.get("quantization_config") or {}
-    return manifests.ManifestDraft(
-        versions=manifests.Versions(
-            awq_tvm=awq_tvm.__version__, tvm=version("apache-tvm"), tvm_ffi=version("apache-tvm-ffi")
-        ),
-        model=manifests.ModelInfo(
-            name=str(checkpoint.config.get("_name_or_path") or checkpoint.path.name),
-            architecture=config.model_type,
-            vocab_size=config.vocab_size,
-            num_hidden_layers=config.num_hidden_layers,
-            hidden_size=config.hidden_size,
-            context_length=limits.context_length,
-            prefill_chunk_size=limits.prefill_chunk_size,
-            max_sequences=limits.max_sequences,
-            eos_token_ids=special["eos_token_id"],
-            bos_token_id=special["bos_token_id"][0] if special["bos_token_id"] else None,
-        ),
-        recipe=manifests.RecipeInfo(
-            method=str(quantization.get("quant_method", "none")) if scheme else "none",
-            bits=scheme.bits if scheme else 16,
-            group_size=scheme.group_size if scheme else 0,
-            activations=activations,
-            extra={"source": checkpoint.source},
-        ),
-        target=manifests.TargetInfo(
-            name=target.name,
-            kind=target.kind,
-            fingerprint=target.fingerprint,
-            triple=str(host["mtriple"]),
-            required_features=_required_features(target),
-        ),
-        library=library.path.name,
-        weights="weights.safetensors",
-        parameters=tuple(plan.sources),
-        tuning=manifests.TuningInfo(kernels=tuple(manifests.KernelInfo(**kernel) for kernel in kernels)),
-    )
-
-
-def _required_features(target: Target) -> tuple[str, ...]:
-    """What a machine must have: all of a CPU's features, or one of a GPU's architectures."""
-    if target.kind == "cuda":
-        return (*target.cuda_archs, *((target.ptx_arch,) if target.ptx_arch else ()))
-    return tuple(sorted(target.features))
-
-
-def _card(draft: manifests.ManifestDraft) -> str:
-    recipe, model = draft.recipe, draft.model
-    return "\n".join(
-        [
-            f"# {model.name} for {draft.target.name}",
-            "",
-            f"{model.architecture}, {model.num_hidden_layers} layers, context {model.context_length} tokens; "
-            f"weights {recipe.bits} bits in groups of {recipe.group_size}, activations {recipe.activations}.",
-            "",
-            "Run it with `python -m awq_tvm generate BUNDLE --prompt TEXT`; check it with "
-            "`python -m awq_tvm verify BUNDLE`.",
-            "",
-        ]
-    )
 
 
 def _notes(library: BuiltLibrary, manifest: Manifest) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import pytest
 
 from awq_tvm.bundle.verify import verify_bundle
 from awq_tvm.checkpoint import open_checkpoint
-from awq_tvm.compile import driver
+from awq_tvm.compile import description
 from awq_tvm.compile.driver import compile_model
 from awq_tvm.errors import (
     AwqTvmError,
@@ -203,12 +203,12 @@ def test_special_tokens_outside_the_vocabulary_are_refused(
 
 def test_generation_config_goes_before_config(compiled: tiny.Compiled, tmp_path: Path) -> None:
     folder = _copy(compiled, tmp_path / "checkpoint", eos_token_id=3, bos_token_id=4)
-    assert driver._special_tokens(open_checkpoint(str(folder))) == {
+    assert description.special_tokens(open_checkpoint(str(folder))) == {
         "eos_token_id": (3,),
         "bos_token_id": (4,),
     }
     (folder / "generation_config.json").write_text('{"eos_token_id": [7, 8]}')
-    assert driver._special_tokens(open_checkpoint(str(folder))) == {
+    assert description.special_tokens(open_checkpoint(str(folder))) == {
         "eos_token_id": (7, 8),
         "bos_token_id": (4,),
     }
