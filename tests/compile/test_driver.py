@@ -11,7 +11,7 @@ import pytest
 
 from awq_tvm.bundle.verify import verify_bundle
 from awq_tvm.checkpoint import open_checkpoint
-from awq_tvm.compile import description
+from awq_tvm.compile import description, driver
 from awq_tvm.compile.driver import compile_model
 from awq_tvm.errors import (
     AwqTvmError,
