@@ -15,6 +15,8 @@ from tokenizers import Tokenizer
 
 from awq_tvm.checkpoint import Checkpoint
 from awq_tvm.errors import CheckpointError, ResourceError, UsageError
+from awq_tvm.progress import ProgressCallback, ignore_progress
+from awq_tvm.quantize.self_text import sample_from_model
 
 # More text than this is read in pieces spread over the file; 16 samples of 512 tokens need about 32 KB.
 _LARGEST_TEXT = 8 << 20
@@ -71,16 +73,23 @@ def encode(tokenizer: Tokenizer, text: str) -> npt.NDArray[np.int64]:
 
 
 def calibrate(
-    checkpoint: Checkpoint, calibration: str, *, samples: int, sequence_length: int, seed: int
+    checkpoint: Checkpoint,
+    calibration: str,
+    *,
+    samples: int,
+    sequence_length: int,
+    seed: int,
+    progress: ProgressCallback = ignore_progress,
 ) -> Calibration:
     """Make the token samples that a calibration names.
 
     Args:
         checkpoint: its tokenizer is used, and its vocabulary checked.
-        calibration: "default", "hf:NAME" or the path of a UTF-8 text file.
+        calibration: "default", "self", "hf:NAME" or the path of a UTF-8 text file.
         samples: how many.
         sequence_length: tokens of each, at least 2.
-        seed: of the places where the text is cut.
+        seed: of the places where the text is cut, or of the drawing.
+        progress: told while the model writes its own text.
 
     Returns:
         The samples. Where the text is short there are fewer of them, and a warning says so.
@@ -92,6 +101,11 @@ def calibrate(
         ResourceError: a data set that cannot be had.
     """
     check_request(calibration, samples=samples, sequence_length=sequence_length)
+    if calibration == "self":
+        token_ids = sample_from_model(
+            checkpoint, samples=samples, sequence_length=sequence_length, seed=seed, progress=progress
+        )
+        return Calibration(token_ids, "the model itself, temperature 1", _sha256(token_ids))
     if calibration == "default":
         source, text = "the help topics that come with Python", python_help_topics()
     elif calibration.startswith("hf:"):
@@ -123,11 +137,15 @@ def check_request(calibration: str, *, samples: int, sequence_length: int) -> No
             why=f"found {samples} samples of {sequence_length} tokens; needed is at least 1 of 2 tokens",
             fix="--samples 16 --sequence-length 512",
         )
-    if calibration != "default" and not calibration.startswith("hf:") and not Path(calibration).is_file():
+    if (
+        calibration not in ("default", "self")
+        and not calibration.startswith("hf:")
+        and not Path(calibration).is_file()
+    ):
         raise UsageError(
             "There is no such calibration text",
             where=calibration,
-            why="it is neither a file, nor default, nor hf:NAME",
+            why="it is neither a file, nor default, self or hf:NAME",
             fix="--calibration default",
         )
 
@@ -182,9 +200,11 @@ def cut(
             f"the calibration text ({source}, {ids.size} tokens) is enough for {taken} samples of "
             f"{sequence_length} tokens, not {samples}",
         )
-    return Calibration(
-        token_ids, source, hashlib.sha256(token_ids.astype("<i8").tobytes()).hexdigest(), warnings
-    )
+    return Calibration(token_ids, source, _sha256(token_ids), warnings)
+
+
+def _sha256(token_ids: npt.NDArray[np.int64]) -> str:
+    return hashlib.sha256(token_ids.astype("<i8").tobytes()).hexdigest()
 
 
 def read_text(path: Path) -> str:

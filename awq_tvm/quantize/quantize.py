@@ -25,6 +25,7 @@ from awq_tvm.checkpoint import (
     write_quantized_checkpoint,
 )
 from awq_tvm.errors import UnsupportedError, UsageError
+from awq_tvm.output_folder import check_output
 from awq_tvm.progress import ProgressCallback, ProgressEvent, ignore_progress
 from awq_tvm.quantize.architecture import Architecture, architecture_of
 from awq_tvm.quantize.awq import AwqOptions, half
@@ -102,7 +103,7 @@ def quantize_checkpoint(
         method: "awq", or "rtn" for rounding to nearest, which needs no calibration.
         bits: 2 to 8; 4 is written as AutoAWQ "gemm", others as compressed-tensors.
         group_size: "auto" for the largest of 128, 64, 32 that divides every linear's inputs, or one of them.
-        calibration: "default", "hf:NAME" or a text file.
+        calibration: "default", "self", "hf:NAME" or a text file.
         samples: of calibration text.
         sequence_length: tokens of each.
         seed: of the places where the text is cut.
@@ -135,7 +136,14 @@ def quantize_checkpoint(
     text: Calibration | None = None
     if method == "awq":
         progress(ProgressEvent("calibrate", 0, 1, calibration))
-        text = calibrate(checkpoint, calibration, samples=samples, sequence_length=sequence_length, seed=seed)
+        text = calibrate(
+            checkpoint,
+            calibration,
+            samples=samples,
+            sequence_length=sequence_length,
+            seed=seed,
+            progress=progress,
+        )
         progress(ProgressEvent("calibrate", 1, 1, f"{text.token_ids.size} tokens from {text.source}"))
     settings = {
         "model": _identity(checkpoint),
@@ -171,7 +179,7 @@ def quantize_checkpoint(
             scheme=scheme,
             dense=_dense(checkpoint, architecture, journal, rounding),
             quantized=_quantized(architecture, journal, rounding),
-            side_files=checkpoint.side_files,
+            side_files={**checkpoint.side_files, "recipe.json": _recipe(report, options)},
             card=model_card(_name_of(checkpoint), checkpoint.config["model_type"], report, options),
         )
         journal.remove()
@@ -184,6 +192,19 @@ def quantize_checkpoint(
     )
 
 
+def _recipe(report: QuantizeReport, options: AwqOptions) -> bytes:
+    """How the weights were made, for programs; the same for every run with the same settings."""
+    fields = {
+        "method": report.method,
+        "bits": report.bits,
+        "group_size": report.group_size,
+        "calibration": report.calibration_source,
+        "calibration_sha256": report.calibration_sha256,
+        "options": asdict(options) if report.calibration_sha256 else None,
+    }
+    return json.dumps(fields, indent=2).encode()
+
+
 def _check_arguments(out: Path, method: str, calibration: str, samples: int, sequence_length: int) -> None:
     if method not in METHODS:
         raise UsageError(
@@ -192,13 +213,7 @@ def _check_arguments(out: Path, method: str, calibration: str, samples: int, seq
             why=f"known are {', '.join(METHODS)}",
             fix="--method awq",
         )
-    if out.exists():
-        raise UsageError(
-            "The output is already there",
-            where=str(out),
-            why="nothing is overwritten",
-            fix="give another folder, or remove this one",
-        )
+    check_output(out)
     if method == "awq":
         check_request(calibration, samples=samples, sequence_length=sequence_length)
 

@@ -7,9 +7,10 @@ import types
 
 import numpy as np
 import pytest
+import torch
 
 from awq_tvm.checkpoint import open_checkpoint
-from awq_tvm.errors import CheckpointError, ResourceError, UsageError
+from awq_tvm.errors import CheckpointError, ResourceError, UnsupportedError, UsageError
 from awq_tvm.quantize import calibration
 from awq_tvm.quantize.calibration import (
     calibrate,
@@ -144,3 +145,28 @@ def test_model_without_a_tokenizer(tmp_path):
     (tmp_path / "model" / "tokenizer.json").unlink()
     with pytest.raises(CheckpointError, match="no tokenizer"):
         calibrate(open_checkpoint(str(tmp_path / "model")), str(text), samples=1, sequence_length=8, seed=0)
+
+
+def test_a_model_writes_its_own_text(tmp_path):
+    """Drawn from the model's own distribution: what it thinks unlikely is rare, and a seed repeats."""
+    model = save_tiny_model(tmp_path / "model", eos_token_id=[2, 3])
+    checkpoint = open_checkpoint(str(tmp_path / "model"))
+
+    def written(seed):
+        return calibrate(checkpoint, "self", samples=6, sequence_length=40, seed=seed).token_ids
+
+    ids = written(0)
+    assert ids.shape == (6, 40)
+    assert not np.isin(ids, [1, 2, 3]).any()
+    np.testing.assert_array_equal(ids, written(0))
+    assert (ids != written(1)).any()
+    with torch.no_grad():
+        begun = torch.cat([torch.ones(6, 1, dtype=torch.long), torch.from_numpy(ids)], dim=1)
+        loss = float(model(begun, labels=begun).loss)
+    assert loss < np.log(128) - 0.3
+
+
+def test_a_model_without_a_first_token_writes_nothing(tmp_path):
+    save_tiny_model(tmp_path / "model", bos_token_id=None)
+    with pytest.raises(UnsupportedError, match="bos_token_id"):
+        calibrate(open_checkpoint(str(tmp_path / "model")), "self", samples=1, sequence_length=8, seed=0)

@@ -157,7 +157,7 @@ def test_output_that_exists_is_refused_untouched(tmp_path):
     save_tiny_model(tmp_path / "model")
     (tmp_path / "q").mkdir()
     (tmp_path / "q" / "mine").write_text("keep")
-    with pytest.raises(UsageError, match="already there"):
+    with pytest.raises(ResourceError, match="exists already"):
         _run(tmp_path)
     assert (tmp_path / "q" / "mine").read_text() == "keep"
 

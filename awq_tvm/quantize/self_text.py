@@ -1,0 +1,75 @@
+"""Calibration text that the model writes itself: sampled at temperature 1 from the beginning-of-text token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers import DynamicCache
+
+from awq_tvm.checkpoint import Checkpoint
+from awq_tvm.errors import UnsupportedError
+from awq_tvm.progress import ProgressCallback, ProgressEvent, ignore_progress
+from awq_tvm.quantize.torch_model import build_model, fast_matmul
+
+
+def sample_from_model(
+    checkpoint: Checkpoint,
+    *,
+    samples: int,
+    sequence_length: int,
+    seed: int,
+    progress: ProgressCallback = ignore_progress,
+) -> npt.NDArray[np.int64]:
+    """Let a model write, all samples side by side. The whole model is in memory for this, in float32.
+
+    Tokens that begin, end or pad a text are never drawn, so that every sample is one text.
+
+    Args:
+        checkpoint: the model.
+        samples: how many texts.
+        sequence_length: tokens of each, without the one they begin from.
+        seed: of the drawing; the same seed on the same machine gives the same text.
+        progress: told after every token.
+
+    Returns:
+        int64 [samples, sequence_length].
+
+    Raises:
+        UnsupportedError: the config names no beginning-of-text token.
+    """
+    begin = checkpoint.config.get("bos_token_id")
+    if not isinstance(begin, int):
+        raise UnsupportedError(
+            "The model cannot write a text from nothing",
+            where="config.json: bos_token_id",
+            why="it names no token that begins a text",
+            fix="--calibration default",
+        )
+    model = build_model(checkpoint)
+    never = [
+        begin,
+        *_ids(checkpoint.config.get("eos_token_id")),
+        *_ids(checkpoint.config.get("pad_token_id")),
+    ]
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.full((samples, sequence_length + 1), begin)
+    cache = DynamicCache()
+    with torch.no_grad(), fast_matmul():
+        for place in range(sequence_length):
+            output = model(input_ids=tokens[:, place : place + 1], past_key_values=cache, use_cache=True)
+            logits = output.logits[:, -1]
+            logits[:, never] = -torch.inf
+            drawn = torch.multinomial(torch.softmax(logits, dim=-1), 1, generator=generator)
+            tokens[:, place + 1] = drawn[:, 0]
+            progress(ProgressEvent("calibrate", place + 1, sequence_length, "the model writes"))
+    written: npt.NDArray[np.int64] = tokens[:, 1:].contiguous().numpy()
+    return written
+
+
+def _ids(value: Any) -> list[int]:
+    """The token ids of a config's value: a number, a list of them, or nothing."""
+    values = value if isinstance(value, list) else [value]
+    return [one for one in values if isinstance(one, int)]
