@@ -118,7 +118,9 @@ def test_links_between_documents_lead_somewhere() -> None:
 
 
 def test_documents_name_only_commands_of_the_makefile() -> None:
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
+    targets = set(
+        re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    )
     for document in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
         named = set(re.findall(r"`make ([a-z-]+)`", document.read_text(encoding="utf-8")))
         assert named <= targets, relative(document)

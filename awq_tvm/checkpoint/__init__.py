@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from awq_tvm.checkpoint.base import Checkpoint, QuantizationScheme, QuantizedWeight, TensorInfo
+from awq_tvm.checkpoint.gguf_write import write_gguf
 from awq_tvm.checkpoint.open import open_checkpoint
 from awq_tvm.checkpoint.scheme_fit import check_scheme_fits, linears_to_quantize
 from awq_tvm.checkpoint.write import write_quantized_checkpoint
@@ -15,5 +16,6 @@ __all__ = [
     "check_scheme_fits",
     "linears_to_quantize",
     "open_checkpoint",
+    "write_gguf",
     "write_quantized_checkpoint",
 ]

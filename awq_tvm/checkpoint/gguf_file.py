@@ -40,6 +40,7 @@ _LAYER = {
     "ffn_down": "mlp.down_proj",
 }
 _BLOCK = re.compile(r"blk\.(?P<index>0|[1-9][0-9]*)\.(?P<name>[a-z_]+)\.(?P<kind>weight|bias)", re.ASCII)
+_HUGGING_FACE_LAYER = re.compile(r"model\.layers\.(?P<index>0|[1-9][0-9]*)\.(?P<inner>[a-z_.]+)", re.ASCII)
 _PLAIN = re.compile(r"(?P<name>[a-z_]+)\.(?P<kind>weight|bias)", re.ASCII)
 
 
@@ -52,6 +53,24 @@ def hugging_face_name(name: str) -> str | None:
         outer = _TOP.get(match["name"])
         return outer and f"{outer}.{match['kind']}"
     return None
+
+
+def gguf_name(name: str) -> str | None:
+    """Undo `hugging_face_name`; None for a tensor that GGUF has no name for."""
+    module, _, kind = name.rpartition(".")
+    if kind not in ("weight", "bias"):
+        return None
+    for theirs, ours in _TOP.items():
+        if module == ours:
+            return f"{theirs}.{kind}"
+    match = _HUGGING_FACE_LAYER.fullmatch(module)
+    inner = next((theirs for theirs, ours in _LAYER.items() if match and ours == match["inner"]), None)
+    return match and inner and f"blk.{match['index']}.{inner}.{kind}"
+
+
+def permuted_rows(rows: int, heads: int) -> NDArray[np.int64]:
+    """Return the order that llama.cpp gives the rows of q_proj and k_proj; undone by `unpermute_heads`."""
+    return np.ascontiguousarray(np.arange(rows).reshape(heads, 2, -1).swapaxes(1, 2)).reshape(-1)
 
 
 def unpermute_heads(rows: NDArray[np.float32], heads: int) -> NDArray[np.float32]:

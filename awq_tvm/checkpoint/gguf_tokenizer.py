@@ -158,7 +158,7 @@ def _vocabulary(
 
 
 def _byte_level(vocabulary: _Vocabulary, rules: _PreTokenizer, merges: object, where: str) -> Tokenizer:
-    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from tokenizers import Tokenizer, decoders, models, normalizers
 
     if not isinstance(merges, list) or not all(isinstance(merge, str) for merge in merges):
         raise CheckpointError("the tokenizer has no list of merges", where=where, why="tokenizer.ggml.merges")
@@ -173,11 +173,40 @@ def _byte_level(vocabulary: _Vocabulary, rules: _PreTokenizer, merges: object, w
     tokenizer = Tokenizer(model)
     if rules.nfc:
         tokenizer.normalizer = normalizers.NFC()
-    splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in rules.patterns]
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, byte_level])
+    tokenizer.pre_tokenizer = _splitter(rules)
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
+
+
+def _splitter(rules: _PreTokenizer) -> Any:
+    from tokenizers import Regex, pre_tokenizers
+
+    splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in rules.patterns]
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return pre_tokenizers.Sequence([*splits, byte_level])
+
+
+# Every rule of `_PRE_TOKENIZERS` cuts this text differently from the others.
+_PROBE = (
+    "Don't SHE'LL we've\tit's 1234567 3.14 x1y22  two   three\n\n four \r\n  \n!?... (a)+b=c <|x|> $5 #tag "
+    "na\u00efve \u4f60\u597d\uff0c\u4e16\u754c \u0645\u0631\u062d\u0628\u0627 \U0001f600 end  "
+)
+
+
+def pre_tokenizer_name(tokenizer: Tokenizer, ignore_merges: bool) -> str | None:
+    """Return the tokenizer.ggml.pre of a byte-level tokenizer; None if it cuts text as none that is known.
+
+    Args:
+        tokenizer: from a tokenizer.json.
+        ignore_merges: what its model says.
+    """
+    if tokenizer.pre_tokenizer is None:
+        return None
+    pieces = tokenizer.pre_tokenizer.pre_tokenize_str(_PROBE)
+    for name, rules in _PRE_TOKENIZERS.items():
+        if rules.ignore_merges == ignore_merges and _splitter(rules).pre_tokenize_str(_PROBE) == pieces:
+            return name
+    return None
 
 
 def _sentencepiece(vocabulary: _Vocabulary, metadata: Mapping[str, Any], where: str) -> Tokenizer:

@@ -6,6 +6,7 @@ import json
 import resource
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,14 @@ from safetensors.numpy import load_file
 from awq_tvm.checkpoint import (
     QuantizationScheme,
     QuantizedWeight,
+    linears_to_quantize,
     open_checkpoint,
     write_quantized_checkpoint,
 )
+from awq_tvm.checkpoint.expected_tensors import expected_tensors
 from awq_tvm.errors import CheckpointError, ResourceError, UsageError
 
-from .tiny_models import all_linears, random_weight, tiny_config, tiny_weights
+from .tiny_models import all_linears, assert_same, random_weight, tiny_config, tiny_weights
 
 SIDE = {"tokenizer.json": b"{}", "chat_template.jinja": "höhe".encode()}
 
@@ -101,6 +104,76 @@ def test_round_trip_is_bit_exact(tmp_path_factory: Any, **case: Any) -> None:
         np.testing.assert_array_equal(back.zeros, weight.zeros)
         np.testing.assert_array_equal(back.scales.view(np.uint16), weight.scales.view(np.uint16))
     assert sorted(entry.name for entry in out.parent.iterdir()) == ["model"]
+
+
+def wide_parts(
+    scheme: QuantizationScheme,
+) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, QuantizedWeight]]:
+    """A model whose rows fill llm-awq's tiles of 64 channels."""
+    config = tiny_config(hidden_size=64, intermediate_size=128, head_dim=16, tie_word_embeddings=True)
+    shapes = expected_tensors(config) or {}
+    linears = linears_to_quantize(config)
+    dense = {
+        name: np.ones(shape, np.float16)
+        for name, shape in shapes.items()
+        if name.removesuffix(".weight") not in linears
+    }
+    quantized = {
+        name: random_weight(shape, scheme.bits, scheme.group_size, symmetric=not scheme.zero_point, seed=at)
+        for at, (name, shape) in enumerate(linears.items())
+    }
+    return config, dense, quantized
+
+
+@pytest.mark.parametrize(
+    ("format", "scheme"),
+    [
+        ("awq", QuantizationScheme(4, 32)),
+        ("llm-awq", QuantizationScheme(4, 64)),
+        ("llm-awq", QuantizationScheme(4, 32)),
+        ("awq-gemv-fast", QuantizationScheme(4, 32)),
+        ("compressed-tensors", QuantizationScheme(4, 32)),
+        ("compressed-tensors", QuantizationScheme(4, 32, zero_point=False)),
+    ],
+)
+def test_every_format_comes_back(tmp_path: Path, format: str, scheme: QuantizationScheme) -> None:
+    config, dense, quantized = wide_parts(scheme)
+    out = write(
+        tmp_path / "a",
+        scheme,
+        format=format,
+        config=config,
+        dense=dense.items(),
+        quantized=quantized.items(),
+    )
+    read = open_checkpoint(out)
+    assert read.format == format
+    assert read.scheme is not None
+    assert replace(read.scheme, modules_to_not_convert=()) == scheme
+    for name, weight in quantized.items():
+        assert_same(read.read_quantized(name), weight)
+
+
+@pytest.mark.parametrize(
+    ("format", "scheme", "message"),
+    [
+        ("gguf", QuantizationScheme(4, 32), "no format 'gguf' is written"),
+        ("awq", QuantizationScheme(3, 32), "bits is 3"),
+        ("awq", QuantizationScheme(4, 32, zero_point=False), "always have zero points"),
+        ("llm-awq", QuantizationScheme(4, 16), "group_size is 16"),
+        ("llm-awq", QuantizationScheme(4, 32), "in_features 32 is not a multiple of 64"),
+    ],
+)
+def test_formats_that_do_not_fit_are_refused_before_any_work(
+    tmp_path: Path, format: str, scheme: QuantizationScheme, message: str
+) -> None:
+    def never() -> Iterator[Any]:
+        pytest.fail("something was read")
+        yield
+
+    with pytest.raises(UsageError, match=message):
+        write(tmp_path / "a", scheme, format=format, dense=never(), quantized=never())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_reference_library_reads_it_and_shards_hold_the_limit(tmp_path: Path) -> None:
