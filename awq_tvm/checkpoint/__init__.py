@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from awq_tvm.checkpoint.base import Checkpoint, QuantizationScheme, QuantizedWeight, TensorInfo
+from awq_tvm.checkpoint.export import export_checkpoint
 from awq_tvm.checkpoint.gguf_write import write_gguf
 from awq_tvm.checkpoint.open import open_checkpoint
 from awq_tvm.checkpoint.scheme_fit import check_scheme_fits, linears_to_quantize
@@ -14,6 +15,7 @@ __all__ = [
     "QuantizedWeight",
     "TensorInfo",
     "check_scheme_fits",
+    "export_checkpoint",
     "linears_to_quantize",
     "open_checkpoint",
     "write_gguf",
