@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,11 @@ if TYPE_CHECKING:
     from gguf import GGUFWriter
 
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
-_NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5  # tokenizer.ggml.token_type
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6  # tokenizer.ggml.token_type
+
+_SENTENCEPIECE = "sentencepiece"
+_SPACE = "▁"
+_BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
 
 
 def add_architecture(writer: GGUFWriter, config: Mapping[str, Any], where: str) -> None:
@@ -78,7 +83,7 @@ def _add_rope_scaling(writer: GGUFWriter, scaling: Mapping[str, Any] | None, whe
 def add_tokenizer(
     writer: GGUFWriter, files: Mapping[str, bytes], config: Mapping[str, Any], where: str
 ) -> None:
-    """Write a byte-level BPE tokenizer and the chat template.
+    """Write the tokenizer, byte-level BPE or BPE with byte fallback (SentencePiece), and the chat template.
 
     Args:
         writer: the file.
@@ -103,23 +108,59 @@ def add_tokenizer(
         raise CheckpointError("tokenizer.json cannot be read", where=where, why=str(error)) from error
     content = json.loads(raw)
     model = content["model"]
-    byte_level = model["type"] == "BPE" and not model.get("byte_fallback")
-    name = pre_tokenizer_name(tokenizer, bool(model.get("ignore_merges"))) if byte_level else None
+    name = _kind(tokenizer, model)
     if name is None:
         raise UnsupportedError(
             "a tokenizer that is not written to GGUF files",
             where=f"{where}, tokenizer.json",
-            why="written: byte-level BPE that cuts text as GPT-2, SmolLM, Llama 3 or Qwen 2",
+            why="written: byte-level BPE that cuts text as GPT-2, SmolLM, Llama 3 or Qwen 2, and SentencePiece BPE",
             fix="convert the model with llama.cpp's convert_hf_to_gguf.py",
         )
     tokens, types = _vocabulary(tokenizer, content["added_tokens"], config["vocab_size"], where)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(name)
+    merges = [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in model["merges"]]
+    if name == _SENTENCEPIECE:
+        writer.add_tokenizer_model("llama")
+        writer.add_token_scores(_scores(tokens, merges))
+        writer.add_add_space_prefix(_first_token(tokenizer).startswith(_SPACE))
+        types = [
+            _sentencepiece_type(*item, model.get("unk_token")) for item in zip(tokens, types, strict=True)
+        ]
+    else:
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre(name)
+        writer.add_token_merges([" ".join(merge) for merge in merges])
     writer.add_token_list(tokens)
     writer.add_token_types(types)
-    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
-    writer.add_token_merges(merges)
     _add_special_tokens(writer, tokenizer, files, config)
+
+
+def _kind(tokenizer: Any, model: Mapping[str, Any]) -> str | None:
+    """Return the name of a byte-level tokenizer's rules, `_SENTENCEPIECE`, or None."""
+    if model["type"] != "BPE":
+        return None
+    if not model.get("byte_fallback"):
+        return pre_tokenizer_name(tokenizer, bool(model.get("ignore_merges")))
+    # It must do nothing to text but mark its spaces.
+    marked = "".join(tokenizer.encode("a  b1,", add_special_tokens=False).tokens).removeprefix(_SPACE)
+    return _SENTENCEPIECE if marked == f"a{_SPACE}{_SPACE}b1," else None
+
+
+def _first_token(tokenizer: Any) -> str:
+    return str(tokenizer.encode("a", add_special_tokens=False).tokens[0])
+
+
+def _scores(tokens: list[str], merges: list[list[str]]) -> list[float]:
+    """Return a score for each token that makes llama.cpp merge in the order of the list."""
+    ranks: dict[str, int] = {}
+    for rank, pair in enumerate(merges):
+        ranks.setdefault("".join(pair), rank)
+    return [-float(ranks.get(token, len(merges))) for token in tokens]
+
+
+def _sentencepiece_type(token: str, kind: int, unknown: str | None) -> int:
+    if token == unknown:
+        return _UNKNOWN
+    return _BYTE if _BYTE_TOKEN.fullmatch(token) and kind == _NORMAL else kind
 
 
 def _vocabulary(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import signal
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from awq_tvm.checkpoint import Checkpoint, QuantizationScheme, QuantizedWeight, open_checkpoint
 from awq_tvm.checkpoint.config import FAMILIES
@@ -236,6 +237,16 @@ def unsplit_tokenizer(
     files["tokenizer.json"] = Tokenizer(models.BPE(vocab={"a": 0}, merges=[])).to_str().encode()
 
 
+def unmarked(config: dict[str, Any], weights: dict[str, np.ndarray], files: dict[str, bytes]) -> None:
+    tokenizer = sentencepiece("bare")
+    tokenizer.normalizer = normalizers.Strip()
+    files["tokenizer.json"] = tokenizer.to_str().encode()
+
+
+def word_pieces(config: dict[str, Any], weights: dict[str, np.ndarray], files: dict[str, bytes]) -> None:
+    files["tokenizer.json"] = Tokenizer(models.WordPiece(vocab={"a": 0})).to_str().encode()
+
+
 def large_tokenizer(config: dict[str, Any], weights: dict[str, np.ndarray], files: dict[str, bytes]) -> None:
     tokenizer = Tokenizer.from_str(files["tokenizer.json"].decode())
     tokenizer.add_tokens(["one_more"])
@@ -259,6 +270,8 @@ def overflow(config: dict[str, Any], weights: dict[str, np.ndarray], files: dict
         (rope(rope_type="yarn", factor=2.0, mscale=1.5), UnsupportedError, "not written: mscale"),
         (unknown_model, UnsupportedError, "'something_new' model"),
         (other_tokenizer, UnsupportedError, "tokenizer that is not written"),
+        (unmarked, UnsupportedError, "tokenizer that is not written"),
+        (word_pieces, UnsupportedError, "tokenizer that is not written"),
         (unsplit_tokenizer, UnsupportedError, "tokenizer that is not written"),
         (large_tokenizer, CheckpointError, "more tokens than the embedding has rows"),
         (lambda config, weights, files: files.pop("tokenizer.json"), CheckpointError, "is missing"),
@@ -336,6 +349,68 @@ def test_pre_tokenizers_as_the_models_spell_them() -> None:
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     assert pre_tokenizer_name(tokenizer, False) == "smollm"
+
+
+# 48 tokens: special ones, one byte, letters, and what their merges make.
+SP_TOKENS = ["<unk>", "<s>", "</s>", "<0x0A>", "▁", *"abcdefghijklmnopqrstuvwxyz.,1"]
+SP_MERGES = [
+    ("t", "h"),
+    ("▁", "th"),
+    ("i", "n"),
+    ("▁th", "e"),
+    ("in", "g"),
+    ("h", "e"),
+    ("▁", "in"),
+    ("a", "n"),
+]
+SP_TOKENS += [left + right for left, right in SP_MERGES]
+SP_TOKENS += [f"<extra_{i}>" for i in range(48 - len(SP_TOKENS))]
+SP_TEXTS = ["the thing", "  in the  inn", "a thin then,\nhe sang", "she ate 11 an", "the<s>", ""]
+
+
+def sentencepiece(spelling: str) -> Tokenizer:
+    """A tokenizer as Llama 2's, with or without a space before the text, in the older and newer spelling."""
+    ids = {token: at for at, token in enumerate(SP_TOKENS)}
+    model = models.BPE(vocab=ids, merges=SP_MERGES, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    tokenizer = Tokenizer(model)
+    if spelling == "metaspace":
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace("▁", "first", split=False)
+        tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback()])
+    else:
+        steps = [normalizers.Prepend("▁")] if spelling == "prefix" else []
+        tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in SP_TOKENS[:3]])
+    return tokenizer
+
+
+@pytest.mark.parametrize("spelling", ["prefix", "bare", "metaspace"])
+@pytest.mark.parametrize("pairs", [False, True])
+def test_sentencepiece_tokenizers_come_back(tmp_path: Path, spelling: str, pairs: bool) -> None:
+    tokenizer = sentencepiece(spelling)
+    content = json.loads(tokenizer.to_str())
+    if not pairs:  # as tokenizer.json spelt merges before 2024
+        content["model"]["merges"] = [" ".join(pair) for pair in SP_MERGES]
+    settings = {"bos_token": {"content": "<s>"}, "eos_token": "</s>", "unk_token": "<unk>"}
+    files = {
+        "tokenizer.json": json.dumps(content).encode(),
+        "tokenizer_config.json": json.dumps(settings).encode(),
+        "generation_config.json": b'{"eos_token_id": [2, 9]}',
+    }
+    file = write_gguf(tmp_path / "a.gguf", dense(tmp_path / "a", files), kind="f16")
+    back = open_checkpoint(file)
+    again = Tokenizer.from_str(back.side_files["tokenizer.json"].decode())
+    # Before text that begins with a space, Metaspace puts no other; GGUF has no word for that.
+    texts = [text for text in SP_TEXTS if spelling != "metaspace" or not text.startswith(" ")]
+    for text in texts:
+        assert again.encode(text).ids == tokenizer.encode(text).ids
+    assert json.loads(back.side_files["generation_config.json"])["eos_token_id"] == [2, 9]
+    assert (back.config["bos_token_id"], back.config["eos_token_id"]) == (1, 2)
+    llama_cpp = pytest.importorskip("llama_cpp")
+    model = llama_cpp.Llama(str(file), vocab_only=True, verbose=False)
+    for text in texts:
+        expected = tokenizer.encode(text, add_special_tokens=False).ids
+        assert model.tokenize(text.encode(), add_bos=False, special=True) == expected
+    model.close()
 
 
 def gentle(config: dict[str, Any], weights: dict[str, np.ndarray], files: dict[str, bytes]) -> None:
