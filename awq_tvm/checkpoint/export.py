@@ -63,7 +63,9 @@ def export_checkpoint(out: Path, checkpoint: Checkpoint, *, format: str) -> Path
 
 
 def _card(checkpoint: Checkpoint, format: str) -> str:
-    name = checkpoint.config.get("_name_or_path") or checkpoint.path.name
+    name = (
+        checkpoint.source.removeprefix("hf:") if checkpoint.source.startswith("hf:") else checkpoint.path.name
+    )
     return (
         f"# {name}\n\nThe quantized weights of a checkpoint in the format {checkpoint.format}, stored as {format} "
         "by awq_tvm. No value was changed.\n"
