@@ -47,8 +47,10 @@ class Gptq:
         Raises:
             UnsupportedError: for a repacked variant, such as marlin.
         """
-        layout = section.get("checkpoint_format", "gptq")
-        if layout not in _ZERO_POINT_OFFSETS:
+        layout = section.get("checkpoint_format", section.get("format", "gptq"))
+        if section.get("is_marlin_format"):
+            layout = "marlin"
+        if not isinstance(layout, str) or layout not in _ZERO_POINT_OFFSETS:
             raise UnsupportedError(
                 f"GPTQ weights in the {layout!r:.80} layout",
                 where=where,
@@ -72,6 +74,8 @@ class Gptq:
         refused = []
         if config.get("dynamic"):
             refused.append("dynamic gives linears schemes of their own")
+        if config.get("pack_dtype", "int32") != "int32":
+            refused.append(f"pack_dtype is {config['pack_dtype']!r:.80}")
         if config.get("group_size") == -1:
             refused.append("group_size is -1 (one scale a row)")
         bits = config.get("bits")

@@ -106,6 +106,10 @@ SECTION = {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": False, "
     ("change", "kind", "message"),
     [
         ({"checkpoint_format": "marlin"}, UnsupportedError, "'marlin' layout"),
+        ({"format": "gptq_p"}, UnsupportedError, "'gptq_p' layout"),
+        ({"checkpoint_format": ["gptq"]}, UnsupportedError, "layout"),
+        ({"is_marlin_format": True}, UnsupportedError, "'marlin' layout"),
+        ({"pack_dtype": "int16"}, UnsupportedError, "pack_dtype is 'int16'"),
         ({"bits": 5}, UnsupportedError, "bits is 5"),
         ({"group_size": -1}, UnsupportedError, "one scale a row"),
         ({"dynamic": {"x": {"bits": 8}}}, UnsupportedError, "schemes of their own"),
