@@ -22,7 +22,7 @@ def command(
     bits: Annotated[int, typer.Option(help="Bits of a weight.")] = 4,
     group_size: Annotated[str, typer.Option(help="Inputs that share a scale: auto or a number.")] = "auto",
     calibration: Annotated[
-        str, typer.Option(help="Text to calibrate on: default, a FILE, or hf:NAME.")
+        str, typer.Option(help="Text to calibrate on: default, self, topics, a FILE, or hf:NAME.")
     ] = "default",
     samples: Annotated[int, typer.Option(help="Samples of calibration text.")] = 16,
     sequence_length: Annotated[int, typer.Option(help="Tokens of each sample.")] = 512,

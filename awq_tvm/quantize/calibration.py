@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,9 @@ from awq_tvm.checkpoint import Checkpoint
 from awq_tvm.errors import CheckpointError, ResourceError, UsageError
 from awq_tvm.progress import ProgressCallback, ignore_progress
 from awq_tvm.quantize.self_text import sample_from_model
+
+# Above this many weights the default text is not the model's own: it would take too long and too much memory.
+_MOST_WEIGHTS_THAT_WRITE = 10**9
 
 # More text than this is read in pieces spread over the file; 16 samples of 512 tokens need about 32 KB.
 _LARGEST_TEXT = 8 << 20
@@ -85,7 +89,8 @@ def calibrate(
 
     Args:
         checkpoint: its tokenizer is used, and its vocabulary checked.
-        calibration: "default", "self", "hf:NAME" or the path of a UTF-8 text file.
+        calibration: "self" (the model writes the text), "topics" (Python's help topics), "hf:NAME", the path of a
+            UTF-8 text file, or "default": "self" for models of up to a billion weights, else "topics".
         samples: how many.
         sequence_length: tokens of each, at least 2.
         seed: of the places where the text is cut, or of the drawing.
@@ -101,12 +106,14 @@ def calibrate(
         ResourceError: a data set that cannot be had.
     """
     check_request(calibration, samples=samples, sequence_length=sequence_length)
+    if calibration == "default":
+        calibration = default_for(checkpoint)
     if calibration == "self":
         token_ids = sample_from_model(
             checkpoint, samples=samples, sequence_length=sequence_length, seed=seed, progress=progress
         )
         return Calibration(token_ids, "the model itself, temperature 1", _sha256(token_ids))
-    if calibration == "default":
+    if calibration == "topics":
         source, text = "the help topics that come with Python", python_help_topics()
     elif calibration.startswith("hf:"):
         source = calibration
@@ -124,6 +131,16 @@ def calibrate(
     )
 
 
+def default_for(checkpoint: Checkpoint) -> str:
+    """What "default" means for a model: the better text where it can be had in minutes, see docs/quality.md.
+
+    Writing it takes the whole model in memory, in float32.
+    """
+    weights = sum(math.prod(info.shape) for info in checkpoint.tensors.values())
+    can_write = isinstance(checkpoint.config.get("bos_token_id"), int)
+    return "self" if can_write and weights <= _MOST_WEIGHTS_THAT_WRITE else "topics"
+
+
 def check_request(calibration: str, *, samples: int, sequence_length: int) -> None:
     """Refuse what cannot work before any work is done.
 
@@ -138,14 +155,14 @@ def check_request(calibration: str, *, samples: int, sequence_length: int) -> No
             fix="--samples 16 --sequence-length 512",
         )
     if (
-        calibration not in ("default", "self")
+        calibration not in ("default", "self", "topics")
         and not calibration.startswith("hf:")
         and not Path(calibration).is_file()
     ):
         raise UsageError(
             "There is no such calibration text",
             where=calibration,
-            why="it is neither a file, nor default, self or hf:NAME",
+            why="it is neither a file, nor default, self, topics or hf:NAME",
             fix="--calibration default",
         )
 

@@ -14,6 +14,9 @@ from awq_tvm.errors import UnsupportedError
 from awq_tvm.progress import ProgressCallback, ProgressEvent, ignore_progress
 from awq_tvm.quantize.torch_model import build_model, fast_matmul
 
+# A step costs more the further it looks back, so a long sample is several texts one after the other.
+_TEXT_TOKENS = 256
+
 
 def sample_from_model(
     checkpoint: Checkpoint,
@@ -25,7 +28,8 @@ def sample_from_model(
 ) -> npt.NDArray[np.int64]:
     """Let a model write, all samples side by side. The whole model is in memory for this, in float32.
 
-    Tokens that begin, end or pad a text are never drawn, so that every sample is one text.
+    Tokens that begin, end or pad a text are never drawn. A sample longer than 256 tokens is several texts, each
+    written from the beginning, as packed documents are.
 
     Args:
         checkpoint: the model.
@@ -55,18 +59,20 @@ def sample_from_model(
         *_ids(checkpoint.config.get("pad_token_id")),
     ]
     generator = torch.Generator().manual_seed(seed)
-    tokens = torch.full((samples, sequence_length + 1), begin)
+    texts = -(-sequence_length // _TEXT_TOKENS)
+    length = -(-sequence_length // texts)
+    tokens = torch.full((samples * texts, length + 1), begin)
     cache = DynamicCache()
     with torch.no_grad(), fast_matmul():
-        for place in range(sequence_length):
+        for place in range(length):
             output = model(input_ids=tokens[:, place : place + 1], past_key_values=cache, use_cache=True)
             logits = output.logits[:, -1]
             logits[:, never] = -torch.inf
             drawn = torch.multinomial(torch.softmax(logits, dim=-1), 1, generator=generator)
             tokens[:, place + 1] = drawn[:, 0]
-            progress(ProgressEvent("calibrate", place + 1, sequence_length, "the model writes"))
-    written: npt.NDArray[np.int64] = tokens[:, 1:].contiguous().numpy()
-    return written
+            progress(ProgressEvent("calibrate", place + 1, length, "the model writes"))
+    written: npt.NDArray[np.int64] = tokens[:, 1:].reshape(samples, texts * length).numpy()
+    return np.ascontiguousarray(written[:, :sequence_length])
 
 
 def _ids(value: Any) -> list[int]:

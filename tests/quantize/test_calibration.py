@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import types
 
@@ -15,6 +16,7 @@ from awq_tvm.quantize import calibration
 from awq_tvm.quantize.calibration import (
     calibrate,
     cut,
+    default_for,
     load_tokenizer,
     python_help_topics,
     read_data_set,
@@ -164,6 +166,26 @@ def test_a_model_writes_its_own_text(tmp_path):
         begun = torch.cat([torch.ones(6, 1, dtype=torch.long), torch.from_numpy(ids)], dim=1)
         loss = float(model(begun, labels=begun).loss)
     assert loss < np.log(128) - 0.3
+
+
+def test_a_long_sample_is_several_texts(tmp_path):
+    save_tiny_model(tmp_path / "model")
+    checkpoint = open_checkpoint(str(tmp_path / "model"))
+    ids = calibrate(checkpoint, "self", samples=2, sequence_length=301, seed=0).token_ids
+    assert ids.shape == (2, 301)
+    alone = calibrate(checkpoint, "self", samples=4, sequence_length=151, seed=0).token_ids
+    np.testing.assert_array_equal(ids[0], np.concatenate([alone[0], alone[1]])[:301])
+
+
+def test_the_default_is_the_models_own_text_where_that_is_cheap(tmp_path):
+    save_tiny_model(tmp_path / "model")
+    checkpoint = open_checkpoint(str(tmp_path / "model"))
+    assert default_for(checkpoint) == "self"
+    name, info = next(iter(checkpoint.tensors.items()))
+    large = dataclasses.replace(checkpoint, tensors={name: dataclasses.replace(info, shape=(10**6, 1001))})
+    assert default_for(large) == "topics"
+    silent = dataclasses.replace(checkpoint, config={**checkpoint.config, "bos_token_id": None})
+    assert default_for(silent) == "topics"
 
 
 def test_a_model_without_a_first_token_writes_nothing(tmp_path):

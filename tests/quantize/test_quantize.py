@@ -115,7 +115,10 @@ def test_same_arguments_give_same_bytes_and_another_seed_others(tmp_path):
 def test_the_default_needs_no_file(tmp_path):
     save_tiny_model(tmp_path / "model")
     report = _run(tmp_path, calibration="default")
-    assert report.calibration_source == "the help topics that come with Python"
+    assert report.calibration_source == "the model itself, temperature 1"
+    topics = _run(tmp_path, "topics", calibration="topics")
+    assert topics.calibration_source == "the help topics that come with Python"
+    assert topics.calibration_sha256 != report.calibration_sha256
 
 
 def test_progress_names_every_block(tmp_path):
