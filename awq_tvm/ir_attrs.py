@@ -45,3 +45,6 @@ IS_SCHEDULED = "tirx.is_scheduled"
 
 COVERAGE = "awq.coverage"
 """IRModule attribute, JSON: which schedule serves each fused kernel, how often it is called, and why."""
+
+METADATA = "awq.metadata"
+"""IRModule attribute, JSON: facts about the model and its limits that the library is to carry."""

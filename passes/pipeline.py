@@ -9,6 +9,7 @@ import tvm
 from tvm.relax import transform as relax_transform
 
 from awq_tvm.errors import UsageError
+from awq_tvm.passes.attach_metadata import AttachMetadata
 from awq_tvm.passes.attach_schedules import AttachSchedules
 from awq_tvm.passes.bundle_weights import BundleWeights
 from awq_tvm.passes.combine_parallel_linears import CombineParallelLinears
@@ -76,8 +77,8 @@ def passes(target: Target, opt: int) -> list[tuple[str, tvm.transform.Pass]]:
     if target.kind == "cpu":
         found += [("schedule_remaining", ScheduleRemaining())]
 
-    # One argument for all weights
-    found += [("bundle_weights", BundleWeights())]
+    # What the runtime sees: one argument for all weights, and what the library says of itself
+    found += [("bundle_weights", BundleWeights()), ("attach_metadata", AttachMetadata(target))]
     return found
 
 

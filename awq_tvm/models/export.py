@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import tvm
@@ -63,7 +64,8 @@ def export_model(
     """The Relax module with ``forward`` and ``create_kv_cache``, its weights in the row layout.
 
     ``forward(input_ids int32[n], logit_positions int32[m], kv_cache, *weights) -> (float32[m, vocab], kv_cache)``.
-    The module carries the weights' ``ParameterPlan`` under ``ir_attrs.PARAMETER_PLAN``.
+    The module carries the weights' ``ParameterPlan`` under ``ir_attrs.PARAMETER_PLAN`` and facts for the runtime
+    under ``ir_attrs.METADATA``.
 
     Raises:
         UnsupportedError: the family is unknown, or its attention does not fit in ``limits``.
@@ -95,7 +97,13 @@ def export_model(
     )
     bounds = {"n": limits.prefill_chunk_size, "m": limits.max_logit_rows}
     mod["forward"] = mod["forward"].with_attr("tir_var_upper_bound", bounds)
-    return mod.with_attr(ir_attrs.PARAMETER_PLAN, _plan(mod, parameters, precision).to_json())
+    facts = {"model_type": config.model_type, "activations": precision.activations, **asdict(limits)}
+    return mod.with_attrs(
+        {
+            ir_attrs.PARAMETER_PLAN: _plan(mod, parameters, precision).to_json(),
+            ir_attrs.METADATA: json.dumps(facts, sort_keys=True),
+        }
+    )
 
 
 def _plan(

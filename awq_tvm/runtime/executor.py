@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,13 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from awq_tvm.bundle.weights import map_weights
-from awq_tvm.errors import ResourceError, UsageError
+from awq_tvm.errors import BundleError, ResourceError, UsageError
 
 if TYPE_CHECKING:
     from awq_tvm.bundle.manifest import Manifest
-
-MAX_LOGIT_ROWS = 128
-"""Rows of logits one call of the compiled model has room for; see ``awq_tvm.models.export.Limits``."""
 
 
 class Executor:
@@ -32,7 +30,7 @@ class Executor:
             decides.
 
     Raises:
-        BundleError: the weights are not the manifest's.
+        BundleError: the library or the weights are not the manifest's.
     """
 
     def __init__(
@@ -52,6 +50,15 @@ class Executor:
             runtime.cpu() if manifest.target.kind == "cpu" else runtime.device(manifest.target.kind)
         )
         self._vm = _load_vm(runtime, library, self._device)
+        facts = json.loads(str(self._vm["metadata"]()))
+        if facts["fingerprint"] != manifest.target.fingerprint:
+            raise BundleError(
+                "the library is not the one the manifest describes",
+                where=str(library),
+                why=f"it was built for {facts['fingerprint']}, the manifest says {manifest.target.fingerprint}",
+                fix="build the bundle again with `python -m awq_tvm compile`",
+            )
+        self._logit_rows = int(facts["max_logit_rows"])
         self._weights = self._load_weights(weights, manifest.parameters)
         self._forward = self._vm["forward"]
         self._cache = self._vm["create_kv_cache"]()
@@ -128,7 +135,7 @@ class Executor:
         return results[0] if len(results) == 1 else np.concatenate(results)
 
     def _step(self, logits: str) -> int:
-        return self._chunk if logits == "last" else min(self._chunk, MAX_LOGIT_ROWS)
+        return self._chunk if logits == "last" else min(self._chunk, self._logit_rows)
 
     def _check(self, sequences: Sequence[int], tokens: Sequence[Sequence[int]]) -> None:
         for sequence, new in zip(sequences, tokens, strict=True):

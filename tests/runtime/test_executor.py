@@ -15,7 +15,8 @@ import torch
 from awq_tvm.bundle.reader import open_bundle
 from awq_tvm.bundle.weights import map_weights, write_weights
 from awq_tvm.errors import BundleError, ResourceError, UsageError
-from awq_tvm.runtime.executor import MAX_LOGIT_ROWS, Executor
+from awq_tvm.models.export import Limits
+from awq_tvm.runtime.executor import Executor
 from tests.support import tiny_decoder as tiny
 
 
@@ -102,7 +103,7 @@ def test_last_logits_are_the_last_of_all(executor: Executor) -> None:
 
 def test_more_rows_than_one_call_holds(compiled: tiny.Compiled, executor: Executor) -> None:
     """One sequence in several calls, and two that are together too long."""
-    ids = tiny.tokens(MAX_LOGIT_ROWS + 30, seed=3)
+    ids = tiny.tokens(Limits.max_logit_rows + 30, seed=3)
     expected = tiny.torch_logits(compiled.model, ids)
     found = executor.forward([executor.new_sequence()], [ids], logits="all")
     assert tiny.relative_error(found, expected) < tiny.TOLERANCE
@@ -181,6 +182,14 @@ def test_weights_that_are_not_the_manifests_are_refused(compiled: tiny.Compiled,
     with pytest.raises(BundleError, match="cannot be mapped") as caught:
         Executor(opened.library, path, opened.manifest)
     assert name in str(caught.value)
+
+
+def test_a_library_of_another_target_is_refused(compiled: tiny.Compiled) -> None:
+    opened = open_bundle(compiled.bundle)
+    target = opened.manifest.target.model_copy(update={"fingerprint": "x86-000000000000"})
+    other = opened.manifest.model_copy(update={"target": target})
+    with pytest.raises(BundleError, match="not the one the manifest describes"):
+        Executor(opened.library, opened.weights, other)
 
 
 def test_weight_bytes_are_those_in_the_file(compiled: tiny.Compiled, executor: Executor) -> None:

@@ -1,0 +1,45 @@
+"""Let the library say what it is."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import tvm
+from tvm import relax
+
+from awq_tvm import ir_attrs
+from awq_tvm.targets import Target
+
+
+@tvm.transform.module_pass(opt_level=0, name="AttachMetadata")
+class AttachMetadata:
+    """Add a function that returns facts about the module as JSON text.
+
+    Before::
+
+        def forward(...): ...
+
+    After::
+
+        def forward(...): ...
+        def metadata(): return '{"max_logit_rows": 128, ...}'
+
+    The facts are those under ``ir_attrs.METADATA`` and the target's name and fingerprint: the runtime reads from
+    the library itself what it has room for and what it was built for. Needs: nothing.
+    """
+
+    def __init__(self, target: Target) -> None:
+        """Take the target that the module is for."""
+        self.target = target
+
+    def transform_module(self, mod: tvm.IRModule, _context: Any) -> tvm.IRModule:
+        """Add the function."""
+        facts = json.loads(mod.attrs[ir_attrs.METADATA])
+        facts |= {"target": self.target.name, "fingerprint": self.target.fingerprint}
+        builder = relax.BlockBuilder()
+        with builder.function("metadata", []):
+            builder.emit_func_output(tvm.ir.StringImm(json.dumps(facts, sort_keys=True)))
+        updated = mod.clone()
+        updated["metadata"] = builder.get()["metadata"]
+        return updated
