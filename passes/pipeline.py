@@ -65,8 +65,9 @@ def passes(target: Target, opt: int) -> list[tuple[str, tvm.transform.Pass]]:
     found += [("remove_redundant_reshape", relax_transform.RemoveRedundantReshape())]
     if target.kind == "cpu":
         found += [("legalize_vector_math", LegalizeVectorMath())]
+    else:
+        found += [("legalize_ops", relax_transform.LegalizeOps())]
     found += [
-        ("legalize_ops", relax_transform.LegalizeOps()),
         ("rewrite_dataflow_reshape", relax_transform.RewriteDataflowReshape()),
         ("annotate_op_pattern", relax_transform.AnnotateTIROpPattern()),
         ("fold_constant", relax_transform.FoldConstant()),

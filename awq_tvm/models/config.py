@@ -16,7 +16,8 @@ class ModelConfig:
     Args:
         attention_bias: biases on the q, k and v projections (``attention_output_bias``: on o).
         qk_norm: RMSNorm over each head of q and k before the rotary embedding (Qwen3).
-        context_length: longest sequence the compiled model serves, in tokens.
+        max_position_embeddings: longest sequence the model was made for, in tokens.
+        sliding_window: tokens a token attends to, or None for all before it.
     """
 
     model_type: str
