@@ -10,7 +10,7 @@ from awq_tvm import __version__
 from awq_tvm.quantize.awq import AwqOptions
 
 if TYPE_CHECKING:
-    from awq_tvm.quantize.quantize import QuantizeReport
+    from awq_tvm.quantize.report import QuantizeReport
 
 
 def model_card(name: str, model_type: str, report: QuantizeReport, options: AwqOptions) -> str:

@@ -8,7 +8,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,53 +29,15 @@ from awq_tvm.output_folder import check_output
 from awq_tvm.progress import ProgressCallback, ProgressEvent, ignore_progress
 from awq_tvm.quantize.architecture import Architecture, architecture_of
 from awq_tvm.quantize.awq import AwqOptions, half
-from awq_tvm.quantize.block_stream import BlockReport, BlockStream, from_arrays
+from awq_tvm.quantize.block_stream import BlockStream, from_arrays
 from awq_tvm.quantize.calibration import Calibration, calibrate, check_request
 from awq_tvm.quantize.card import model_card
 from awq_tvm.quantize.group_quantize import PER_CHANNEL, Rounding, choose_group_size
 from awq_tvm.quantize.journal import Journal
+from awq_tvm.quantize.report import QuantizeReport
 from awq_tvm.quantize.torch_model import fast_matmul, quiet_transformers, read_weight
 
 METHODS = ("awq", "rtn")
-
-
-@dataclass(frozen=True)
-class QuantizeReport:
-    """What a run did.
-
-    Attributes:
-        out: the folder that was written.
-        method: "awq" or "rtn".
-        bits: of a weight.
-        group_size: inputs that share a scale.
-        bytes_before: of the model's weights as they were stored.
-        bytes_after: of the weights that were written.
-        seconds: the whole run took; with `resume`, since it was resumed.
-        blocks: how each block fared.
-        calibration_source: where the text is from; None for rtn.
-        calibration_sha256: of the token ids; None for rtn.
-        calibration_tokens: how many; 0 for rtn.
-        peak_memory_bytes: of this process.
-        warnings: what the user should know.
-    """
-
-    out: Path
-    method: str
-    bits: int
-    group_size: int
-    bytes_before: int
-    bytes_after: int
-    seconds: float
-    blocks: tuple[BlockReport, ...]
-    calibration_source: str | None
-    calibration_sha256: str | None
-    calibration_tokens: int
-    peak_memory_bytes: int
-    warnings: tuple[str, ...] = ()
-
-    def as_dict(self) -> dict[str, Any]:
-        """The report as JSON values."""
-        return {**asdict(self), "out": str(self.out)}
 
 
 def quantize_checkpoint(

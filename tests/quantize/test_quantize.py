@@ -18,7 +18,8 @@ from safetensors.numpy import load_file
 from awq_tvm.checkpoint import open_checkpoint
 from awq_tvm.errors import AwqTvmError, CheckpointError, ResourceError, UnsupportedError, UsageError
 from awq_tvm.progress import ProgressEvent
-from awq_tvm.quantize.quantize import QuantizeReport, quantize_checkpoint
+from awq_tvm.quantize.quantize import quantize_checkpoint
+from awq_tvm.quantize.report import QuantizeReport
 from awq_tvm.quantize.torch_model import build_model
 from tests.quantize.tiny_models import FAMILIES, save_tiny_model, write_text
 

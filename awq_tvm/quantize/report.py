@@ -1,0 +1,48 @@
+"""What a quantization run says of itself."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from awq_tvm.quantize.block_stream import BlockReport
+
+
+@dataclass(frozen=True)
+class QuantizeReport:
+    """What a run did.
+
+    Attributes:
+        out: the folder that was written.
+        method: "awq" or "rtn".
+        bits: of a weight.
+        group_size: inputs that share a scale.
+        bytes_before: of the model's weights as they were stored.
+        bytes_after: of the weights that were written.
+        seconds: the whole run took; with `resume`, since it was resumed.
+        blocks: how each block fared.
+        calibration_source: where the text is from; None for rtn.
+        calibration_sha256: of the token ids; None for rtn.
+        calibration_tokens: how many; 0 for rtn.
+        peak_memory_bytes: of this process.
+        warnings: what the user should know.
+    """
+
+    out: Path
+    method: str
+    bits: int
+    group_size: int
+    bytes_before: int
+    bytes_after: int
+    seconds: float
+    blocks: tuple[BlockReport, ...]
+    calibration_source: str | None
+    calibration_sha256: str | None
+    calibration_tokens: int
+    peak_memory_bytes: int
+    warnings: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return {**asdict(self), "out": str(self.out)}
