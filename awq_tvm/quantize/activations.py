@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +16,19 @@ from awq_tvm.quantize.architecture import Architecture, LinearGroup
 # Above this many inputs the full second moment of a linear's input costs more memory than it saves time:
 # 8192^2 float32 is 256 MB.
 _FULL_MOMENT_LIMIT = 8192
+
+
+class Samples(Protocol):
+    """Hidden states [S, L, H] from which a range of samples can be read: a tensor, or a stream on disk."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(S, L, H)."""
+        ...
+
+    def __getitem__(self, samples: slice) -> Tensor:
+        """Some samples, float32 [n, L, H]."""
+        ...
 
 
 @dataclass
@@ -87,14 +100,15 @@ def run_block(block: torch.nn.Module, hidden: Tensor, kwargs: Mapping[str, Any])
 def run_and_measure(
     block: torch.nn.Module,
     groups: Sequence[LinearGroup],
-    hidden: Tensor,
+    hidden: Samples,
     kwargs: Mapping[str, Any],
+    keep_output: Callable[[Tensor], None],
     *,
     group_widths: Mapping[str, int],
     search_samples: int,
     token_stride: int,
     where: str,
-) -> tuple[Tensor, list[InputStatistics]]:
+) -> list[InputStatistics]:
     """Run a block on all samples, one at a time, and measure the inputs of its linears.
 
     Args:
@@ -102,24 +116,25 @@ def run_and_measure(
         groups: its linears.
         hidden: float32 [S, L, H], what enters the block.
         kwargs: what else the block is called with, for a batch of one.
+        keep_output: takes what leaves the block, float32 [1, L, H], sample after sample.
         group_widths: inputs in a quantization group, by the name of the group of linears.
         search_samples: of how many samples the calls are kept for modules that mix tokens.
         token_stride: every how many tokens are kept for modules that do not.
         where: name of the block for messages.
 
     Returns:
-        What leaves the block, float32 [S, L, H], and the statistics of each group.
+        The statistics of each group.
 
     Raises:
         CheckpointError: an activation is NaN or infinite; layer and sample are named.
     """
     meters = [_Meter(group, block, group_widths[group.name]) for group in groups]
-    outputs = torch.empty_like(hidden)
     for sample in range(hidden.shape[0]):
         with _metering(block, meters, sample, keep=sample < search_samples, stride=token_stride, where=where):
-            outputs[sample] = run_block(block, hidden[sample : sample + 1], kwargs)[0]
-        _require_finite(outputs[sample], where, sample)
-    return outputs, [meter.finish() for meter in meters]
+            output = run_block(block, hidden[sample : sample + 1], kwargs)
+        _require_finite(output, where, sample)
+        keep_output(output)
+    return [meter.finish() for meter in meters]
 
 
 class _Meter:

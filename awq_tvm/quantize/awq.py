@@ -86,11 +86,20 @@ class BlockResult:
         quantized: by path below the block, for example "mlp.up_proj".
         dense: float16, by path below the block: norms and biases, scales absorbed.
         groups: how each group of linears fared; empty without calibration.
+        loss_rtn: mean squared change of the block's output by rounding to nearest, None without calibration.
+        loss: by what was kept, None without calibration.
     """
 
     quantized: dict[str, Quantized] = field(default_factory=dict)
     dense: dict[str, Tensor] = field(default_factory=dict)
     groups: list[GroupReport] = field(default_factory=list)
+    loss_rtn: float | None = None
+    loss: float | None = None
+
+    def weights(self) -> dict[str, Tensor]:
+        """All parameters of the block as they are written, float32 by path below the block."""
+        weights = {f"{name}.weight": weight.dequantize() for name, weight in self.quantized.items()}
+        return weights | {name: weight.float() for name, weight in self.dense.items()}
 
 
 def quantize_block_rtn(

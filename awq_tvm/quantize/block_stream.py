@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from awq_tvm.checkpoint import Checkpoint, QuantizedWeight
 from awq_tvm.progress import ProgressCallback, ProgressEvent
-from awq_tvm.quantize.activations import catch_block_inputs, run_and_measure
+from awq_tvm.quantize.activations import catch_block_inputs
 from awq_tvm.quantize.architecture import Architecture, architecture_of
-from awq_tvm.quantize.awq import AwqOptions, BlockResult, GroupReport, quantize_block_awq, quantize_block_rtn
-from awq_tvm.quantize.group_quantize import Rounding, round_trip
+from awq_tvm.quantize.awq import AwqOptions, BlockResult, GroupReport, quantize_block_rtn
+from awq_tvm.quantize.block_step import BlockTask, quantize_block
+from awq_tvm.quantize.group_quantize import Rounding
+from awq_tvm.quantize.hidden_states import FULL, QUANTIZED, HiddenStates
 from awq_tvm.quantize.journal import Journal
 from awq_tvm.quantize.torch_model import build_skeleton, empty, fill
 
@@ -48,7 +49,7 @@ class BlockReport:
 
 
 class BlockStream:
-    """Quantizes a model block by block; at most one block's weights and activations are in memory."""
+    """Quantizes a model block by block; in memory are one block's weights, and a sample's activations at a time."""
 
     def __init__(
         self,
@@ -56,26 +57,25 @@ class BlockStream:
         journal: Journal,
         rounding: Rounding,
         token_ids: npt.NDArray[np.int64] | None,
+        *,
+        streams: Sequence[str] = (FULL,),
     ) -> None:
         """Prepare the run.
 
         Args:
             checkpoint: the model.
-            journal: where finished blocks are, and go.
+            journal: where finished blocks and hidden states are, and go.
             rounding: bits and group size.
             token_ids: calibration samples, int64 [S, L]; None rounds to nearest.
+            streams: the streams of hidden states to keep: FULL, and QUANTIZED where a step asks for it.
         """
         self.architecture: Architecture = architecture_of(checkpoint.config)
-        self._checkpoint, self._journal, self._rounding, self._token_ids = (
-            checkpoint,
-            journal,
-            rounding,
-            token_ids,
-        )
+        self._checkpoint, self._journal, self._rounding = checkpoint, journal, rounding
+        self._token_ids, self._streams = token_ids, streams
         self._model = build_skeleton(checkpoint.config)
         self._blocks = self._model.get_submodule(self.architecture.blocks)
         self._arguments: list[dict[str, Any]] = []
-        self._hidden = torch.empty(0)
+        self._inputs: dict[str, HiddenStates] = {}
 
     def run(self, options: AwqOptions, progress: ProgressCallback) -> tuple[BlockReport, ...]:
         """Quantize all blocks that the journal does not have yet.
@@ -90,7 +90,7 @@ class BlockStream:
         total, first = len(self._blocks), self._journal.finished
         reports = [BlockReport.from_note(self._journal.note(index)) for index in range(first)]
         if first < total and self._token_ids is not None:
-            self._catch_inputs()
+            self._catch_inputs(self._token_ids)
         started = time.monotonic()
         for index in range(first, total):
             report = self._quantize_block(index, options)
@@ -99,84 +99,64 @@ class BlockStream:
             progress(ProgressEvent("block", index + 1, total, _describe(report, left)))
         return tuple(reports)
 
-    def _catch_inputs(self) -> None:
+    def _catch_inputs(self, token_ids: npt.NDArray[np.int64]) -> None:
         """Learn what every block is called with, and what enters the first one that is left to do."""
-        token_ids = torch.from_numpy(np.ascontiguousarray(self._token_ids))
         embedding = self._model.get_input_embeddings()
         fill(embedding, "model.embed_tokens", self._checkpoint)
         fill(self._model.get_submodule("model.norm"), "model.norm", self._checkpoint)
-        samples = [
-            catch_block_inputs(self._model, self.architecture, sample.unsqueeze(0)) for sample in token_ids
-        ]
-        self._arguments = samples[0][1]
+        samples = torch.from_numpy(np.ascontiguousarray(token_ids))
+        first, self._arguments = catch_block_inputs(self._model, self.architecture, samples[:1])
+        self._inputs = self._journal.read_hidden()
+        if not self._inputs:
+            shape = (samples.shape[0], samples.shape[1], first.shape[2])
+            entering = self._journal.begin_stream(FULL, 0, shape)
+            entering.append(first)
+            for sample in samples[1:]:
+                entering.append(catch_block_inputs(self._model, self.architecture, sample.unsqueeze(0))[0])
+            # Before the first block nothing is quantized yet, so all streams are one file.
+            self._inputs = dict.fromkeys(self._streams, entering.finish())
         empty(embedding)
-        if self._journal.finished:
-            self._hidden = torch.from_numpy(self._journal.read_hidden()["hidden"])
-        else:
-            self._hidden = torch.cat([hidden for hidden, _ in samples])
 
     def _quantize_block(self, index: int, options: AwqOptions) -> BlockReport:
         started = time.monotonic()
         where = f"{self.architecture.blocks}.{index}"
         block = self._blocks[index]
         fill(block, where, self._checkpoint)
-        before = after = None
-        hidden: dict[str, npt.NDArray[Any]] = {}
+        leaving: dict[str, HiddenStates] = {}
         if self._token_ids is None:
             result = quantize_block_rtn(block, self.architecture, self._rounding, where)
         else:
-            result, before, after = self._search_block(block, index, where, options)
-            hidden = {"hidden": self._hidden.numpy()}
-        report = BlockReport(index, before, after, time.monotonic() - started, tuple(result.groups))
-        self._journal.record(_to_arrays(result), asdict(report), hidden)
+            task = BlockTask(
+                block=block,
+                where=where,
+                architecture=self.architecture,
+                arguments=self._arguments[index],
+                inputs=self._inputs,
+                rounding=self._rounding,
+                head_dim=int(self._checkpoint.config["head_dim"]),
+                search_tokens=options.search_tokens,
+            )
+            shape = self._inputs[FULL].shape
+            result, leaving[FULL] = quantize_block(
+                task, self._journal.begin_stream(FULL, index + 1, shape), options
+            )
+            if QUANTIZED in self._streams:
+                leaving[QUANTIZED] = self._advance_quantized(task, result, index + 1)
+        report = BlockReport(
+            index, result.loss_rtn, result.loss, time.monotonic() - started, tuple(result.groups)
+        )
+        self._journal.record(_to_arrays(result), asdict(report), leaving)
+        self._inputs = leaving
         empty(block)
         return report
 
-    def _search_block(
-        self, block: torch.nn.Module, index: int, where: str, options: AwqOptions
-    ) -> tuple[BlockResult, float, float]:
-        samples, length, _ = self._hidden.shape
-        search_samples = min(samples, -(-options.search_tokens // length))
-        outputs, statistics = run_and_measure(
-            block,
-            self.architecture.groups,
-            self._hidden,
-            self._arguments[index],
-            group_widths={
-                group.name: self._rounding.width(block.get_submodule(group.linears[0]).in_features)
-                for group in self.architecture.groups
-            },
-            search_samples=search_samples,
-            token_stride=max(1, samples * length // options.search_tokens),
-            where=where,
-        )
-        head_dim = int(self._checkpoint.config["head_dim"])
-        result = quantize_block_awq(
-            block, self.architecture, statistics, self._rounding, options, head_dim, where
-        )
-        rounded = {
-            f"{name}.weight": round_trip(block.get_submodule(name).weight, self._rounding)
-            for name in self.architecture.linears
-        }
-        kept = {f"{name}.weight": weight.dequantize() for name, weight in result.quantized.items()}
-        kept |= {name: weight.float() for name, weight in result.dense.items()}
-        losses = [
-            self._block_loss(block, index, weights, outputs[:search_samples]) for weights in (rounded, kept)
-        ]
-        self._hidden = outputs
-        return result, losses[0], losses[1]
-
-    def _block_loss(
-        self, block: torch.nn.Module, index: int, weights: Mapping[str, Tensor], expected: Tensor
-    ) -> float:
-        """Mean squared change of the block's output when weights are replaced."""
-        total = 0.0
-        for sample, wanted in enumerate(expected):
-            inputs = (self._hidden[sample : sample + 1],)
-            output = torch.func.functional_call(block, dict(weights), inputs, self._arguments[index])
-            output = output[0] if isinstance(output, tuple) else output
-            total += float(torch.linalg.vector_norm(output[0] - wanted, dtype=torch.float64)) ** 2
-        return total / float(expected.numel())
+    def _advance_quantized(self, task: BlockTask, result: BlockResult, next_block: int) -> HiddenStates:
+        """Run the quantized block on what comes out of the quantized blocks before it."""
+        entering, weights = task.inputs[QUANTIZED], result.weights()
+        leaving = self._journal.begin_stream(QUANTIZED, next_block, entering.shape)
+        for sample in range(entering.shape[0]):
+            leaving.append(task.run(entering[sample : sample + 1], weights))
+        return leaving.finish()
 
 
 def _to_arrays(result: BlockResult) -> dict[str, npt.NDArray[Any]]:

@@ -4,7 +4,7 @@ A folder `<out>.journal` beside the output holds
 
     journal.json            the settings of the run, and name and SHA-256 of every file that counts
     block-00000.safetensors quantized linears and dense tensors of a finished block
-    hidden-00001.safetensors what enters the next block
+    hidden-00001.full       a stream of hidden states that enters the next block
 
 journal.json is replaced by a rename and is the last thing written for a block; a file it does not name does
 not count. So at whatever instant the process dies, the journal says what was whole before.
@@ -25,13 +25,14 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors.numpy import load_file, save
 
 from awq_tvm.errors import CheckpointError, ResourceError, UsageError
+from awq_tvm.quantize.hidden_states import HiddenStates, HiddenStatesWriter
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
 _INDEX = "journal.json"
 
 
@@ -55,7 +56,7 @@ class Journal:
         self.folder = folder
         self._settings = json.loads(json.dumps(settings))
         self._blocks: list[dict[str, Any]] = []
-        self._hidden: dict[str, Any] | None = None
+        self._hidden: dict[str, dict[str, Any]] = {}
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = self._take_hold()
@@ -91,26 +92,50 @@ class Journal:
         found = self._blocks[block]["note"]
         return dict(found)
 
-    def record(self, arrays: Arrays, note: Mapping[str, Any], hidden: Arrays) -> None:
+    def begin_stream(self, name: str, block: int, shape: tuple[int, int, int]) -> HiddenStatesWriter:
+        """Begin to write a stream of hidden states. It counts once it is handed to `record`.
+
+        Args:
+            name: of the stream.
+            block: that it enters.
+            shape: (S, L, H).
+
+        Raises:
+            ResourceError: it cannot be written.
+        """
+        return HiddenStatesWriter(self.folder / f"hidden-{block:05d}.{name}", shape)
+
+    def record(
+        self, arrays: Arrays, note: Mapping[str, Any], hidden: Mapping[str, HiddenStates] | None = None
+    ) -> None:
         """Write the next finished block.
 
         Args:
             arrays: what it became.
             note: JSON values to keep with it.
-            hidden: what enters the block after it; replaces what was recorded before. May be empty.
+            hidden: the streams that enter the block after it, by name; those of earlier blocks are deleted.
 
         Raises:
             ResourceError: it cannot be written.
         """
         index = self.finished
-        before = self._hidden
         try:
             block = self._write(f"block-{index:05d}.safetensors", arrays)
-            self._hidden = self._write(f"hidden-{index + 1:05d}.safetensors", hidden)
+            self._hidden = {
+                name: {
+                    "file": stream.path.name,
+                    "sha256": stream.sha256,
+                    "shape": list(stream.shape),
+                    "dtype": stream.dtype,
+                }
+                for name, stream in (hidden or {}).items()
+            }
             self._blocks.append({**block, "note": dict(note)})
             self._write_index()
-            if before is not None:
-                (self.folder / before["file"]).unlink(missing_ok=True)
+            counting = {entry["file"] for entry in self._hidden.values()}
+            for file in self.folder.glob("hidden-*"):
+                if file.name not in counting:
+                    file.unlink()
         except OSError as error:
             raise ResourceError(
                 "The journal cannot be written",
@@ -127,15 +152,19 @@ class Journal:
         """
         return self._read(self._blocks[block])
 
-    def read_hidden(self) -> dict[str, npt.NDArray[Any]]:
-        """What enters the first block that is not finished; at least one block must be.
+    def read_hidden(self) -> dict[str, HiddenStates]:
+        """The streams that enter the first block that is not finished, by name; empty before the first block.
 
         Raises:
-            CheckpointError: the file is not what was written.
+            CheckpointError: a file is not what was written.
         """
-        if self._hidden is None:
-            raise CheckpointError("The journal holds no hidden states", where=str(self.folder))
-        return self._read(self._hidden)
+        streams = {}
+        for name, entry in self._hidden.items():
+            samples, length, channels = entry["shape"]
+            path = self.folder / entry["file"]
+            self._require_sha256(path, entry["sha256"])
+            streams[name] = HiddenStates(path, (samples, length, channels), entry["dtype"], entry["sha256"])
+        return streams
 
     def remove(self) -> None:
         """Delete the folder: the run has succeeded."""
@@ -174,8 +203,8 @@ class Journal:
         try:
             found = json.loads(index.read_text("utf-8"))
             version, settings = found["schema_version"], found["settings"]
-            blocks, hidden = list(found["blocks"]), found["hidden"]
-            names = [(one["file"], one["sha256"]) for one in [*blocks, *([hidden] if hidden else [])]]
+            blocks, hidden = list(found["blocks"]), dict(found["hidden"])
+            names = [(one["file"], one["sha256"]) for one in [*blocks, *hidden.values()]]
         except (ValueError, KeyError, TypeError) as error:
             raise self._damaged(_INDEX, f"{type(error).__name__}: {error}") from None
         if version != _SCHEMA_VERSION:
@@ -236,13 +265,20 @@ class Journal:
 
     def _read(self, entry: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
         path = self.folder / entry["file"]
+        self._require_sha256(path, entry["sha256"])
         try:
-            content = path.read_bytes()
-            if hashlib.sha256(content).hexdigest() != entry["sha256"]:
-                raise self._damaged(path.name, "its SHA-256 is not the one noted when it was written")
-            return dict(load(content))
+            return dict(load_file(path))
         except (OSError, SafetensorError) as error:
             raise self._damaged(path.name, str(error)) from None
+
+    def _require_sha256(self, path: Path, expected: str) -> None:
+        try:
+            with path.open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise self._damaged(path.name, error.strerror or str(error)) from None
+        if found != expected:
+            raise self._damaged(path.name, "its SHA-256 is not the one noted when it was written")
 
     def _damaged(self, name: str, why: str) -> CheckpointError:
         return CheckpointError(

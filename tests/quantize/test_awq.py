@@ -39,16 +39,19 @@ def _measure(model, *, samples=3, length=24, index=0, seed=0):
 def _run(model, index, hidden, arguments):
     architecture = architecture_of(model.config.to_dict())
     widths = {group.name: 32 for group in architecture.groups}
-    return run_and_measure(
+    outputs: list[torch.Tensor] = []
+    statistics = run_and_measure(
         model.model.layers[index],
         architecture.groups,
         hidden,
         arguments[index],
+        outputs.append,
         group_widths=widths,
         search_samples=2,
         token_stride=2,
         where=f"model.layers.{index}",
     )
+    return torch.cat(outputs), statistics
 
 
 def _quantize(model, statistics, options=AwqOptions(), rounding=ROUNDING):  # noqa: B008 - frozen

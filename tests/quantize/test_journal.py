@@ -6,15 +6,19 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from awq_tvm.errors import CheckpointError, ResourceError, UsageError
+from awq_tvm.quantize.hidden_states import FULL
 from awq_tvm.quantize.journal import Journal
 
 SETTINGS = {"bits": 4, "seed": 0}
 
 
 def _record(journal: Journal, number: int) -> None:
-    journal.record({"w": np.full(3, number)}, {"loss": number / 2}, {"hidden": np.full((2, 2), -number)})
+    stream = journal.begin_stream(FULL, number, (2, 1, 2))
+    stream.append(torch.full((2, 1, 2), -float(number)))
+    journal.record({"w": np.full(3, number)}, {"loss": number / 2}, {FULL: stream.finish()})
 
 
 @pytest.fixture
@@ -31,11 +35,11 @@ def test_gives_back_what_it_was_given(written):
         assert journal.finished == 2
         np.testing.assert_array_equal(journal.read_block(0)["w"], np.full(3, 1))
         np.testing.assert_array_equal(journal.read_block(1)["w"], np.full(3, 2))
-        np.testing.assert_array_equal(journal.read_hidden()["hidden"], np.full((2, 2), -2))
+        assert torch.equal(journal.read_hidden()[FULL][:], torch.full((2, 1, 2), -2.0))
         assert journal.note(1) == {"loss": 1.0}
         _record(journal, 3)
         assert journal.finished == 3
-    assert sorted(path.name for path in written.glob("hidden*")) == ["hidden-00003.safetensors"]
+    assert sorted(path.name for path in written.glob("hidden*")) == ["hidden-00003.full"]
 
 
 def test_files_it_does_not_name_do_not_count(written):
@@ -53,8 +57,7 @@ def test_killed_before_the_first_block(tmp_path):
     (tmp_path / "j" / "lock").write_text("123\n")
     with Journal(tmp_path / "j", SETTINGS, resume=False) as journal:
         assert journal.finished == 0
-        with pytest.raises(CheckpointError, match="no hidden states"):
-            journal.read_hidden()
+        assert journal.read_hidden() == {}
 
 
 def test_nothing_is_left_of_a_run_that_finished_no_block(tmp_path):
@@ -84,7 +87,7 @@ def test_any_damage_is_found(written, name):
 
 
 def test_damaged_hidden_states(written):
-    (written / "hidden-00002.safetensors").write_bytes(b"")
+    (written / "hidden-00002.full").write_bytes(b"")
     with Journal(written, SETTINGS, resume=True) as journal, pytest.raises(CheckpointError, match="SHA-256"):
         journal.read_hidden()
 
@@ -98,9 +101,9 @@ def test_missing_block(written):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema_version": 2}, "schema version is 2"),
+        ({"schema_version": 1}, "schema version is 1"),
         ({"settings": None}, "no settings"),
-        ({"hidden": {"file": "../elsewhere", "sha256": ""}}, "not a file of the journal"),
+        ({"hidden": {"full": {"file": "../elsewhere", "sha256": ""}}}, "not a file of the journal"),
         ({"blocks": [{"file": 3, "sha256": ""}]}, "not a file of the journal"),
         ({"blocks": 7}, "damaged"),
     ],
