@@ -35,7 +35,7 @@ class AwqOptions:
         share_value_scales: with grouped-query attention, scale the attention output by values that the heads
             of a group share; the paper leaves it unscaled.
         search_tokens: tokens of the calibration on which modules are run to judge scales.
-        guard: keep plain rounding for a group of linears that the search made worse.
+        guard: keep plain rounding for a group of linears, or a block, that the search made worse.
     """
 
     scale_steps: int = 20
@@ -241,11 +241,11 @@ class _BlockSearch:
         ones, clip = torch.ones_like(magnitude), self._options.clip != "none"
         best = attempt(choice.scales, choice.exponent, clip)
         if self._options.guard and best.report.loss > choice.loss_plain:
-            others = [
-                attempt(choice.scales, choice.exponent, False),
-                attempt(ones, 0.0, clip),
-                attempt(ones, 0.0, False),
-            ]
+            others = [attempt(choice.scales, choice.exponent, False), attempt(ones, 0.0, clip)]
+            if self.row_scales.keys() & weights.keys():
+                others.append(attempt(ones, 0.0, False))
+            else:
+                others.append(_plain(group.name, weights, self._rounding, ones, choice.loss_plain))
             best = min([best, *others], key=lambda one: one.report.loss)
         return best
 
@@ -277,6 +277,14 @@ class _BlockSearch:
                 effective[name].mul_(rows.unsqueeze(1))
         report = GroupReport(group.name, exponent, clip, loss_rtn, judge.loss(effective))
         return _Candidate(scales, norm_weight, quantized, report)
+
+
+def _plain(
+    name: str, weights: Mapping[str, Tensor], rounding: Rounding, ones: Tensor, loss: float
+) -> _Candidate:
+    """Rounding to nearest and nothing else, so that its loss is that of rounding to the last bit."""
+    quantized = {linear: quantize(weight, rounding) for linear, weight in weights.items()}
+    return _Candidate(ones, None, quantized, GroupReport(name, 0.0, False, loss, loss))
 
 
 def _clip(

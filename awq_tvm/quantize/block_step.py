@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from awq_tvm.quantize.architecture import Architecture
 from awq_tvm.quantize.awq import AwqOptions, BlockResult, quantize_block_awq, quantize_block_rtn
 from awq_tvm.quantize.group_quantize import Rounding
 from awq_tvm.quantize.hidden_states import FULL, HiddenStates, HiddenStatesWriter
+from awq_tvm.quantize.judge import comparable
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ def quantize_block(
 
     Raises:
         CheckpointError: an activation is NaN or infinite.
+        AssertionError: with `options.guard`, something is worse than by rounding to nearest after all.
         UnsupportedError: a norm or bias is too large for float16.
         ResourceError: the output cannot be written.
     """
@@ -92,9 +95,37 @@ def quantize_block(
     del statistics
     targets = outputs.finish()
     rounded = quantize_block_rtn(task.block, task.architecture, task.rounding, task.where)
-    result.loss_rtn = block_loss(task, rounded, task.inputs[FULL], targets)
-    result.loss = block_loss(task, result, task.inputs[FULL], targets)
+    rounded.groups = [
+        replace(group, exponent=0.0, clipped=False, loss=group.loss_rtn) for group in result.groups
+    ]
+    for candidate in (rounded, result):
+        candidate.loss = block_loss(task, candidate, task.inputs[FULL], targets)
+        candidate.loss_rtn = rounded.loss
+    if options.guard:
+        result = best_of([result, rounded])
+        require_never_worse(result, task.where)
     return result, targets
+
+
+def best_of(candidates: Sequence[BlockResult]) -> BlockResult:
+    """The candidate with the least loss of the block's output, the first of equals."""
+    return min(candidates, key=lambda one: math.inf if one.loss is None else one.loss)
+
+
+def require_never_worse(result: BlockResult, where: str) -> None:
+    """Assert that neither the block nor any group of its linears is worse than by rounding to nearest.
+
+    Args:
+        result: a block that was quantized with calibration.
+        where: name of the block for the message.
+
+    Raises:
+        AssertionError: one is worse: a mistake in this program, not in what it was given.
+    """
+    losses = [(group.name, group.loss, group.loss_rtn) for group in result.groups]
+    for name, loss, loss_rtn in [*losses, ("block", result.loss, result.loss_rtn)]:
+        if loss is None or loss_rtn is None or not loss <= loss_rtn:
+            raise AssertionError(f"{where}, {name}: loss {loss} is above {loss_rtn}, that of plain rounding")
 
 
 def block_loss(task: BlockTask, result: BlockResult, inputs: Samples, targets: Samples) -> float:
@@ -115,4 +146,4 @@ def block_loss(task: BlockTask, result: BlockResult, inputs: Samples, targets: S
         change = task.run(inputs[one], weights).sub_(targets[one])
         total += float(torch.linalg.vector_norm(change, dtype=torch.float64)) ** 2
         count += change.numel()
-    return total / count
+    return comparable(total / count)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -33,7 +34,7 @@ class MomentJudge:
         """See Judge."""
         change = weights[self._linear] - self._weight
         per_output = torch.linalg.vecdot(change @ self._moment, change)
-        return max(float(per_output.double().mean()), 0.0)
+        return comparable(max(float(per_output.double().mean()), 0.0))
 
 
 class ModuleJudge:
@@ -61,7 +62,12 @@ class ModuleJudge:
             change = self._run(weights, index).sub_(expected)
             total += float(torch.linalg.vector_norm(change, dtype=torch.float64)) ** 2
             count += change.numel()
-        return total / count
+        return comparable(total / count)
+
+
+def comparable(loss: float) -> float:
+    """A loss that can be compared: one that cannot be computed, because sums overflowed, is as bad as can be."""
+    return math.inf if math.isnan(loss) else loss
 
 
 def judge_of(block: torch.nn.Module, statistics: InputStatistics) -> Judge:
