@@ -21,6 +21,9 @@ def command(
     method: Annotated[str, typer.Option(help="awq, or rtn for rounding to nearest.")] = "awq",
     bits: Annotated[int, typer.Option(help="Bits of a weight.")] = 4,
     group_size: Annotated[str, typer.Option(help="Inputs that share a scale: auto or a number.")] = "auto",
+    symmetric: Annotated[
+        bool, typer.Option("--symmetric", help="No zero points: fixed in the middle.")
+    ] = False,
     calibration: Annotated[
         str, typer.Option(help="Text to calibrate on: default, self, topics, a FILE, or hf:NAME.")
     ] = "default",
@@ -41,6 +44,7 @@ def command(
             method=cast("Literal['awq', 'rtn']", method),
             bits=bits,
             group_size=groups,
+            symmetric=symmetric,
             calibration=calibration,
             samples=samples,
             sequence_length=sequence_length,

@@ -25,9 +25,10 @@ def model_card(name: str, model_type: str, report: QuantizeReport, options: AwqO
     Returns:
         Markdown.
     """
+    symmetry = "symmetric" if report.symmetric else "asymmetric"
     recipe = [
         f"- method: {report.method}",
-        f"- bits: {report.bits}, asymmetric, groups of {report.group_size} inputs, scales in float16",
+        f"- bits: {report.bits}, {symmetry}, groups of {report.group_size} inputs, scales in float16",
         "- quantized: the linears of the blocks; embedding, norms and head are float16",
     ]
     if report.calibration_sha256 is not None:

@@ -84,7 +84,7 @@ def _keep_better(
 
 def _error(groups: Tensor, low: Tensor, high: Tensor, moments: Tensor, rounding: Rounding) -> Tensor:
     """The error d' M d of every group: float32 [G, N, g] -> [G, N]."""
-    change = round_trip_groups(groups, low, high, rounding.levels).sub_(groups)
+    change = round_trip_groups(groups, low, high, rounding.levels, rounding.symmetric).sub_(groups)
     return torch.linalg.vecdot(torch.bmm(change, moments), change)
 
 

@@ -1,7 +1,8 @@
-"""Asymmetric integer quantization of groups: W[n, k] ~ (q[n, k] - z[n, g]) * s[n, g], g = k // group_size.
+"""Integer quantization of groups: W[n, k] ~ (q[n, k] - z[n, g]) * s[n, g], g = k // group_size.
 
-The range of a group always contains zero, so an exact zero stays exactly zero. Scales are rounded to float16
-*before* q is chosen, so the error that a search sees is the error on disk.
+Asymmetric groups have a zero point of their own; in symmetric ones it is 2 ** (bits - 1). The range of a group
+always contains zero, so an exact zero stays exactly zero. Scales are rounded to float16 *before* q is chosen,
+so the error that a search sees is the error on disk.
 """
 
 from __future__ import annotations
@@ -29,10 +30,12 @@ class Rounding:
     Attributes:
         bits: 2 to 8.
         group_size: inputs in a group, or PER_CHANNEL for all of a row.
+        symmetric: every zero point is 2 ** (bits - 1).
     """
 
     bits: int
     group_size: int
+    symmetric: bool = False
 
     def __post_init__(self) -> None:
         """Check both.
@@ -145,25 +148,36 @@ def group_range(groups: Tensor) -> tuple[Tensor, Tensor]:
     return low.clamp(max=0.0), high.clamp(min=0.0)
 
 
-def scales_and_zeros(low: Tensor, high: Tensor, levels: int) -> tuple[Tensor, Tensor]:
+def scales_and_zeros(
+    low: Tensor, high: Tensor, levels: int, symmetric: bool = False
+) -> tuple[Tensor, Tensor]:
     """The step and the zero point that span [low, high].
 
-    A group of zeros gets step 1; a step that float16 cannot hold is held at its largest or smallest positive
-    value, so that the result stays finite.
+    Asymmetric, the ends are levels. Symmetric, the step is the smallest by which nothing in the range is off
+    by more than half of it: below 8 bits that errs less on average than ends that are met. A group of zeros
+    gets step 1; a step that float16 cannot hold is held at its largest or smallest positive value, so that
+    the result stays finite.
 
     Args:
         low: float32 [...], <= 0.
         high: float32 [...], >= 0.
         levels: the largest q.
+        symmetric: zeros are all 2 ** (bits - 1), the upper of the two middle levels.
 
     Returns:
         float32 tensors of the same shape: scales (each a float16 value, finite, > 0), zeros (integers
         0..levels).
     """
     # Divided before they are subtracted: high - low of huge weights overflows float32.
-    step = high / levels - low / levels
+    step = (
+        torch.maximum(high / (levels / 2), -low / (levels / 2 + 1))
+        if symmetric
+        else high / levels - low / levels
+    )
     scales = step.clamp(_SMALLEST_HALF, _LARGEST_HALF).half().float()
     scales = torch.where(step > 0, scales, torch.ones_like(scales))
+    if symmetric:
+        return scales, torch.full_like(scales, (levels + 1) // 2)
     zeros = torch.round(-low / scales).clamp_(0, levels)
     return scales, zeros
 
@@ -184,9 +198,11 @@ def round_groups(groups: Tensor, scales: Tensor, zeros: Tensor, levels: int) -> 
     return q.add_(zeros.unsqueeze(-1)).clamp_(0, levels)
 
 
-def round_trip_groups(groups: Tensor, low: Tensor, high: Tensor, levels: int) -> Tensor:
+def round_trip_groups(
+    groups: Tensor, low: Tensor, high: Tensor, levels: int, symmetric: bool = False
+) -> Tensor:
     """What groups of weights become when quantized over the range [low, high], float32 [..., g]."""
-    scales, zeros = scales_and_zeros(low, high, levels)
+    scales, zeros = scales_and_zeros(low, high, levels, symmetric)
     q = round_groups(groups, scales, zeros, levels)
     return q.sub_(zeros.unsqueeze(-1)).mul_(scales.unsqueeze(-1))
 
@@ -195,7 +211,8 @@ def round_trip(weight: Tensor, rounding: Rounding) -> Tensor:
     """What a weight becomes by rounding to nearest, float32 [N, K] -> float32 [N, K]."""
     rows, width = weight.shape
     groups = weight.view(rows, -1, rounding.width(width))
-    return round_trip_groups(groups, *group_range(groups), rounding.levels).view(rows, width)
+    limits = group_range(groups)
+    return round_trip_groups(groups, *limits, rounding.levels, rounding.symmetric).view(rows, width)
 
 
 def quantize(weight: Tensor, rounding: Rounding, limits: tuple[Tensor, Tensor] | None = None) -> Quantized:
@@ -203,7 +220,7 @@ def quantize(weight: Tensor, rounding: Rounding, limits: tuple[Tensor, Tensor] |
 
     Args:
         weight: float32 [N, K].
-        rounding: bits and group size, which divides K.
+        rounding: bits, group size, which divides K, and symmetry.
         limits: the range of each group, low <= 0 and high >= 0, float32 [N, G]; the group's own where None.
 
     Returns:
@@ -212,7 +229,7 @@ def quantize(weight: Tensor, rounding: Rounding, limits: tuple[Tensor, Tensor] |
     rows, width = weight.shape
     groups = weight.view(rows, -1, rounding.width(width))
     low, high = limits if limits is not None else group_range(groups)
-    scales, zeros = scales_and_zeros(low, high, rounding.levels)
+    scales, zeros = scales_and_zeros(low, high, rounding.levels, rounding.symmetric)
     q = round_groups(groups, scales, zeros, rounding.levels)
     return Quantized(q.to(torch.uint8).view(rows, width), scales.half(), zeros.to(torch.uint8))
 

@@ -47,6 +47,7 @@ def quantize_checkpoint(
     method: Literal["awq", "rtn"] = "awq",
     bits: int = 4,
     group_size: str | int = "auto",
+    symmetric: bool = False,
     calibration: str = "default",
     samples: int = 16,
     sequence_length: int = 512,
@@ -63,8 +64,9 @@ def quantize_checkpoint(
         model: what `open_checkpoint` takes.
         out: the folder to make; it must not be there.
         method: "awq", or "rtn" for rounding to nearest, which needs no calibration.
-        bits: 2 to 8; 4 is written as AutoAWQ "gemm", others as compressed-tensors.
+        bits: 2 to 8; 4 is written as AutoAWQ "gemm", others and symmetric ones as compressed-tensors.
         group_size: "auto" for the largest of 128, 64, 32 that divides every linear's inputs, or one of them.
+        symmetric: no zero points: every one is 2 ** (bits - 1).
         calibration: "default", "self", "hf:NAME" or a text file.
         samples: of calibration text.
         sequence_length: tokens of each.
@@ -90,8 +92,8 @@ def quantize_checkpoint(
     checkpoint = open_checkpoint(model)
     architecture = architecture_of(checkpoint.config)
     linears = _linears(checkpoint)
-    rounding = Rounding(bits, choose_group_size(group_size, linears))
-    scheme = QuantizationScheme(bits=bits, group_size=rounding.group_size)
+    rounding = Rounding(bits, choose_group_size(group_size, linears), symmetric)
+    scheme = QuantizationScheme(bits=bits, group_size=rounding.group_size, zero_point=not symmetric)
     check_scheme_fits(checkpoint.config, scheme)
     quiet_transformers()
 
@@ -112,6 +114,7 @@ def quantize_checkpoint(
         "method": method,
         "bits": bits,
         "group_size": rounding.group_size,
+        "symmetric": symmetric,
         "calibration_sha256": text.sha256 if text else None,
         "options": asdict(options) if text else None,
     }
@@ -125,6 +128,7 @@ def quantize_checkpoint(
             method=method,
             bits=bits,
             group_size=rounding.group_size,
+            symmetric=symmetric,
             bytes_before=sum(info.stored_bytes for info in checkpoint.tensors.values()),
             bytes_after=0,
             seconds=time.monotonic() - started,
@@ -160,6 +164,7 @@ def _recipe(report: QuantizeReport, options: AwqOptions) -> bytes:
         "method": report.method,
         "bits": report.bits,
         "group_size": report.group_size,
+        "symmetric": report.symmetric,
         "calibration": report.calibration_source,
         "calibration_sha256": report.calibration_sha256,
         "options": asdict(options) if report.calibration_sha256 else None,

@@ -18,6 +18,7 @@ class QuantizeReport:
         method: "awq" or "rtn".
         bits: of a weight.
         group_size: inputs that share a scale.
+        symmetric: every zero point is 2 ** (bits - 1).
         bytes_before: of the model's weights as they were stored.
         bytes_after: of the weights that were written.
         seconds: the whole run took; with `resume`, since it was resumed.
@@ -33,6 +34,7 @@ class QuantizeReport:
     method: str
     bits: int
     group_size: int
+    symmetric: bool
     bytes_before: int
     bytes_after: int
     seconds: float

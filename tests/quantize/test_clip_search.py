@@ -48,6 +48,21 @@ def test_two_sided_is_never_worse_than_no_clip_and_better_in_all(problem):
     assert float(two_sided.sum()) < 0.9 * float(whole.sum())
 
 
+def test_symmetric_groups_are_clipped_for_symmetric_rounding(problem):
+    weight, _, moments = problem
+    rounding = Rounding(3, 32, symmetric=True)
+    groups = weight.view(12, 2, 32)
+
+    def error(limits):
+        change = quantize(weight, rounding, limits).dequantize().view(12, 2, 32) - groups
+        return torch.einsum("ngi,gij,ngj->ng", change, moments, change)
+
+    whole = error(group_range(groups))
+    found = error(search_two_sided(weight, moments, rounding))
+    assert bool((found <= whole * (1 + 1e-4)).all())
+    assert float(found.sum()) < 0.9 * float(whole.sum())
+
+
 def test_ends_move_by_themselves():
     """One outlier on the positive side alone: the negative end stays where it was."""
     weight = torch.linspace(-1, 1, 32).view(1, 32).clone()

@@ -17,7 +17,12 @@ from awq_tvm.quantize.group_quantize import (
     round_trip,
 )
 
-ALL_ROUNDINGS = [Rounding(bits, size) for bits in range(2, 9) for size in (32, 64, 128, PER_CHANNEL)]
+ALL_ROUNDINGS = [
+    Rounding(bits, size, symmetric)
+    for bits in range(2, 9)
+    for size in (32, 64, 128, PER_CHANNEL)
+    for symmetric in (False, True)
+]
 
 
 def _finite(quantized):
@@ -59,7 +64,7 @@ def test_round_trip_is_quantize_then_dequantize():
         )
 
 
-@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("rounding", [one for one in ALL_ROUNDINGS if one.group_size == 32], ids=str)
 @pytest.mark.parametrize(
     "group",
     [
@@ -78,11 +83,23 @@ def test_round_trip_is_quantize_then_dequantize():
     ],
     ids=str,
 )
-def test_odd_groups_stay_finite(bits, group):
+def test_odd_groups_stay_finite(rounding, group):
     weight = torch.tensor(group, dtype=torch.float32).view(1, 32)
-    quantized = quantize(weight, Rounding(bits, 32))
+    quantized = quantize(weight, rounding)
     assert _finite(quantized)
     assert bool(torch.isfinite(quantized.dequantize()).all())
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_symmetric_groups_err_by_half_a_step_in_the_middle_of_the_levels(bits):
+    weight = torch.randn(50, 64, generator=torch.Generator().manual_seed(4))
+    quantized = quantize(weight, Rounding(bits, 64, symmetric=True))
+    assert bool((quantized.zeros == 1 << (bits - 1)).all())
+    error = (quantized.dequantize() - weight).abs() / quantized.scales.float()
+    assert float(error.max()) <= 0.5 + (1 << bits) * 2.0**-11
+    # Both a row whose largest and one whose smallest weight decides are among the fifty.
+    assert float(quantized.q.min()) == 0
+    assert float(quantized.q.max()) == (1 << bits) - 1
 
 
 @pytest.mark.parametrize("value", [3.25, -0.7, 1000.0])
@@ -95,11 +112,12 @@ def test_constant_group_is_kept(value):
 @given(
     st.lists(st.floats(-(2.0**99), 2.0**99, width=32, allow_nan=False), min_size=31, max_size=31),
     st.integers(2, 8),
+    st.booleans(),
 )
 @settings(max_examples=200, deadline=None)
-def test_exact_zero_stays_zero(values, bits):
+def test_exact_zero_stays_zero(values, bits, symmetric):
     weight = torch.tensor([[0.0, *values]], dtype=torch.float32)
-    quantized = quantize(weight, Rounding(bits, 32))
+    quantized = quantize(weight, Rounding(bits, 32, symmetric))
     assert _finite(quantized)
     assert float(quantized.dequantize()[0, 0]) == 0.0
 

@@ -96,6 +96,19 @@ def test_rtn_is_rounding_of_each_weight(tmp_path):
     np.testing.assert_array_equal(written.read("model.norm.weight"), norm.astype(np.float16))
 
 
+def test_symmetric_models_store_no_zero_points(tmp_path):
+    save_tiny_model(tmp_path / "model")
+    report = _run(tmp_path, symmetric=True)
+    written = open_checkpoint(str(tmp_path / "q"))
+    assert written.scheme is not None
+    assert (written.scheme.bits, written.scheme.zero_point) == (4, False)
+    assert not [name for name in load_file(tmp_path / "q" / "model.safetensors") if "zero" in name]
+    for name in written.quantized:
+        assert (written.read_quantized(name).zeros == 8).all()
+    assert all(block.loss_after < block.loss_before for block in report.blocks)
+    assert "4, symmetric, groups of 64" in (tmp_path / "q" / "README.md").read_text()
+
+
 def test_tied_head_is_written_once(tmp_path):
     save_tiny_model(tmp_path / "model", tie_word_embeddings=True)
     _run(tmp_path)
