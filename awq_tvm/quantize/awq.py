@@ -21,6 +21,7 @@ from awq_tvm.quantize.clip_search import Limits, search_paper, search_two_sided
 from awq_tvm.quantize.folding import absorb_into_norm, head_sharing, mean_over_sharing_heads, rows_of_feeder
 from awq_tvm.quantize.group_quantize import Quantized, Rounding, quantize
 from awq_tvm.quantize.judge import Judge, judge_of
+from awq_tvm.quantize.rounding_plan import Roundings
 from awq_tvm.quantize.scale_search import search_scales
 
 
@@ -103,14 +104,14 @@ class BlockResult:
 
 
 def quantize_block_rtn(
-    block: torch.nn.Module, architecture: Architecture, rounding: Rounding, where: str
+    block: torch.nn.Module, architecture: Architecture, roundings: Roundings, where: str
 ) -> BlockResult:
     """Round a block to nearest.
 
     Args:
         block: filled, in full precision.
         architecture: names its linears.
-        rounding: bits and group size.
+        roundings: of its linears; those of a group have one group size.
         where: name of the block for messages.
 
     Returns:
@@ -121,7 +122,7 @@ def quantize_block_rtn(
     """
     result = BlockResult()
     for name in architecture.linears:
-        result.quantized[name] = quantize(block.get_submodule(name).weight, rounding)
+        result.quantized[name] = quantize(block.get_submodule(name).weight, roundings[name])
     _keep_dense(block, architecture, result, where)
     return result
 
@@ -130,7 +131,7 @@ def quantize_block_awq(
     block: torch.nn.Module,
     architecture: Architecture,
     statistics: Sequence[InputStatistics],
-    rounding: Rounding,
+    roundings: Roundings,
     options: AwqOptions,
     head_dim: int,
     where: str,
@@ -141,7 +142,7 @@ def quantize_block_awq(
         block: filled, in full precision; it is not changed.
         architecture: names its linears and what feeds them.
         statistics: of each group's input, in the order of architecture.groups.
-        rounding: bits and group size.
+        roundings: of its linears; those of a group have one group size.
         options: the steps to take.
         head_dim: channels of an attention head.
         where: name of the block for messages.
@@ -152,7 +153,7 @@ def quantize_block_awq(
     Raises:
         UnsupportedError: a norm or bias is too large for float16.
     """
-    search = _BlockSearch(block, rounding, options, head_dim)
+    search = _BlockSearch(block, roundings, options, head_dim)
     for measured in reversed(statistics):
         search.settle(measured)
     result = BlockResult()
@@ -189,9 +190,9 @@ class _BlockSearch:
     """
 
     def __init__(
-        self, block: torch.nn.Module, rounding: Rounding, options: AwqOptions, head_dim: int
+        self, block: torch.nn.Module, roundings: Roundings, options: AwqOptions, head_dim: int
     ) -> None:
-        self._block, self._rounding, self._options, self._head_dim = block, rounding, options, head_dim
+        self._block, self._roundings, self._options, self._head_dim = block, roundings, options, head_dim
         self._settled: list[InputStatistics] = []
         self.kept: dict[str, _Candidate] = {}
         self.row_scales: dict[str, Tensor] = {}
@@ -233,7 +234,7 @@ class _BlockSearch:
                 steps = 0
             elif sharing > 1:
                 magnitude = mean_over_sharing_heads(magnitude, sharing, self._head_dim)
-        choice = search_scales(weights, magnitude, judge, self._rounding, steps=steps)
+        choice = search_scales(weights, magnitude, judge, self._roundings, steps=steps)
 
         def attempt(scales: Tensor, exponent: float, clip: bool) -> _Candidate:
             return self._round(measured, judge, weights, choice.loss_plain, scales, exponent, clip)
@@ -245,7 +246,7 @@ class _BlockSearch:
             if self.row_scales.keys() & weights.keys():
                 others.append(attempt(ones, 0.0, False))
             else:
-                others.append(_plain(group.name, weights, self._rounding, ones, choice.loss_plain))
+                others.append(_plain(group.name, weights, self._roundings, ones, choice.loss_plain))
             best = min([best, *others], key=lambda one: one.report.loss)
         return best
 
@@ -270,8 +271,9 @@ class _BlockSearch:
             scaled, rows = weight * scales, self.row_scales.get(name)
             if rows is not None:
                 scaled.div_(rows.unsqueeze(1))
-            limits = _clip(name, scaled, scales, measured, self._rounding, self._options) if clip else None
-            quantized[name] = quantize(scaled, self._rounding, limits)
+            rounding = self._roundings[name]
+            limits = _clip(name, scaled, scales, measured, rounding, self._options) if clip else None
+            quantized[name] = quantize(scaled, rounding, limits)
             effective[name] = quantized[name].dequantize().div_(scales)
             if rows is not None:
                 effective[name].mul_(rows.unsqueeze(1))
@@ -280,10 +282,10 @@ class _BlockSearch:
 
 
 def _plain(
-    name: str, weights: Mapping[str, Tensor], rounding: Rounding, ones: Tensor, loss: float
+    name: str, weights: Mapping[str, Tensor], roundings: Roundings, ones: Tensor, loss: float
 ) -> _Candidate:
     """Rounding to nearest and nothing else, so that its loss is that of rounding to the last bit."""
-    quantized = {linear: quantize(weight, rounding) for linear, weight in weights.items()}
+    quantized = {linear: quantize(weight, roundings[linear]) for linear, weight in weights.items()}
     return _Candidate(ones, None, quantized, GroupReport(name, 0.0, False, loss, loss))
 
 

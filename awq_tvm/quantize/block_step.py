@@ -13,9 +13,9 @@ from torch import Tensor
 from awq_tvm.quantize.activations import Samples, run_and_measure
 from awq_tvm.quantize.architecture import Architecture
 from awq_tvm.quantize.awq import AwqOptions, BlockResult, quantize_block_awq, quantize_block_rtn
-from awq_tvm.quantize.group_quantize import Rounding
 from awq_tvm.quantize.hidden_states import FULL, HiddenStates, HiddenStatesWriter
 from awq_tvm.quantize.judge import comparable
+from awq_tvm.quantize.rounding_plan import Roundings
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class BlockTask:
         architecture: names its linears.
         arguments: what it is called with besides hidden states, for a batch of one.
         inputs: the streams that enter it, by name: FULL, and QUANTIZED if the run keeps that.
-        rounding: bits and group size.
+        roundings: of its linears; those of a group have one group size.
         head_dim: channels of an attention head.
         search_tokens: tokens on which modules and the block are run to judge them.
     """
@@ -38,7 +38,7 @@ class BlockTask:
     architecture: Architecture
     arguments: Mapping[str, Any]
     inputs: Mapping[str, HiddenStates]
-    rounding: Rounding
+    roundings: Roundings
     head_dim: int
     search_tokens: int
 
@@ -82,7 +82,9 @@ def quantize_block(
         task.arguments,
         outputs.append,
         group_widths={
-            group.name: task.rounding.width(task.block.get_submodule(group.linears[0]).in_features)
+            group.name: task.roundings[group.linears[0]].width(
+                task.block.get_submodule(group.linears[0]).in_features
+            )
             for group in task.architecture.groups
         },
         search_samples=task.search_samples,
@@ -90,11 +92,11 @@ def quantize_block(
         where=task.where,
     )
     result = quantize_block_awq(
-        task.block, task.architecture, statistics, task.rounding, options, task.head_dim, task.where
+        task.block, task.architecture, statistics, task.roundings, options, task.head_dim, task.where
     )
     del statistics
     targets = outputs.finish()
-    rounded = quantize_block_rtn(task.block, task.architecture, task.rounding, task.where)
+    rounded = quantize_block_rtn(task.block, task.architecture, task.roundings, task.where)
     rounded.groups = [
         replace(group, exponent=0.0, clipped=False, loss=group.loss_rtn) for group in result.groups
     ]

@@ -17,9 +17,9 @@ from awq_tvm.quantize.activations import catch_block_inputs
 from awq_tvm.quantize.architecture import Architecture, architecture_of
 from awq_tvm.quantize.awq import AwqOptions, BlockResult, GroupReport, quantize_block_rtn
 from awq_tvm.quantize.block_step import BlockTask, quantize_block
-from awq_tvm.quantize.group_quantize import Rounding
 from awq_tvm.quantize.hidden_states import FULL, QUANTIZED, HiddenStates
 from awq_tvm.quantize.journal import Journal
+from awq_tvm.quantize.rounding_plan import RoundingPlan
 from awq_tvm.quantize.torch_model import build_skeleton, empty, fill
 
 
@@ -55,7 +55,7 @@ class BlockStream:
         self,
         checkpoint: Checkpoint,
         journal: Journal,
-        rounding: Rounding,
+        plan: RoundingPlan,
         token_ids: npt.NDArray[np.int64] | None,
         *,
         streams: Sequence[str] = (FULL,),
@@ -65,12 +65,12 @@ class BlockStream:
         Args:
             checkpoint: the model.
             journal: where finished blocks and hidden states are, and go.
-            rounding: bits and group size.
+            plan: how each linear is rounded.
             token_ids: calibration samples, int64 [S, L]; None rounds to nearest.
             streams: the streams of hidden states to keep: FULL, and QUANTIZED where a step asks for it.
         """
         self.architecture: Architecture = architecture_of(checkpoint.config)
-        self._checkpoint, self._journal, self._rounding = checkpoint, journal, rounding
+        self._checkpoint, self._journal, self._plan = checkpoint, journal, plan
         self._token_ids, self._streams = token_ids, streams
         self._model = build_skeleton(checkpoint.config)
         self._blocks = self._model.get_submodule(self.architecture.blocks)
@@ -122,9 +122,10 @@ class BlockStream:
         where = f"{self.architecture.blocks}.{index}"
         block = self._blocks[index]
         fill(block, where, self._checkpoint)
+        roundings = self._plan.of_block(where, self.architecture.linears)
         leaving: dict[str, HiddenStates] = {}
         if self._token_ids is None:
-            result = quantize_block_rtn(block, self.architecture, self._rounding, where)
+            result = quantize_block_rtn(block, self.architecture, roundings, where)
         else:
             task = BlockTask(
                 block=block,
@@ -132,7 +133,7 @@ class BlockStream:
                 architecture=self.architecture,
                 arguments=self._arguments[index],
                 inputs=self._inputs,
-                rounding=self._rounding,
+                roundings=roundings,
                 head_dim=int(self._checkpoint.config["head_dim"]),
                 search_tokens=options.search_tokens,
             )
@@ -169,13 +170,14 @@ def _to_arrays(result: BlockResult) -> dict[str, npt.NDArray[Any]]:
 
 
 def from_arrays(
-    arrays: Mapping[str, npt.NDArray[Any]], rounding: Rounding
+    arrays: Mapping[str, npt.NDArray[Any]], where: str, plan: RoundingPlan
 ) -> tuple[dict[str, npt.NDArray[Any]], dict[str, QuantizedWeight]]:
     """Read a finished block back.
 
     Args:
         arrays: of the journal's file.
-        rounding: bits and group size.
+        where: name of the block.
+        plan: how each linear was rounded.
 
     Returns:
         Dense tensors and quantized linears, by path below the block.
@@ -187,6 +189,7 @@ def from_arrays(
     quantized = {}
     for name in linears:
         q, scales, zeros = (arrays[f"quantized.{name}.{part}"] for part in ("q", "scales", "zeros"))
+        rounding = plan.of(f"{where}.{name}")
         quantized[name] = QuantizedWeight(q, scales, zeros, rounding.bits, rounding.width(q.shape[1]))
     return dense, quantized
 

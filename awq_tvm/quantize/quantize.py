@@ -35,6 +35,7 @@ from awq_tvm.quantize.card import model_card
 from awq_tvm.quantize.group_quantize import PER_CHANNEL, Rounding, choose_group_size
 from awq_tvm.quantize.journal import Journal
 from awq_tvm.quantize.report import QuantizeReport
+from awq_tvm.quantize.rounding_plan import RoundingPlan
 from awq_tvm.quantize.torch_model import fast_matmul, quiet_transformers, read_weight
 
 METHODS = ("awq", "rtn")
@@ -93,6 +94,7 @@ def quantize_checkpoint(
     architecture = architecture_of(checkpoint.config)
     linears = _linears(checkpoint)
     rounding = Rounding(bits, choose_group_size(group_size, linears), symmetric)
+    plan = RoundingPlan(rounding)
     scheme = QuantizationScheme(bits=bits, group_size=rounding.group_size, zero_point=not symmetric)
     check_scheme_fits(checkpoint.config, scheme)
     quiet_transformers()
@@ -120,7 +122,7 @@ def quantize_checkpoint(
     }
     with Journal(out.with_name(f"{out.name}.journal"), settings, resume=resume) as journal:
         with torch.no_grad(), fast_matmul():
-            stream = BlockStream(checkpoint, journal, rounding, text.token_ids if text else None)
+            stream = BlockStream(checkpoint, journal, plan, text.token_ids if text else None)
             blocks = stream.run(options, progress)
         progress(ProgressEvent("write", 0, 1, str(out)))
         report = QuantizeReport(
@@ -143,8 +145,8 @@ def quantize_checkpoint(
             out,
             config=checkpoint.config,
             scheme=scheme,
-            dense=_dense(checkpoint, architecture, journal, rounding),
-            quantized=_quantized(architecture, journal, rounding),
+            dense=_dense(checkpoint, architecture, journal, plan),
+            quantized=_quantized(architecture, journal, plan),
             side_files={**checkpoint.side_files, "recipe.json": _recipe(report, options)},
             card=model_card(_name_of(checkpoint), checkpoint.config["model_type"], report, options),
         )
@@ -219,23 +221,25 @@ def _outside_blocks(checkpoint: Checkpoint, architecture: Architecture) -> list[
 
 
 def _dense(
-    checkpoint: Checkpoint, architecture: Architecture, journal: Journal, rounding: Rounding
+    checkpoint: Checkpoint, architecture: Architecture, journal: Journal, plan: RoundingPlan
 ) -> Iterator[tuple[str, npt.NDArray[Any]]]:
     """Everything that is written as float16, one tensor at a time."""
     for name in _outside_blocks(checkpoint, architecture):
         yield name, half(read_weight(checkpoint, name), name).numpy()
     for index in range(journal.finished):
-        dense, _ = from_arrays(journal.read_block(index), rounding)
-        yield from ((f"{architecture.blocks}.{index}.{name}", array) for name, array in dense.items())
+        where = f"{architecture.blocks}.{index}"
+        dense, _ = from_arrays(journal.read_block(index), where, plan)
+        yield from ((f"{where}.{name}", array) for name, array in dense.items())
 
 
 def _quantized(
-    architecture: Architecture, journal: Journal, rounding: Rounding
+    architecture: Architecture, journal: Journal, plan: RoundingPlan
 ) -> Iterator[tuple[str, QuantizedWeight]]:
     """The quantized linears, one block in memory at a time."""
     for index in range(journal.finished):
-        _, quantized = from_arrays(journal.read_block(index), rounding)
-        yield from ((f"{architecture.blocks}.{index}.{name}", weight) for name, weight in quantized.items())
+        where = f"{architecture.blocks}.{index}"
+        _, quantized = from_arrays(journal.read_block(index), where, plan)
+        yield from ((f"{where}.{name}", weight) for name, weight in quantized.items())
 
 
 def _peak_memory() -> int:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from awq_tvm.quantize.group_quantize import Rounding, round_trip
+from awq_tvm.quantize.group_quantize import round_trip
 from awq_tvm.quantize.judge import Judge
+from awq_tvm.quantize.rounding_plan import Roundings
 
 _SMALLEST_SCALE = 1e-4
 
@@ -50,7 +51,7 @@ def search_scales(
     weights: Mapping[str, Tensor],
     mean_absolute: Tensor,
     judge: Judge,
-    rounding: Rounding,
+    roundings: Roundings,
     *,
     steps: int,
 ) -> ScaleChoice:
@@ -60,19 +61,22 @@ def search_scales(
         weights: float32 [N, K] of the group's linears.
         mean_absolute: float32 [K] of their input.
         judge: measures the loss.
-        rounding: bits and group size.
+        roundings: of the linears.
         steps: steps of the grid; 0 tries the identity alone.
 
     Returns:
         The choice; its loss is never above loss_plain.
     """
-    losses = {0: judge.loss({name: round_trip(weight, rounding) for name, weight in weights.items()})}
+    losses = {0: judge.loss({name: round_trip(weight, roundings[name]) for name, weight in weights.items()})}
 
     def try_step(step: int) -> None:
         if 0 < step <= steps and step not in losses:
             scales = scales_for(mean_absolute, step / steps)
             losses[step] = judge.loss(
-                {name: round_trip(weight * scales, rounding).div_(scales) for name, weight in weights.items()}
+                {
+                    name: round_trip(weight * scales, roundings[name]).div_(scales)
+                    for name, weight in weights.items()
+                }
             )
 
     # The loss is smooth in the exponent: every other step first, then the neighbours of the best.

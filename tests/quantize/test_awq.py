@@ -60,7 +60,7 @@ def _quantize(model, statistics, options=AwqOptions(), rounding=ROUNDING):  # no
             model.model.layers[0],
             architecture_of(model.config.to_dict()),
             statistics,
-            rounding,
+            dict.fromkeys(architecture_of(model.config.to_dict()).linears, rounding),
             options,
             model.config.head_dim,
             "model.layers.0",
@@ -223,7 +223,9 @@ def test_grid_holds_both_ends():
 
     magnitude = torch.linspace(0.01, 3.0, 32)
     for exponent in (0.0, 0.05, 0.5, 0.95, 1.0):
-        choice = search_scales({"w": weight}, magnitude, Wants(magnitude, exponent), ROUNDING, steps=20)
+        choice = search_scales(
+            {"w": weight}, magnitude, Wants(magnitude, exponent), {"w": ROUNDING}, steps=20
+        )
         assert choice.loss <= choice.loss_plain
         if exponent in (0.0, 1.0):
             assert (choice.exponent, choice.loss) == (exponent, 0.0)
@@ -269,7 +271,9 @@ def test_rounding_to_nearest_leaves_the_rest_alone():
     block = model.model.layers[0]
     architecture = architecture_of(model.config.to_dict())
     with torch.no_grad():
-        result = quantize_block_rtn(block, architecture, ROUNDING, "model.layers.0")
+        result = quantize_block_rtn(
+            block, architecture, dict.fromkeys(architecture.linears, ROUNDING), "model.layers.0"
+        )
     assert set(result.quantized) == set(architecture.linears)
     assert set(result.dense) == {n for n, _ in block.named_parameters()} - {
         f"{n}.weight" for n in architecture.linears
@@ -317,3 +321,18 @@ def test_unknown_family():
         architecture_of({"model_type": "rwkv"})
     with pytest.raises(UnsupportedError):
         architecture_of({})
+
+
+def test_each_linear_is_rounded_its_own_way():
+    model = tiny_model("llama")
+    _, _, _, statistics = _measure(model)
+    architecture = architecture_of(model.config.to_dict())
+    roundings = dict.fromkeys(architecture.linears, Rounding(2, 32))
+    roundings |= {"self_attn.v_proj": Rounding(8, 32), "mlp.down_proj": Rounding(3, 32, symmetric=True)}
+    with torch.no_grad():
+        result = quantize_block_awq(
+            model.model.layers[0], architecture, statistics, roundings, AwqOptions(), 16, "model.layers.0"
+        )
+    for name, weight in result.quantized.items():
+        assert roundings[name].levels // 2 < int(weight.q.max()) <= roundings[name].levels, name
+    assert bool((result.quantized["mlp.down_proj"].zeros == 4).all())

@@ -11,6 +11,7 @@ from awq_tvm.quantize.block_stream import BlockStream
 from awq_tvm.quantize.group_quantize import Rounding
 from awq_tvm.quantize.hidden_states import FULL, QUANTIZED
 from awq_tvm.quantize.journal import Journal
+from awq_tvm.quantize.rounding_plan import RoundingPlan
 from awq_tvm.quantize.torch_model import build_model
 from tests.quantize.tiny_models import VOCABULARY, save_tiny_model
 
@@ -30,7 +31,7 @@ def _run(tmp_path, name, *, stop_after=None, resume=False):
         stream = BlockStream(
             open_checkpoint(str(tmp_path / "model")),
             journal,
-            Rounding(4, 64),
+            RoundingPlan(Rounding(4, 64)),
             TOKENS,
             streams=(FULL, QUANTIZED),
         )

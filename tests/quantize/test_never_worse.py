@@ -74,7 +74,7 @@ def _task(folder, family, hurt, shape, rounding) -> BlockTask:
         architecture=architecture,
         arguments=arguments[0],
         inputs={FULL: writer.finish()},
-        rounding=rounding,
+        roundings=dict.fromkeys(architecture.linears, rounding),
         head_dim=model.config.head_dim,
         search_tokens=32,
     )
@@ -94,7 +94,7 @@ def test_whatever_flows_through(tmp_path, hurt, shape):
             require_never_worse(result, task.where)
             assert all(torch.isfinite(tensor).all() for tensor in result.weights().values())
             # The losses that were asserted are those of what is written, measured afresh.
-            rounded = quantize_block_rtn(task.block, task.architecture, task.rounding, task.where)
+            rounded = quantize_block_rtn(task.block, task.architecture, task.roundings, task.where)
             assert result.loss == block_loss(task, result, task.inputs[FULL], targets)
             assert result.loss_rtn == block_loss(task, rounded, task.inputs[FULL], targets)
 
@@ -112,7 +112,7 @@ def test_a_block_that_the_search_ruined_is_rounded(tmp_path, monkeypatch, guard)
     with torch.no_grad():
         task = _task(tmp_path, "llama", lambda *_: None, (3, 24), Rounding(4, 32))
         result, _ = _step(task, tmp_path, replace(OPTIONS, guard=guard))
-        rounded = quantize_block_rtn(task.block, task.architecture, task.rounding, task.where)
+        rounded = quantize_block_rtn(task.block, task.architecture, task.roundings, task.where)
     assert result.loss is not None
     assert result.loss_rtn is not None
     if not guard:
