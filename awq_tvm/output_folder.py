@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,6 +15,7 @@ from awq_tvm.errors import ResourceError
 
 # Tells a partial folder of ours, which may be cleared, from one of the user that happens to have the name.
 _MARKER = ".being-written-by-awq_tvm"
+_LOCK_BYTES = 32
 # EFBIG: file systems that hold no file above 4 GiB, and limits set on the process.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -32,7 +34,7 @@ def check_output(out: Path, needed_bytes: int = 0) -> None:
     out = _absolute(out)
     with _system_errors_as_refusals(out):
         _refuse_existing(out)
-        _refuse_foreign_partial(_partial(out))
+        _refuse_foreign_partial(_partial(out), _killed_holder(out))
         parent = next(path for path in out.parents if os.path.lexists(path))
         if not parent.is_dir():
             raise _cannot_write(out, f"{parent} is not a directory")
@@ -61,10 +63,10 @@ def output_folder(out: Path, *, needed_bytes: int = 0) -> Iterator[Path]:
         check_output(out)
         partial = _partial(out)
         out.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(out):
+        with _lock(out) as killed:
             # Looked at once more: a writer may have finished, or been killed, before the lock became ours.
             _refuse_existing(out)
-            _clear_partial(partial)
+            _clear_partial(partial, killed)
             _refuse_small_disk(out.parent, needed_bytes)
             partial.mkdir()
             try:
@@ -88,16 +90,20 @@ def write_synced(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def _lock(out: Path) -> Iterator[None]:
-    """Hold `<out>.lock`; the system lets go of it if this process dies, however it dies."""
-    path = out.with_name(f"{out.name}.lock")
+def _lock(out: Path) -> Iterator[bool]:
+    """Hold `<out>.lock`; the system lets go of it if this process dies, however it dies.
+
+    Yields whether the process that held it before was killed: it would have removed the file.
+    """
+    path = _lock_path(out)
     descriptor = _open_locked(out, path)
     try:
         _refuse_foreign_lock(descriptor, path)
         try:
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-            yield
+            killed = bool(os.pread(descriptor, _LOCK_BYTES, 0))
+            # One write of one length: whenever this process dies, the file holds a process id.
+            os.pwrite(descriptor, f"{os.getpid():>{_LOCK_BYTES - 1}}\n".encode(), 0)
+            yield killed
         finally:
             with suppress(OSError):
                 path.unlink()
@@ -111,7 +117,7 @@ def _open_locked(out: Path, path: Path) -> int:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.pread(descriptor, 32, 0).strip()
+            holder = os.pread(descriptor, _LOCK_BYTES, 0).strip()
             os.close(descriptor)
             raise ResourceError(
                 "another process is writing the same output",
@@ -138,6 +144,10 @@ def is_same_file(descriptor: int, path: Path) -> bool:
 
 def _absolute(out: Path) -> Path:
     return Path(os.path.abspath(out))  # noqa: PTH100 - resolve() would follow a link that is refused here
+
+
+def _lock_path(out: Path) -> Path:
+    return out.with_name(f"{out.name}.lock")
 
 
 def _partial(out: Path) -> Path:
@@ -174,8 +184,20 @@ def _refuse_small_disk(folder: Path, needed_bytes: int) -> None:
         )
 
 
-def _refuse_foreign_partial(partial: Path) -> None:
-    if _lies_there(partial) and (partial.is_symlink() or not (partial / _MARKER).is_file()):
+def _killed_holder(out: Path) -> bool:
+    """Whether there is a lock file with the process id of its holder."""
+    path = _lock_path(out)
+    if not stat.S_ISREG(path.lstat().st_mode if _lies_there(path) else 0):
+        return False
+    with path.open("rb") as file:
+        return file.read(_LOCK_BYTES).strip().isdigit()
+
+
+def _refuse_foreign_partial(partial: Path, killed: bool) -> None:
+    """A partial folder is ours if it has the mark, or its writer was killed before making or after removing it."""
+    if not _lies_there(partial):
+        return
+    if partial.is_symlink() or not partial.is_dir() or not (killed or (partial / _MARKER).is_file()):
         raise ResourceError(
             "the folder needed while writing exists already",
             where=str(partial),
@@ -186,7 +208,7 @@ def _refuse_foreign_partial(partial: Path) -> None:
 
 def _refuse_foreign_lock(descriptor: int, path: Path) -> None:
     """A lock file of ours is empty or holds a process id; `uv.lock` beside an output `uv` does not."""
-    content = os.pread(descriptor, 32, 0)
+    content = os.pread(descriptor, _LOCK_BYTES, 0)
     if content and not content.strip().isdigit():
         raise ResourceError(
             "the lock file needed while writing exists already",
@@ -196,9 +218,9 @@ def _refuse_foreign_lock(descriptor: int, path: Path) -> None:
         )
 
 
-def _clear_partial(partial: Path) -> None:
+def _clear_partial(partial: Path, killed: bool) -> None:
     """Remove what a killed run left; its lock is ours now, so nobody is writing there."""
-    _refuse_foreign_partial(partial)
+    _refuse_foreign_partial(partial, killed)
     if _lies_there(partial):
         shutil.rmtree(partial)
 

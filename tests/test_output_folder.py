@@ -222,6 +222,18 @@ def test_what_a_killed_writer_left_is_cleared(tmp_path: Path, holder: subprocess
     assert names(tmp_path / "a") == ["x"]
 
 
+@pytest.mark.parametrize("content", [[], ["weights"]])
+def test_a_writer_killed_before_or_after_the_mark_is_cleared_away(tmp_path: Path, content: list[str]) -> None:
+    """The mark is made after the folder and removed before the rename; then the lock it left says whose it is."""
+    (tmp_path / "a.partial").mkdir()
+    for name in content:
+        (tmp_path / "a.partial" / name).write_text("x")
+    (tmp_path / "a.lock").write_text("123\n")
+    with output_folder(tmp_path / "a") as folder:
+        assert names(folder) == [".being-written-by-awq_tvm"]
+    assert names(tmp_path) == ["a"]
+
+
 def test_a_partial_of_the_user_is_not_cleared(tmp_path: Path) -> None:
     (tmp_path / "a.partial").mkdir()
     (tmp_path / "a.partial" / "precious").write_text("x")

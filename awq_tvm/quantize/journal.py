@@ -3,10 +3,11 @@
 A folder `<out>.journal` beside the output holds
 
     journal.json            the settings of the run, and name and SHA-256 of every file that counts
+    text.safetensors        the calibration text, so that a resumed run need not make it again
     block-00000.safetensors quantized linears and dense tensors of a finished block
     hidden-00001.full       a stream of hidden states that enters the next block
 
-journal.json is replaced by a rename and is the last thing written for a block; a file it does not name does
+journal.json is replaced by a rename and is the last thing written for a text or a block; a file it does not name does
 not count. So at whatever instant the process dies, the journal says what was whole before.
 """
 
@@ -17,7 +18,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -27,12 +29,12 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from awq_tvm.errors import CheckpointError, ResourceError, UsageError
+from awq_tvm.errors import AwqTvmError, CheckpointError, ResourceError, UsageError
 from awq_tvm.quantize.hidden_states import HiddenStates, HiddenStatesWriter
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
-_SCHEMA_VERSION = 2
+_SCHEMA_VERSION = 3
 _INDEX = "journal.json"
 
 
@@ -55,6 +57,7 @@ class Journal:
         """
         self.folder = folder
         self._settings = json.loads(json.dumps(settings))
+        self._text: dict[str, Any] | None = None
         self._blocks: list[dict[str, Any]] = []
         self._hidden: dict[str, dict[str, Any]] = {}
         try:
@@ -77,8 +80,11 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Free the folder. What is in it stays, unless no block was finished: then there is nothing to keep."""
-        if not self._blocks:
+        """Free the folder. What is in it stays, unless there is nothing to keep.
+
+        Before the first block is finished that is the text, and of use only where the run was stopped from outside.
+        """
+        if not self._blocks and (self._text is None or isinstance(error, AwqTvmError)):
             shutil.rmtree(self.folder, ignore_errors=True)
         self._lock.close()
 
@@ -91,6 +97,28 @@ class Journal:
         """What was noted beside a finished block."""
         found = self._blocks[block]["note"]
         return dict(found)
+
+    def record_text(self, arrays: Arrays, note: Mapping[str, Any]) -> None:
+        """Write the calibration text.
+
+        Args:
+            arrays: its tokens, and what belongs to each.
+            note: JSON values to keep with it.
+
+        Raises:
+            ResourceError: it cannot be written.
+        """
+        with self._writing():
+            self._text = {**self._write("text.safetensors", arrays), "note": dict(note)}
+            self._write_index()
+
+    def read_text(self) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]] | None:
+        """The calibration text and what was noted with it; None if there is none yet.
+
+        Raises:
+            CheckpointError: the file is not what was written.
+        """
+        return None if self._text is None else (self._read(self._text), dict(self._text["note"]))
 
     def begin_stream(self, name: str, block: int, shape: tuple[int, int, int]) -> HiddenStatesWriter:
         """Begin to write a stream of hidden states. It counts once it is handed to `record`.
@@ -119,7 +147,7 @@ class Journal:
             ResourceError: it cannot be written.
         """
         index = self.finished
-        try:
+        with self._writing():
             block = self._write(f"block-{index:05d}.safetensors", arrays)
             self._hidden = {
                 name: {
@@ -136,13 +164,6 @@ class Journal:
             for file in self.folder.glob("hidden-*"):
                 if file.name not in counting:
                     file.unlink()
-        except OSError as error:
-            raise ResourceError(
-                "The journal cannot be written",
-                where=str(self.folder),
-                why=error.strerror or str(error),
-                fix="make room and run again with --resume",
-            ) from None
 
     def read_block(self, block: int) -> dict[str, npt.NDArray[Any]]:
         """What a finished block became.
@@ -167,7 +188,8 @@ class Journal:
         return streams
 
     def remove(self) -> None:
-        """Delete the folder: the run has succeeded."""
+        """Delete the folder: the run has succeeded. The index goes first: without it nothing counts."""
+        (self.folder / _INDEX).unlink(missing_ok=True)
         shutil.rmtree(self.folder)
 
     def _take_hold(self) -> IO[str]:
@@ -203,8 +225,9 @@ class Journal:
         try:
             found = json.loads(index.read_text("utf-8"))
             version, settings = found["schema_version"], found["settings"]
-            blocks, hidden = list(found["blocks"]), dict(found["hidden"])
-            names = [(one["file"], one["sha256"]) for one in [*blocks, *hidden.values()]]
+            text, blocks, hidden = found["text"], list(found["blocks"]), dict(found["hidden"])
+            entries = [*([text] if text else []), *blocks, *hidden.values()]
+            names = [(one["file"], one["sha256"]) for one in entries]
         except (ValueError, KeyError, TypeError) as error:
             raise self._damaged(_INDEX, f"{type(error).__name__}: {error}") from None
         if version != _SCHEMA_VERSION:
@@ -215,7 +238,7 @@ class Journal:
         for name, _ in names:
             if not isinstance(name, str) or Path(name).name != name:
                 raise self._damaged(_INDEX, f"it names {name!r}, which is not a file of the journal")
-        self._blocks, self._hidden = blocks, hidden
+        self._text, self._blocks, self._hidden = text, blocks, hidden
         for block in blocks:
             self._read(block)
 
@@ -235,10 +258,23 @@ class Journal:
                 fix=f"resume with the settings it had, or delete {self.folder} to begin again",
             )
 
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise ResourceError(
+                "The journal cannot be written",
+                where=str(self.folder),
+                why=error.strerror or str(error),
+                fix="make room and run again with --resume",
+            ) from None
+
     def _write_index(self) -> None:
         content = {
             "schema_version": _SCHEMA_VERSION,
             "settings": self._settings,
+            "text": self._text,
             "blocks": self._blocks,
             "hidden": self._hidden,
         }

@@ -7,11 +7,12 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import numpy.typing as npt
 import torch
 
@@ -99,28 +100,22 @@ def quantize_checkpoint(
     check_scheme_fits(checkpoint.config, scheme)
     quiet_transformers()
 
-    text: Calibration | None = None
-    if method == "awq":
-        progress(ProgressEvent("calibrate", 0, 1, calibration))
-        text = calibrate(
-            checkpoint,
-            calibration,
-            samples=samples,
-            sequence_length=sequence_length,
-            seed=seed,
-            progress=progress,
-        )
-        progress(ProgressEvent("calibrate", 1, 1, f"{text.token_ids.size} tokens from {text.source}"))
+    wanted = {
+        "calibration": calibration,
+        "samples": samples,
+        "sequence_length": sequence_length,
+        "seed": seed,
+    }
     settings = {
         "model": _identity(checkpoint),
         "method": method,
         "bits": bits,
         "group_size": rounding.group_size,
         "symmetric": symmetric,
-        "calibration_sha256": text.sha256 if text else None,
-        "options": asdict(options) if text else None,
+        **(_identity_of_search(wanted, options) if method == "awq" else {}),
     }
     with Journal(out.with_name(f"{out.name}.journal"), settings, resume=resume) as journal:
+        text = _calibration_text(journal, checkpoint, wanted, progress) if method == "awq" else None
         with torch.no_grad(), fast_matmul():
             stream = BlockStream(checkpoint, journal, plan, text.token_ids if text else None)
             blocks = stream.run(options, progress)
@@ -213,6 +208,41 @@ def _identity(checkpoint: Checkpoint) -> dict[str, Any]:
         "config": hashlib.sha256(json.dumps(checkpoint.config, sort_keys=True).encode()).hexdigest(),
         "files": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files],
     }
+
+
+def _identity_of_search(wanted: Mapping[str, Any], options: AwqOptions) -> dict[str, Any]:
+    """What decides how a search ends, beside the model.
+
+    PyTorch does not promise the same bits with another number of threads or on another processor.
+    """
+    file = Path(wanted["calibration"])
+    return {
+        **wanted,
+        "calibration_file": [file.stat().st_size, file.stat().st_mtime_ns] if file.is_file() else None,
+        "options": asdict(options),
+        "torch": torch.__version__,
+        "processor": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _calibration_text(
+    journal: Journal, checkpoint: Checkpoint, wanted: Mapping[str, Any], progress: ProgressCallback
+) -> Calibration:
+    """The calibration text: the journal's if an earlier run made it, else made now and kept there."""
+    kept = journal.read_text()
+    values: dict[str, Any]
+    if kept is not None:
+        values = {**kept[0], **kept[1]}
+        text = Calibration(**{**values, "warnings": tuple(values["warnings"])})
+    else:
+        progress(ProgressEvent("calibrate", 0, 1, wanted["calibration"]))
+        text = calibrate(checkpoint, **wanted, progress=progress)
+        values = {field.name: getattr(text, field.name) for field in fields(text)}
+        arrays = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
+        journal.record_text(arrays, {name: value for name, value in values.items() if name not in arrays})
+    progress(ProgressEvent("calibrate", 1, 1, f"{text.token_ids.size} tokens from {text.source}"))
+    return text
 
 
 def _outside_blocks(checkpoint: Checkpoint, architecture: Architecture) -> list[str]:

@@ -42,6 +42,37 @@ def test_gives_back_what_it_was_given(written):
     assert sorted(path.name for path in written.glob("hidden*")) == ["hidden-00003.full"]
 
 
+def test_keeps_the_text(tmp_path):
+    with Journal(tmp_path / "j", SETTINGS, resume=False) as journal:
+        assert journal.read_text() is None
+        journal.record_text({"token_ids": np.arange(6)}, {"source": "a text", "warnings": ["short"]})
+    with Journal(tmp_path / "j", SETTINGS, resume=True) as journal:
+        arrays, note = journal.read_text()
+        np.testing.assert_array_equal(arrays["token_ids"], np.arange(6))
+        assert note == {"source": "a text", "warnings": ["short"]}
+        assert journal.finished == 0
+    (tmp_path / "j" / "text.safetensors").write_bytes(b"")
+    with (
+        Journal(tmp_path / "j", SETTINGS, resume=True) as journal,
+        pytest.raises(CheckpointError, match="SHA-256"),
+    ):
+        journal.read_text()
+
+
+@pytest.mark.parametrize(("error", "kept"), [(KeyboardInterrupt, True), (CheckpointError, False)])
+def test_text_alone_stays_only_where_it_is_of_use(tmp_path, error, kept):
+    """A run that was stopped goes on with it; one that met a mistake will be started with something changed."""
+
+    def run():
+        with Journal(tmp_path / "j", SETTINGS, resume=False) as journal:
+            journal.record_text({"token_ids": np.arange(6)}, {})
+            raise error("no")
+
+    with pytest.raises(error):
+        run()
+    assert (tmp_path / "j").exists() == kept
+
+
 def test_files_it_does_not_name_do_not_count(written):
     """What a process killed between two writes leaves behind."""
     (written / "block-00002.safetensors").write_bytes(b"half")
@@ -106,6 +137,8 @@ def test_missing_block(written):
         ({"hidden": {"full": {"file": "../elsewhere", "sha256": ""}}}, "not a file of the journal"),
         ({"blocks": [{"file": 3, "sha256": ""}]}, "not a file of the journal"),
         ({"blocks": 7}, "damaged"),
+        ({"text": {"file": "a/b", "sha256": ""}}, "not a file of the journal"),
+        ({"text": 1}, "damaged"),
     ],
 )
 def test_index_that_lies(written, change, message):

@@ -302,10 +302,37 @@ def test_resume_with_other_settings_is_refused(tmp_path):
         _run(tmp_path, progress=stop)
     with pytest.raises(UsageError, match="bits: then 4, now 3"):
         _run(tmp_path, bits=3, resume=True)
+    with pytest.raises(UsageError, match="seed: then 0, now 1"):
+        _run(tmp_path, seed=1, resume=True)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads + 1)
+        with pytest.raises(UsageError, match=f"threads: then {threads}"):
+            _run(tmp_path, resume=True)
+    finally:
+        torch.set_num_threads(threads)
     time.sleep(0.01)
     save_tiny_model(tmp_path / "model")
     with pytest.raises(UsageError, match="model: then"):
         _run(tmp_path, resume=True)
+
+
+def test_the_text_is_not_made_twice(tmp_path, monkeypatch):
+    """Neither the model's own, which takes minutes, nor one that was changed or lost meanwhile."""
+    save_tiny_model(tmp_path / "model")
+    _run(tmp_path, calibration="self")
+    expected = _hashes(tmp_path / "q")
+    (tmp_path / "q").rename(tmp_path / "whole")
+
+    def stop(event: ProgressEvent) -> None:
+        if event.stage == "calibrate" and event.done == event.total and "from" in event.message:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _run(tmp_path, calibration="self", progress=stop)
+    monkeypatch.setattr("awq_tvm.quantize.calibration.sample_from_model", None)
+    _run(tmp_path, calibration="self", resume=True)
+    assert _hashes(tmp_path / "q") == expected
 
 
 def test_files_are_laid_out_as_autoawq_does(tmp_path):
