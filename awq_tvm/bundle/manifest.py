@@ -69,7 +69,9 @@ class RecipeInfo(_Closed):
 
     method: Name
     bits: int = Field(ge=1, le=32)
-    group_size: int = Field(ge=0, le=1 << 20, description="0 where weights are not quantized in groups")
+    group_size: int = Field(
+        ge=0, le=1 << 20, description="of most weights; 0 where they are not quantized in groups"
+    )
     activations: Literal["float", "int8"]
     extra: dict[Name, Text] = Field(default_factory=dict, max_length=256)
 

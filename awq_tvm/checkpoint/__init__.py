@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from awq_tvm.checkpoint.base import Checkpoint, QuantizationScheme, QuantizedWeight, TensorInfo
+from awq_tvm.checkpoint.base import PER_CHANNEL, Checkpoint, QuantizationScheme, QuantizedWeight, TensorInfo
 from awq_tvm.checkpoint.export import export_checkpoint
 from awq_tvm.checkpoint.gguf_write import write_gguf
 from awq_tvm.checkpoint.open import open_checkpoint
@@ -10,6 +10,7 @@ from awq_tvm.checkpoint.scheme_fit import check_scheme_fits, linears_to_quantize
 from awq_tvm.checkpoint.write import write_quantized_checkpoint
 
 __all__ = [
+    "PER_CHANNEL",
     "Checkpoint",
     "QuantizationScheme",
     "QuantizedWeight",

@@ -13,9 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from awq_tvm.checkpoint.finite import first_nonfinite
+from awq_tvm.checkpoint.module_targets import matching_target
 from awq_tvm.errors import AwqTvmError, CheckpointError, UsageError
 
 BIT_WIDTHS = (2, 3, 4, 5, 6, 7, 8)
+PER_CHANNEL = -1
+"""The group size of weights with one scale and zero point for a whole row."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +40,14 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class QuantizationScheme:
-    """How the linears of a checkpoint are quantized.
+    """How the linears of a checkpoint are quantized, or one of them.
 
     Attributes:
         bits: width of a quantized value, 2 to 8.
-        group_size: input channels that share one scale and zero point.
+        group_size: input channels that share one scale and zero point, or PER_CHANNEL.
         zero_point: True for asymmetric groups; False means every zero point is 2 ** (bits - 1).
         modules_to_not_convert: names of linears kept dense.
+        exceptions: modules that are quantized otherwise, by a target as in `module_targets`.
 
     Raises:
         UsageError: if bits or group_size is out of range.
@@ -53,10 +57,21 @@ class QuantizationScheme:
     group_size: int
     zero_point: bool = True
     modules_to_not_convert: tuple[str, ...] = ()
+    exceptions: Mapping[str, QuantizationScheme] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if problem := scheme_problem(self.bits, self.group_size):
+        size = 1 if self.group_size == PER_CHANNEL else self.group_size
+        if problem := scheme_problem(self.bits, size):
             raise UsageError("the quantization scheme is not possible", why=problem)
+
+    def of(self, name: str) -> QuantizationScheme:
+        """Return the scheme of one module, by full name."""
+        target = matching_target(name, self.exceptions)
+        return self if target is None else self.exceptions[target]
+
+    def width(self, in_features: int) -> int:
+        """Return how many inputs of a row share a scale."""
+        return in_features if self.group_size == PER_CHANNEL else self.group_size
 
 
 def scheme_problem(bits: object, group_size: object) -> str | None:

@@ -1,4 +1,4 @@
-"""compressed-tensors "pack-quantized", for group-wise integer weights of 2 to 8 bits.
+"""compressed-tensors "pack-quantized", for integer weights of 2 to 8 bits, in groups or by channel.
 
 weight_packed int32 [N, ceil(K * bits / 32)] is one little-endian bit stream a row: value k at bits k * bits
 and up, no bit unused (compressed-tensors 0.20; releases before it left bits unused for 3, 5, 6 and 7 bits,
@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from awq_tvm.checkpoint.base import QuantizationScheme, QuantizedWeight, TensorInfo
-from awq_tvm.checkpoint.packed_format import FLOATS, checked_scheme, exact_float16, shapes_of
+from awq_tvm.checkpoint.base import PER_CHANNEL, QuantizationScheme, QuantizedWeight, TensorInfo
+from awq_tvm.checkpoint.compressed_tensors_config import describe, parse_scheme
+from awq_tvm.checkpoint.packed_format import FLOATS, exact_float16, shapes_of
 from awq_tvm.errors import CheckpointError, UnsupportedError
 
 
@@ -72,76 +73,13 @@ class PackQuantized:
 
         Raises:
             CheckpointError: if a value is of the wrong type or out of range.
-            UnsupportedError: for other formats of the library, or more than one scheme in a model.
+            UnsupportedError: for other formats of the library.
         """
-        groups = config.get("config_groups")
-        if (
-            not isinstance(groups, dict)
-            or not all(isinstance(group, dict) for group in groups.values())
-            or not groups
-        ):
-            raise CheckpointError(
-                "quantization_config has no config_groups", where=where, why=f"found {groups!r:.80}"
-            )
-        schemes = list(groups.values())
-        weights = schemes[0].get("weights")
-        if not isinstance(weights, dict):
-            raise CheckpointError(
-                "quantization_config says nothing about weights", where=where, why=f"{weights!r:.80}"
-            )
-        wanted = {"type": "int", "strategy": "group", "dynamic": False}
-        refused = [
-            f"weights.{key} is {weights.get(key)!r}"
-            for key, value in wanted.items()
-            if weights.get(key, value) != value
-        ]
-        refused += [
-            f"{key} is not null" for key in ("input_activations", "output_activations") if schemes[0].get(key)
-        ]
-        if config.get("format", "pack-quantized") != "pack-quantized":
-            refused.append(f"format is {config['format']!r}")
-        if weights.get("actorder") not in (None, False, "static", "weight"):
-            refused.append(f"weights.actorder is {weights['actorder']!r}")
-        if any(scheme.get("weights") != weights for scheme in schemes):
-            refused.append(f"{len(schemes)} config_groups with different weights")
-        if refused:
-            raise UnsupportedError(
-                "a variant of compressed-tensors that is not read",
-                where=where,
-                why="; ".join(refused) + "; needed: pack-quantized int weights in groups, one scheme for all",
-                fix="quantize the original model with this tool",
-            )
-        symmetric = weights.get("symmetric", True)
-        zero_point = not symmetric if isinstance(symmetric, bool) else symmetric
-        return checked_scheme(
-            weights.get("num_bits"), weights.get("group_size"), zero_point, config.get("ignore") or [], where
-        )
+        return parse_scheme(config, where)
 
     def describe(self, scheme: QuantizationScheme) -> dict[str, Any]:
         """Return quantization_config as compressed-tensors writes it."""
-        weights = {
-            "num_bits": scheme.bits,
-            "type": "int",
-            "symmetric": not scheme.zero_point,
-            "strategy": "group",
-            "group_size": scheme.group_size,
-            "dynamic": False,
-            "actorder": None,
-        }
-        group = {
-            "targets": ["Linear"],
-            "weights": weights,
-            "input_activations": None,
-            "output_activations": None,
-        }
-        return {
-            "quant_method": "compressed-tensors",
-            "format": "pack-quantized",
-            "quantization_status": "compressed",
-            "config_groups": {"group_0": {**group, "format": "pack-quantized"}},
-            "ignore": list(scheme.modules_to_not_convert),
-            "kv_cache_scheme": None,
-        }
+        return describe(scheme)
 
     def refuses(self, scheme: QuantizationScheme) -> str | None:
         """Return None: every scheme can be stored."""
@@ -169,8 +107,10 @@ class PackQuantized:
             if info.dtype not in dtypes[suffix] or len(info.shape) != (1 if suffix == "weight_shape" else 2):
                 raise CheckpointError("a packed tensor has the wrong dtype or rank", why=shapes_of(infos))
         outputs, groups = scale.shape
-        features = groups * scheme.group_size
         bits = scheme.bits
+        # By channel the words alone tell the width; `scheme_fit` sees to it that rows fill whole words.
+        by_channel = scheme.group_size == PER_CHANNEL
+        features = packed.shape[1] * 32 // bits if by_channel else groups * scheme.group_size
         older = -(-features // (32 // bits))
         if packed.shape == (outputs, older) and older != packed_width(features, bits):
             raise UnsupportedError(
@@ -180,6 +120,7 @@ class PackQuantized:
             )
         zeros = (packed_width(outputs, bits), groups)
         fits = packed.shape == (outputs, packed_width(features, bits)) and infos["weight_shape"].shape == (2,)
+        fits = fits and (groups == 1 or not by_channel)
         if scheme.zero_point:
             fits = fits and infos["weight_zero_point"].shape == zeros
         if not fits:
@@ -218,7 +159,9 @@ class PackQuantized:
         """
         scales = np.ascontiguousarray(exact_float16(arrays["weight_scale"], "weight_scale"))
         outputs, groups = scales.shape
-        shape = (outputs, groups * scheme.group_size)
+        words = arrays["weight_packed"].shape[1]
+        by_channel = scheme.group_size == PER_CHANNEL
+        shape = (outputs, words * 32 // scheme.bits if by_channel else groups * scheme.group_size)
         if tuple(arrays["weight_shape"].tolist()) != shape:
             raise CheckpointError(
                 "weight_shape contradicts the other tensors",
@@ -233,5 +176,5 @@ class PackQuantized:
             scales=scales,
             zeros=np.ascontiguousarray(zeros),
             bits=scheme.bits,
-            group_size=scheme.group_size,
+            group_size=scheme.width(shape[1]),
         )

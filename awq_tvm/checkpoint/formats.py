@@ -47,13 +47,13 @@ def format_of(section: Mapping[str, Any], where: str) -> PackedFormat:
 
 
 def format_to_write(name: str, scheme: QuantizationScheme) -> WritableFormat:
-    """Return the format with that name; "auto" is "awq" for 4 bits with zero points, else compressed-tensors.
+    """Return the format with that name; "auto" is "awq" where it stores the scheme, else compressed-tensors.
 
     Raises:
         UsageError: if there is none of that name, or it does not store such a scheme.
     """
     if name == AUTO:
-        name = "awq" if scheme.bits == 4 and scheme.zero_point else "compressed-tensors"
+        name = "compressed-tensors" if WRITABLE["awq"].refuses(scheme) else "awq"
     if name not in WRITABLE:
         raise UsageError(f"no format {name!r:.80} is written", why=f"known: {', '.join((AUTO, *WRITABLE))}")
     packed = WRITABLE[name]
@@ -61,6 +61,6 @@ def format_to_write(name: str, scheme: QuantizationScheme) -> WritableFormat:
         raise UsageError(
             f"the format {name!r} cannot store this scheme",
             why=problem,
-            fix="choose compressed-tensors, which stores 2 to 8 bits with and without zero points",
+            fix="choose compressed-tensors, which stores them all",
         )
     return packed

@@ -47,8 +47,8 @@ def open_folder(folder: Path, source: str) -> Checkpoint:
         linears = _take_linears(packed, scheme, tensors, str(folder))
         packed_shapes = {}
         for name, infos in linears.items():
-            packed_shapes[name] = _check_linear(packed, infos, scheme, f"{folder}, linear {name}")
-        _take_orders(tensors, weights, packed_shapes, scheme.group_size)
+            packed_shapes[name] = _check_linear(packed, infos, scheme.of(name), f"{folder}, linear {name}")
+        _take_orders(tensors, weights, packed_shapes, scheme)
         _drop_zero_biases(config, tensors, weights, linears)
         shapes = {name: info.shape for name, info in tensors.items()}
         shapes |= {f"{name}.weight": shape for name, shape in packed_shapes.items()}
@@ -75,7 +75,7 @@ def _linear_loader(
     linears: Mapping[str, Iterable[str]],
 ) -> Callable[[str], QuantizedWeight]:
     return lambda name: packed.unpack(
-        {suffix: weights.read(f"{name}.{suffix}") for suffix in linears[name]}, scheme
+        {suffix: weights.read(f"{name}.{suffix}") for suffix in linears[name]}, scheme.of(name)
     )
 
 
@@ -119,12 +119,13 @@ def _take_linears(
     marker = f".{packed.marker}"
     linears = {}
     for name in [name.removesuffix(marker) for name in tensors if name.endswith(marker)]:
-        absent = [suffix for suffix in packed.suffixes(scheme) if f"{name}.{suffix}" not in tensors]
+        suffixes = packed.suffixes(scheme.of(name))
+        absent = [suffix for suffix in suffixes if f"{name}.{suffix}" not in tensors]
         if absent:
             raise CheckpointError(
                 "a quantized linear is incomplete", where=f"{where}, linear {name}", why=f"no {absent}"
             )
-        linears[name] = {suffix: tensors.pop(f"{name}.{suffix}") for suffix in packed.suffixes(scheme)}
+        linears[name] = {suffix: tensors.pop(f"{name}.{suffix}") for suffix in suffixes}
     if not linears:
         raise CheckpointError(
             "config.json says quantized, but no linear is", where=where, why=f"no tensor is named *{marker}"
@@ -136,7 +137,7 @@ def _take_orders(
     tensors: dict[str, TensorInfo],
     weights: WeightFolder,
     shapes: Mapping[str, tuple[int, int]],
-    group_size: int,
+    scheme: QuantizationScheme,
 ) -> None:
     """Drop the g_idx of every linear, after a check that it says nothing new."""
     for name, (_, features) in shapes.items():
@@ -145,7 +146,7 @@ def _take_orders(
             if key in weights.tensors:
                 tensors.pop(key, None)
                 where = f"{weights.folder}, linear {name}"
-                check_group_order(weights.read(key), features, group_size, where)
+                check_group_order(weights.read(key), features, scheme.of(name).width(features), where)
 
 
 def _drop_zero_biases(

@@ -7,7 +7,13 @@ from typing import Any, Protocol, cast
 
 from numpy.typing import NDArray
 
-from awq_tvm.checkpoint.base import QuantizationScheme, QuantizedWeight, TensorInfo, scheme_problem
+from awq_tvm.checkpoint.base import (
+    PER_CHANNEL,
+    QuantizationScheme,
+    QuantizedWeight,
+    TensorInfo,
+    scheme_problem,
+)
 from awq_tvm.errors import CheckpointError, UnsupportedError
 
 FLOATS = ("float16", "bfloat16", "float32")  # what scales are stored as
@@ -96,6 +102,8 @@ def refuses_as_awq(scheme: QuantizationScheme) -> str | None:
     """Say why AutoAWQ's layouts cannot store a scheme, or None."""
     if scheme.bits != 4:
         return f"bits is {scheme.bits}; AutoAWQ's layouts are for 4 bits"
+    if scheme.exceptions or scheme.group_size == PER_CHANNEL:
+        return "AutoAWQ's layouts have one group size and one bit width for the linears, and nothing else"
     return None if scheme.zero_point else "AutoAWQ's layouts always have zero points"
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from awq_tvm.checkpoint.base import QuantizationScheme
+from awq_tvm.checkpoint.base import PER_CHANNEL, QuantizationScheme
 from awq_tvm.checkpoint.expected_tensors import expected_tensors
 from awq_tvm.checkpoint.formats import AUTO, format_to_write
 from awq_tvm.errors import UsageError
@@ -36,19 +36,19 @@ def check_scheme_fits(config: Mapping[str, Any], scheme: QuantizationScheme, for
 
     Args:
         config: as `Checkpoint.config`.
-        scheme: what every linear inside the layers would have.
+        scheme: what every linear inside the layers would have, and what its exceptions name.
         format: how it would be stored, as for `write_quantized_checkpoint`.
 
     Raises:
         UsageError: listing the linears and the group sizes that would work; if the format cannot store it.
     """
     packed = format_to_write(format, scheme)
-    linears = linears_to_quantize(config, scheme.modules_to_not_convert)
+    linears = _to_quantize(config, scheme)
     divisor = math.gcd(*(features for _, features in linears.values()))
     bad = [
         f"{name} has in_features {features}"
         for name, (_, features) in linears.items()
-        if features % scheme.group_size
+        if features % scheme.of(name).width(features)
     ]
     if bad:
         legal = [size for size in (16, 32, 64, 128, 256) if divisor % size == 0] or [divisor]
@@ -60,6 +60,11 @@ def check_scheme_fits(config: Mapping[str, Any], scheme: QuantizationScheme, for
         )
     problems = ((name, packed.misfit(*shape)) for name, shape in linears.items())
     bad = [f"{name}: {problem}" for name, problem in problems if problem]
+    bad += [
+        f"{name}: rows of {features} values of {one.bits} bits do not fill whole words of 32"
+        for name, (_, features) in linears.items()
+        if (one := scheme.of(name)).group_size == PER_CHANNEL and features * one.bits % 32
+    ]
     if bad:
         raise UsageError(
             f"the format {packed.name!r} cannot store every linear",
@@ -71,15 +76,27 @@ def check_scheme_fits(config: Mapping[str, Any], scheme: QuantizationScheme, for
 
 def least_bytes(config: Mapping[str, Any], scheme: QuantizationScheme) -> int:
     """Return a lower bound of the bytes on disk when quantized; 0 for a model_type without a table."""
-    linears = linears_to_quantize(config, scheme.modules_to_not_convert)
-    per_group = scheme.bits * scheme.group_size // 8 + 2
-    total = sum(outputs * features // scheme.group_size * per_group for outputs, features in linears.values())
+    linears = _to_quantize(config, scheme)
+    total = sum(
+        outputs * (features * scheme.of(name).bits // 8 + features // scheme.of(name).width(features) * 2)
+        for name, (outputs, features) in linears.items()
+    )
     dense = (
         math.prod(shape)
         for name, shape in _matrices(config).items()
         if name.removesuffix(".weight") not in linears
     )
     return total + 2 * sum(dense)
+
+
+def _to_quantize(config: Mapping[str, Any], scheme: QuantizationScheme) -> dict[str, tuple[int, int]]:
+    """The linears inside the layers, and the embedding and the head where exceptions name them."""
+    named = {
+        name: (shape[0], shape[1])
+        for name, shape in ((key.removesuffix(".weight"), value) for key, value in _matrices(config).items())
+        if name in scheme.exceptions
+    }
+    return {**linears_to_quantize(config, scheme.modules_to_not_convert), **named}
 
 
 def _matrices(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -47,8 +47,8 @@ def write_quantized_checkpoint(
     Args:
         out: the folder to make; must not exist.
         config: as `Checkpoint.config`; its quantization_config and dtype are replaced.
-        scheme: what every quantized weight has. As modules_to_not_convert the linears of `dense` are
-            written, by full name, and lm_head.
+        scheme: what the quantized weights have; its exceptions name the embedding if that is one of them. As
+            modules_to_not_convert the linears of `dense` are written, by full name, and a tied lm_head.
         dense: full tensor names ("model.norm.weight") with float16, bfloat16 or float32, stored as given.
         quantized: names of linears ("model.layers.0.mlp.up_proj"), weights; a bias goes into `dense`.
         side_files: as `Checkpoint.side_files`.
@@ -74,7 +74,7 @@ def write_quantized_checkpoint(
         for name, array in dense:
             writer.add_dense(name, _checked_dense(name, array, where))
         for name, weight in quantized:
-            writer.add(_packed_linear(packed, scheme, name, weight, where))
+            writer.add_quantized(name, _packed_linear(packed, scheme.of(name), name, weight, where))
         writer.finish()
         section = packed.describe(replace(scheme, modules_to_not_convert=writer.dense_linears()))
         write_synced(folder / "config.json", _json(_final_config(config, section, writer.dtypes)))
@@ -115,7 +115,7 @@ def _packed_linear(
     packed: WritableFormat, scheme: QuantizationScheme, name: str, weight: QuantizedWeight, where: str
 ) -> dict[str, NDArray[Any]]:
     place = f"{where}, linear {name}"
-    if (weight.bits, weight.group_size) != (scheme.bits, scheme.group_size):
+    if (weight.bits, weight.group_size) != (scheme.bits, scheme.width(weight.in_features)):
         raise CheckpointError(
             "a linear is quantized otherwise than the scheme says",
             where=place,
@@ -167,6 +167,7 @@ class _ShardWriter:
         self._pending_bytes = 0
         self._shards: list[list[str]] = []
         self._seen: set[str] = set()
+        self._quantized: set[str] = set()
         self._total = 0
 
     def add_dense(self, name: str, array: NDArray[Any]) -> None:
@@ -179,7 +180,13 @@ class _ShardWriter:
     def dense_linears(self) -> tuple[str, ...]:
         """Return the modules that are not quantized, by full name, which every reader understands."""
         linears = [name for name in self._matrices if not name.endswith("embed_tokens")]
-        return tuple(dict.fromkeys([*linears, "lm_head"]))
+        # A tied head has no tensor; readers must still be told that it is not quantized by itself.
+        return tuple(name for name in dict.fromkeys([*linears, "lm_head"]) if name not in self._quantized)
+
+    def add_quantized(self, name: str, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Take the tensors of one quantized linear."""
+        self._quantized.add(name)
+        self.add(arrays)
 
     def add(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Take tensors that must stay in one shard."""

@@ -83,7 +83,7 @@ def describe(
         recipe=manifests.RecipeInfo(
             method=recipe.pop("method", "unknown") if scheme else "none",
             bits=scheme.bits if scheme else 16,
-            group_size=scheme.group_size if scheme else 0,
+            group_size=max(scheme.group_size, 0) if scheme else 0,
             activations=activations,
             extra={**recipe, "source": checkpoint.source},
         ),

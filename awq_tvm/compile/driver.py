@@ -176,12 +176,10 @@ def _activations(target: Target, asked: str) -> Literal["float", "int8"]:
 
 
 def _precision(checkpoint: Checkpoint, target: Target, activations: str) -> Precision:
-    scheme = checkpoint.scheme
-    if scheme is None:
-        quantized = {}
-    else:
-        shape = QuantizedShape(scheme.bits, scheme.group_size)
-        quantized = dict.fromkeys(checkpoint.quantized, shape)
+    quantized = {}
+    if checkpoint.scheme is not None:
+        schemes = {name: checkpoint.scheme.of(name) for name in checkpoint.quantized}
+        quantized = {name: QuantizedShape(one.bits, one.group_size) for name, one in schemes.items()}
     return Precision(target.compute_dtype, "float16", activations, quantized)
 
 

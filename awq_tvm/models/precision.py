@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from awq_tvm.checkpoint.base import PER_CHANNEL
 from awq_tvm.schedules.spec import MatmulSpec
 
 
 @dataclass(frozen=True)
 class QuantizedShape:
-    """Bits and group size of one quantized weight of the checkpoint."""
+    """Bits and group size of one quantized weight of the checkpoint; -1 is one group a row."""
 
     bits: int
     group_size: int
@@ -47,7 +48,7 @@ class Precision:
             in_features=in_features,
             out_features=out_features,
             bits=shape.bits,
-            group_size=shape.group_size,
+            group_size=in_features if shape.group_size == PER_CHANNEL else shape.group_size,
             dtype=self.dtype,
             activations=self.activations,
         )

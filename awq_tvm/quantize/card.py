@@ -7,6 +7,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from awq_tvm import __version__
+from awq_tvm.checkpoint import PER_CHANNEL
 from awq_tvm.quantize.awq import AwqOptions
 
 if TYPE_CHECKING:
@@ -26,9 +27,10 @@ def model_card(name: str, model_type: str, report: QuantizeReport, options: AwqO
         Markdown.
     """
     symmetry = "symmetric" if report.symmetric else "asymmetric"
+    groups = "rows" if report.group_size == PER_CHANNEL else f"groups of {report.group_size} inputs"
     recipe = [
         f"- method: {report.method}",
-        f"- bits: {report.bits}, {symmetry}, groups of {report.group_size} inputs, scales in float16",
+        f"- bits: {report.bits}, {symmetry}, {groups}, scales in float16",
         "- quantized: the linears of the blocks; embedding, norms and head are float16",
     ]
     if report.calibration_sha256 is not None:

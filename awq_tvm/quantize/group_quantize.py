@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from awq_tvm.checkpoint import PER_CHANNEL
 from awq_tvm.errors import UsageError
 
-PER_CHANNEL = -1
 GROUP_SIZES = (128, 64, 32)
 BITS = tuple(range(2, 9))
 
@@ -97,35 +97,29 @@ def choose_group_size(requested: str | int, in_features: Mapping[str, int]) -> i
         in_features: K of every linear that will be quantized, by name.
 
     Returns:
-        The group size, a divisor of every K.
+        A divisor of every K, or PER_CHANNEL.
 
     Raises:
         UsageError: not a legal size, or one that does not divide every K; the legal ones are listed.
     """
     legal = [size for size in GROUP_SIZES if all(width % size == 0 for width in in_features.values())]
-    if len(set(in_features.values())) == 1:
-        # One number stands for the whole model on disk, so "one group a row" needs rows of one length.
-        legal.append(PER_CHANNEL)
-    if requested == "auto" and legal:
-        return legal[0]
-    size = GROUP_SIZES[-1] if requested == "auto" else _parse(requested)
+    legal.append(PER_CHANNEL)
+    size = legal[0] if requested == "auto" and len(legal) > 1 else _parse(requested)
+    if size in legal:
+        return size
     Rounding(4, size)
-    if size not in legal:
-        name, width = next(
-            ((n, w) for n, w in in_features.items() if w % size), next(iter(in_features.items()))
-        )
-        raise UsageError(
-            f"Groups of {size} do not fit every linear of this model",
-            where=name,
-            why=f"it has {width} inputs; sizes that fit all linears: {', '.join(map(str, legal)) or 'none'}",
-            fix=f"--group-size {legal[0]}" if legal else None,
-        )
-    return next(iter(in_features.values())) if size == PER_CHANNEL else size
+    name, width = next((name, width) for name, width in in_features.items() if width % size)
+    raise UsageError(
+        f"Groups of {size} do not fit every linear of this model",
+        where=name,
+        why=f"it has {width} inputs; sizes that fit all linears: {', '.join(map(str, legal))}",
+        fix=f"--group-size {legal[0]}",
+    )
 
 
 def _parse(requested: str | int) -> int:
     try:
-        return int(requested)
+        return GROUP_SIZES[-1] if requested == "auto" else int(requested)
     except ValueError:
         raise UsageError(
             f"The group size {requested!r} is not a number",

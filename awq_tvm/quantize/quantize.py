@@ -17,8 +17,8 @@ import numpy.typing as npt
 import torch
 
 from awq_tvm.checkpoint import (
+    PER_CHANNEL,
     Checkpoint,
-    QuantizationScheme,
     QuantizedWeight,
     check_scheme_fits,
     linears_to_quantize,
@@ -33,7 +33,7 @@ from awq_tvm.quantize.awq import AwqOptions, half
 from awq_tvm.quantize.block_stream import BlockStream, from_arrays
 from awq_tvm.quantize.calibration import Calibration, calibrate, check_request
 from awq_tvm.quantize.card import model_card
-from awq_tvm.quantize.group_quantize import PER_CHANNEL, Rounding, choose_group_size
+from awq_tvm.quantize.group_quantize import Rounding, choose_group_size
 from awq_tvm.quantize.journal import Journal
 from awq_tvm.quantize.report import QuantizeReport
 from awq_tvm.quantize.rounding_plan import RoundingPlan
@@ -67,7 +67,8 @@ def quantize_checkpoint(
         out: the folder to make; it must not be there.
         method: "awq", or "rtn" for rounding to nearest, which needs no calibration.
         bits: 2 to 8; 4 is written as AutoAWQ "gemm", others and symmetric ones as compressed-tensors.
-        group_size: "auto" for the largest of 128, 64, 32 that divides every linear's inputs, or one of them.
+        group_size: "auto" for the largest of 128, 64, 32 that divides every linear's inputs, one of them, or -1
+            for one group a row.
         symmetric: no zero points: every one is 2 ** (bits - 1).
         calibration: "default", "self", "hf:NAME" or a text file.
         samples: of calibration text.
@@ -96,8 +97,7 @@ def quantize_checkpoint(
     linears = _linears(checkpoint)
     rounding = Rounding(bits, choose_group_size(group_size, linears), symmetric)
     plan = RoundingPlan(rounding)
-    scheme = QuantizationScheme(bits=bits, group_size=rounding.group_size, zero_point=not symmetric)
-    check_scheme_fits(checkpoint.config, scheme)
+    check_scheme_fits(checkpoint.config, plan.scheme())
     quiet_transformers()
 
     wanted = {
@@ -139,7 +139,7 @@ def quantize_checkpoint(
         write_quantized_checkpoint(
             out,
             config=checkpoint.config,
-            scheme=scheme,
+            scheme=plan.scheme(),
             dense=_dense(checkpoint, architecture, journal, plan),
             quantized=_quantized(architecture, journal, plan),
             side_files={**checkpoint.side_files, "recipe.json": _recipe(report, options)},

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from awq_tvm.checkpoint import QuantizationScheme
 from awq_tvm.quantize.group_quantize import Rounding
 
 Roundings = Mapping[str, Rounding]
@@ -30,3 +31,12 @@ class RoundingPlan:
     def of_block(self, where: str, linears: Iterable[str]) -> Roundings:
         """The roundings of the linears of the block named `where`."""
         return {name: self.of(f"{where}.{name}") for name in linears}
+
+    def scheme(self) -> QuantizationScheme:
+        """The plan as the checkpoint states it."""
+        exceptions = {name: _scheme(rounding) for name, rounding in self.exceptions.items()}
+        return replace(_scheme(self.default), exceptions=exceptions)
+
+
+def _scheme(rounding: Rounding) -> QuantizationScheme:
+    return QuantizationScheme(rounding.bits, rounding.group_size, zero_point=not rounding.symmetric)

@@ -22,7 +22,7 @@ def test_scheme_refuses_bits(bits: Any) -> None:
         QuantizationScheme(bits, 64)
 
 
-@pytest.mark.parametrize("group_size", [0, -1, 64.0, None])
+@pytest.mark.parametrize("group_size", [0, -2, 64.0, None])
 def test_scheme_refuses_group_size(group_size: Any) -> None:
     with pytest.raises(UsageError, match="group_size is"):
         QuantizationScheme(4, group_size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from awq_tvm.checkpoint import QuantizationScheme, TensorInfo
 from awq_tvm.checkpoint.awq_format import AwqGemm, pack_nibbles, unpack_nibbles
+from awq_tvm.checkpoint.base import PER_CHANNEL
 from awq_tvm.checkpoint.compressed_tensors import PackQuantized, pack_bits, packed_width, unpack_bits
 from awq_tvm.checkpoint.packed_format import WritableFormat, checked_scheme, exact_float16
 from awq_tvm.errors import CheckpointError, UnsupportedError
@@ -195,7 +197,8 @@ def ct_section(**weights: Any) -> dict[str, Any]:
         (ct_section(group_size=0), CheckpointError, "group_size is 0"),
         (ct_section(symmetric=3), CheckpointError, "zero_point is 3"),
         (ct_section(type="float"), UnsupportedError, "weights.type is 'float'"),
-        (ct_section(strategy="channel"), UnsupportedError, "weights.strategy is 'channel'"),
+        (ct_section(strategy="tensor"), UnsupportedError, "weights.strategy is 'tensor'"),
+        (ct_section(strategy="channel"), UnsupportedError, "weights.group_size is 8 by channel"),
         (ct_section(actorder="group"), UnsupportedError, "weights.actorder is 'group'"),
         (ct_section() | {"format": "int-quantized"}, UnsupportedError, "format is 'int-quantized'"),
     ],
@@ -208,14 +211,62 @@ def test_compressed_tensors_section_refuses(
         PackQuantized().parse_scheme(section, "here")
 
 
-def test_compressed_tensors_refuses_activations_and_mixed_widths() -> None:
+def test_compressed_tensors_refuses_activations() -> None:
     section = ct_section()
     section["config_groups"]["group_0"]["input_activations"] = {"num_bits": 8}
     with pytest.raises(UnsupportedError, match="input_activations is not null"):
         PackQuantized().parse_scheme(section, "here")
+
+
+def test_compressed_tensors_groups_have_schemes_of_their_own() -> None:
+    """By exact name, by pattern, by class: the more exact wins; what is described is what is parsed."""
+    eight, channel = QuantizationScheme(8, 32, False), QuantizationScheme(4, PER_CHANNEL)
+    scheme = replace(
+        CT_SCHEME,
+        exceptions={
+            "re:.*layers\\.(0|1)\\..*down_proj$": channel,
+            "model.layers.1.mlp.down_proj": eight,
+            "model.embed_tokens": eight,
+        },
+    )
+    section = PackQuantized().describe(scheme)
+    assert [len(group["targets"]) for group in section["config_groups"].values()] == [1, 1, 2]
+    parsed = PackQuantized().parse_scheme(section, "here")
+    assert parsed == scheme
+    assert parsed.of("model.layers.0.mlp.down_proj") == channel
+    assert parsed.of("model.layers.1.mlp.down_proj") == eight
+    assert parsed.of("model.layers.2.mlp.down_proj") == parsed.of("lm_head") == scheme
+    assert channel.width(96) == 96
+
+
+@pytest.mark.parametrize(
+    ("targets", "kind", "message"),
+    [
+        ("Linear", CheckpointError, "no list of targets"),
+        ([3], CheckpointError, "no list of targets"),
+        (["Embedding"], UnsupportedError, "the class 'Embedding' has a scheme of its own"),
+        (["re:(a+)+b"], UnsupportedError, "simple regular expressions"),
+        (["re:(a|a)*b"], UnsupportedError, "simple regular expressions"),
+        (["re:a{1,9}"], UnsupportedError, "simple regular expressions"),
+        (["re:(?=a)"], UnsupportedError, "simple regular expressions"),
+        (["re:(.*)\\1"], UnsupportedError, "simple regular expressions"),
+        (["re:.*.*.*.*x"], UnsupportedError, "simple regular expressions"),
+        (["re:" + "a" * 600], UnsupportedError, "simple regular expressions"),
+        (["re:(a"], UnsupportedError, "no regular expression"),
+    ],
+)
+def test_compressed_tensors_targets_that_are_refused(
+    targets: object, kind: type[Exception], message: str
+) -> None:
     section = ct_section()
-    section["config_groups"]["group_1"] = {"weights": {"num_bits": 4}}
-    with pytest.raises(UnsupportedError, match="2 config_groups with different weights"):
+    section["config_groups"]["group_1"] = {
+        "targets": ["re:model\\.layers\\.\\d+\\.mlp\\.[a-z_]+proj"],
+        "weights": section["config_groups"]["group_0"]["weights"] | {"num_bits": 8},
+    }
+    good = PackQuantized().parse_scheme(section, "here")
+    assert good.of("model.layers.11.mlp.up_proj").bits == 8  # the good twin
+    section["config_groups"]["group_1"]["targets"] = targets
+    with pytest.raises(kind, match=message):
         PackQuantized().parse_scheme(section, "here")
 
 

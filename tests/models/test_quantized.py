@@ -7,6 +7,7 @@ weights, and the bound is that of float32 rounding, ``tiny.TOLERANCE``.
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 from safetensors import safe_open
 
 from awq_tvm.bundle.reader import open_bundle
+from awq_tvm.checkpoint import PER_CHANNEL, QuantizationScheme, open_checkpoint
 from tests.support import tiny_decoder as tiny
 
 
@@ -35,6 +37,28 @@ def tied(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     model = tiny.make_model(request.param, tie_word_embeddings=True, head_dim=16)
     folder = tmp_path_factory.mktemp(request.param)
     return tiny.compile_quantized(model, folder, embedding=True, **EMBEDDINGS[request.param])
+
+
+MIXED = {
+    "model.layers.0.mlp.down_proj": QuantizationScheme(8, PER_CHANNEL),
+    "model.layers.0.self_attn.v_proj": QuantizationScheme(3, 32),
+    "model.layers.1.mlp.up_proj": QuantizationScheme(2, 16),
+    "model.layers.1.self_attn.o_proj": QuantizationScheme(4, PER_CHANNEL),
+    "model.embed_tokens": QuantizationScheme(8, 32),
+    "lm_head": QuantizationScheme(4, 64),
+}
+
+
+def test_widths_and_groups_may_differ(tmp_path: Path) -> None:
+    compiled = tiny.compile_quantized(tiny.make_model("llama"), tmp_path, exceptions=MIXED)
+    ids, executor = tiny.tokens(33), compiled.executor()
+    sequence = executor.new_sequence()
+    rows = [executor.forward([sequence], [part], logits="all") for part in (ids[:32], ids[32:])]
+    assert tiny.relative_error(np.concatenate(rows), tiny.torch_logits(compiled.model, ids)) < tiny.TOLERANCE
+    checkpoint = open_checkpoint(str(compiled.checkpoint))
+    assert checkpoint.scheme is not None
+    assert checkpoint.scheme.exceptions == MIXED
+    assert set(checkpoint.tensors) == {name for name in checkpoint.tensors if "norm" in name}
 
 
 def test_prefill_and_decode_agree(llama: tiny.Compiled) -> None:

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from awq_tvm.checkpoint import PER_CHANNEL
 from awq_tvm.errors import UsageError
 from awq_tvm.quantize.group_quantize import (
-    PER_CHANNEL,
     Rounding,
     choose_group_size,
     quantize,
@@ -142,20 +142,19 @@ def test_auto_takes_the_largest_that_divides_all():
     assert choose_group_size(32, {"a": 576, "b": 1536}) == 32
 
 
-def test_one_group_a_row_needs_rows_of_one_length():
-    assert choose_group_size(PER_CHANNEL, {"a": 96, "b": 96}) == 96
-    with pytest.raises(UsageError, match="fit all linears: 32"):
-        choose_group_size(PER_CHANNEL, {"a": 96, "b": 64})
+def test_one_group_a_row_fits_rows_of_any_length():
+    assert choose_group_size(PER_CHANNEL, {"a": 96, "b": 64}) == PER_CHANNEL
+    assert choose_group_size("-1", {"a": 100}) == PER_CHANNEL
 
 
 def test_group_size_that_does_not_divide_lists_what_does():
-    with pytest.raises(UsageError, match=r"(?s)down.*fit all linears: 64, 32") as caught:
+    with pytest.raises(UsageError, match=r"(?s)down.*fit all linears: 64, 32, -1") as caught:
         choose_group_size(128, {"up": 256, "down": 576})
     assert caught.value.fix == "--group-size 64"
 
 
 def test_auto_without_any_that_fits():
-    with pytest.raises(UsageError, match="fit all linears: none"):
+    with pytest.raises(UsageError, match="fit all linears: -1"):
         choose_group_size("auto", {"a": 100, "b": 96})
 
 

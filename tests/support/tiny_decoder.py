@@ -110,15 +110,22 @@ def save_quantized(
     bits: int = 4,
     group_size: int = 32,
     embedding: bool = False,
+    exceptions: Mapping[str, QuantizationScheme] | None = None,
     side_files: Mapping[str, bytes] | None = None,
 ) -> Path:
-    """Quantize the layers' linears, and the embedding if asked, in place; write the same weights as a checkpoint."""
+    """Quantize the layers' linears, the embedding if asked, and `exceptions` in place; write a checkpoint."""
+    scheme = QuantizationScheme(bits, group_size, exceptions=exceptions or {})
     state = {name: array.numpy() for name, array in model.state_dict().items()}
     config = model.config.to_dict()
     linears = {
-        name.removesuffix(".weight"): round_to_nearest(array, bits, group_size)
-        for name, array in state.items()
-        if array.ndim == 2 and (name.startswith("model.layers.") or (embedding and "embed_tokens" in name))
+        name: round_to_nearest(array, scheme.of(name).bits, scheme.of(name).width(array.shape[1]))
+        for name, array in ((key.removesuffix(".weight"), value) for key, value in state.items())
+        if array.ndim == 2
+        and (
+            name.startswith("model.layers.")
+            or (embedding and "embed_tokens" in name)
+            or name in scheme.exceptions
+        )
     }
     with torch.no_grad():
         for name, weight in linears.items():
@@ -129,7 +136,7 @@ def save_quantized(
     return write_quantized_checkpoint(
         folder,
         config=config,
-        scheme=QuantizationScheme(bits, group_size),
+        scheme=scheme,
         dense=[(name, array) for name, array in state.items() if name not in skipped],
         quantized=list(linears.items()),
         side_files={"tokenizer.json": tokenizer_json()} if side_files is None else side_files,
@@ -182,11 +189,23 @@ def compile_dense(model: Any, folder: Path, **options: Any) -> Compiled:
 
 
 def compile_quantized(
-    model: Any, folder: Path, *, bits: int = 4, group_size: int = 32, embedding: bool = False, **options: Any
+    model: Any,
+    folder: Path,
+    *,
+    bits: int = 4,
+    group_size: int = 32,
+    embedding: bool = False,
+    exceptions: Mapping[str, QuantizationScheme] | None = None,
+    **options: Any,
 ) -> Compiled:
     """Quantize the model in place, save, compile for this machine with float activations."""
     checkpoint = save_quantized(
-        model, folder / "checkpoint", bits=bits, group_size=group_size, embedding=embedding
+        model,
+        folder / "checkpoint",
+        bits=bits,
+        group_size=group_size,
+        embedding=embedding,
+        exceptions=exceptions,
     )
     return _compile(model, checkpoint, folder / "bundle", {"activations": "float", **options})
 
