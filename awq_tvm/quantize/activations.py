@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from awq_tvm.errors import CheckpointError
-from awq_tvm.quantize.architecture import Architecture, LinearGroup
+from awq_tvm.quantize.architecture import LinearGroup
+from awq_tvm.quantize.block_calls import run_block
 
 # Above this many inputs the full second moment of a linear's input costs more memory than it saves time:
 # 8192^2 float32 is 256 MB.
@@ -57,44 +58,6 @@ class InputStatistics:
     moments: Tensor
     moment: Tensor | None
     calls: list[Call] = field(default_factory=list)
-
-
-def catch_block_inputs(
-    model: Any, architecture: Architecture, token_ids: Tensor
-) -> tuple[Tensor, list[dict[str, Any]]]:
-    """Run the model up to its first block, and learn what else every block is called with.
-
-    Args:
-        model: causal language model; only what stands before and after the blocks must be filled.
-        architecture: where its blocks are.
-        token_ids: int64 [B, L].
-
-    Returns:
-        Hidden states float32 [B, L, H] that enter the first block, and the keyword arguments of each block.
-    """
-    blocks = model.get_submodule(architecture.blocks)
-    first: list[Tensor] = []
-    arguments: list[dict[str, Any]] = []
-
-    def pass_through(hidden: Tensor, **kwargs: Any) -> Tensor:
-        first.append(hidden)
-        arguments.append(kwargs)
-        return hidden
-
-    for block in blocks:
-        block.forward = pass_through
-    try:
-        model.get_submodule(architecture.base)(input_ids=token_ids, use_cache=False)
-    finally:
-        for block in blocks:
-            del block.forward
-    return first[0], arguments
-
-
-def run_block(block: torch.nn.Module, hidden: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
-    """One block on one batch: float32 [B, L, H] -> float32 [B, L, H]."""
-    output = block(hidden, **kwargs)
-    return output[0] if isinstance(output, tuple) else output
 
 
 def run_and_measure(
@@ -195,13 +158,14 @@ def _metering(
                 if keep:
                     meter.calls.append(Call(args, kwargs))
             else:
-                meter.calls.append(Call((args[0][:, ::stride].contiguous(), *args[1:]), kwargs))
+                kept = args[0][:, ::stride] if args[0].dim() == 3 else args[0][::stride]
+                meter.calls.append(Call((kept.contiguous(), *args[1:]), kwargs))
 
         return hook
 
     with ExitStack() as hooks:
         for meter in meters:
-            linear = block.get_submodule(meter.group.linears[0])
+            linear = block.get_submodule(meter.group.measured_at)
             hooks.callback(linear.register_forward_pre_hook(measure(meter)).remove)
             if not meter.judged_by_moment:
                 judge = block.get_submodule(meter.group.judged_by)

@@ -16,9 +16,14 @@ from torch import Tensor
 
 from awq_tvm.errors import UnsupportedError, UsageError
 from awq_tvm.quantize.activations import InputStatistics
-from awq_tvm.quantize.architecture import Architecture
+from awq_tvm.quantize.architecture import Architecture, LinearGroup
 from awq_tvm.quantize.clip_search import Limits, search_paper, search_two_sided
-from awq_tvm.quantize.folding import absorb_into_norm, head_sharing, mean_over_sharing_heads, rows_of_feeder
+from awq_tvm.quantize.folding import (
+    absorb_into_norm,
+    mean_over_shared_rows,
+    rows_are_shared,
+    scales_of_rows,
+)
 from awq_tvm.quantize.group_quantize import Quantized, Rounding, quantize
 from awq_tvm.quantize.judge import Judge, judge_of
 from awq_tvm.quantize.rounding_plan import Roundings
@@ -133,7 +138,6 @@ def quantize_block_awq(
     statistics: Sequence[InputStatistics],
     roundings: Roundings,
     options: AwqOptions,
-    head_dim: int,
     where: str,
 ) -> BlockResult:
     """Quantize a block with scales and clipping chosen on calibration data.
@@ -144,7 +148,6 @@ def quantize_block_awq(
         statistics: of each group's input, in the order of architecture.groups.
         roundings: of its linears; those of a group have one group size.
         options: the steps to take.
-        head_dim: channels of an attention head.
         where: name of the block for messages.
 
     Returns:
@@ -153,7 +156,7 @@ def quantize_block_awq(
     Raises:
         UnsupportedError: a norm or bias is too large for float16.
     """
-    search = _BlockSearch(block, roundings, options, head_dim)
+    search = _BlockSearch(block, roundings, options)
     for measured in reversed(statistics):
         search.settle(measured)
     result = BlockResult()
@@ -162,7 +165,7 @@ def quantize_block_awq(
         result.quantized.update(kept.quantized)
         result.groups.append(kept.report)
         if kept.norm_weight is not None:
-            result.dense[f"{measured.group.feeder}.weight"] = kept.norm_weight
+            _keep_beside_scales(block, measured.group, kept, result, where)
     for name, scales in search.row_scales.items():
         bias = block.get_submodule(name).bias
         if bias is not None:
@@ -189,10 +192,8 @@ class _BlockSearch:
         row_scales: by path of a linear, what its rows are divided by for the group it feeds, float32 [N].
     """
 
-    def __init__(
-        self, block: torch.nn.Module, roundings: Roundings, options: AwqOptions, head_dim: int
-    ) -> None:
-        self._block, self._roundings, self._options, self._head_dim = block, roundings, options, head_dim
+    def __init__(self, block: torch.nn.Module, roundings: Roundings, options: AwqOptions) -> None:
+        self._block, self._roundings, self._options = block, roundings, options
         self._settled: list[InputStatistics] = []
         self.kept: dict[str, _Candidate] = {}
         self.row_scales: dict[str, Tensor] = {}
@@ -201,39 +202,30 @@ class _BlockSearch:
         """Choose scales and clipping for one group; the groups it feeds are settled already."""
         group = measured.group
         kept = self._choose(measured, self._options.scale_steps)
-        fed = [
-            later
-            for later in self._settled
-            if later.group.feeder in group.linears and later.group.feeder in self.row_scales
-        ]
-        if self._options.guard and kept.report.loss > kept.report.loss_rtn and fed:
+        divided = self.row_scales.keys() & group.linears
+        if self._options.guard and kept.report.loss > kept.report.loss_rtn and divided:
             # Divided rows meet other float16 steps, and can lose to plain rounding by that alone.
-            for later in fed:
-                del self.row_scales[later.group.feeder]
-                self.kept[later.group.name] = self._choose(later, 0)
+            for name in divided:
+                del self.row_scales[name]
+            for later in self._settled:
+                if later.group.feeder in divided:
+                    self.kept[later.group.name] = self._choose(later, 0)
             kept = self._choose(measured, self._options.scale_steps)
         self.kept[group.name] = kept
         self._settled.append(measured)
-        if group.feeder_is_linear and kept.report.exponent:
-            sharing = self._sharing(measured) or 1
-            self.row_scales[group.feeder] = rows_of_feeder(kept.scales, sharing, self._head_dim)
-
-    def _sharing(self, measured: InputStatistics) -> int | None:
-        """Heads that share a row of the feeder; None where the feeder cannot take scales."""
-        rows = self._block.get_submodule(measured.group.feeder).weight.shape[0]
-        sharing = head_sharing(measured.mean_absolute.numel(), rows, self._head_dim)
-        return None if sharing != 1 and not self._options.share_value_scales else sharing
+        if group.feeder is not None and group.feeder_is_linear and kept.report.exponent:
+            count = self._block.get_submodule(group.feeder).weight.shape[0]
+            self.row_scales[group.feeder] = scales_of_rows(kept.scales, group.rows, count)
 
     def _choose(self, measured: InputStatistics, steps: int) -> _Candidate:
         group, magnitude = measured.group, measured.mean_absolute
         weights = {name: self._block.get_submodule(name).weight for name in group.linears}
         judge = judge_of(self._block, measured)
-        if group.feeder_is_linear:
-            sharing = self._sharing(measured)
-            if sharing is None:
-                steps = 0
-            elif sharing > 1:
-                magnitude = mean_over_sharing_heads(magnitude, sharing, self._head_dim)
+        shared = rows_are_shared(group.rows)
+        if group.feeder is None or (shared and not self._options.share_value_scales):
+            steps = 0
+        elif shared:
+            magnitude = mean_over_shared_rows(magnitude, group.rows)
         choice = search_scales(weights, magnitude, judge, self._roundings, steps=steps)
 
         def attempt(scales: Tensor, exponent: float, clip: bool) -> _Candidate:
@@ -262,9 +254,9 @@ class _BlockSearch:
     ) -> _Candidate:
         """Quantize a group one way, and judge exactly what would be written."""
         group, norm_weight = measured.group, None
-        if not group.feeder_is_linear:
+        if group.feeder is not None and not group.feeder_is_linear:
             feeder = self._block.get_submodule(group.feeder)
-            norm_weight, scales = absorb_into_norm(feeder.weight, scales)
+            norm_weight, scales = absorb_into_norm(feeder.weight, scales, group.norm_offset)
         quantized: dict[str, Quantized] = {}
         effective: dict[str, Tensor] = {}
         for name, weight in weights.items():
@@ -304,6 +296,21 @@ def _clip(
     moments = measured.moments * inverse.unsqueeze(1) * inverse.unsqueeze(2)
     search = search_paper if options.clip == "paper" else search_two_sided
     return search(scaled, moments, rounding)
+
+
+def _keep_beside_scales(
+    block: torch.nn.Module, group: LinearGroup, kept: _Candidate, result: BlockResult, where: str
+) -> None:
+    """Write the norm that feeds a group, and what else reads it, with the group's scales absorbed."""
+    assert kept.norm_weight is not None
+    assert group.feeder is not None
+    result.dense[f"{group.feeder}.weight"] = kept.norm_weight
+    bias = getattr(block.get_submodule(group.feeder), "bias", None)
+    if bias is not None:
+        result.dense[f"{group.feeder}.bias"] = half(bias / kept.scales, f"{where}.{group.feeder}.bias")
+    for name in group.followers:
+        weight = block.get_submodule(name).weight
+        result.dense[f"{name}.weight"] = half(weight * kept.scales, f"{where}.{name}.weight")
 
 
 def _keep_dense(block: torch.nn.Module, architecture: Architecture, result: BlockResult, where: str) -> None:

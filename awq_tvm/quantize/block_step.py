@@ -29,7 +29,6 @@ class BlockTask:
         arguments: what it is called with besides hidden states, for a batch of one.
         inputs: the streams that enter it, by name: FULL, and QUANTIZED if the run keeps that.
         roundings: of its linears; those of a group have one group size.
-        head_dim: channels of an attention head.
         search_tokens: tokens on which modules and the block are run to judge them.
     """
 
@@ -39,7 +38,6 @@ class BlockTask:
     arguments: Mapping[str, Any]
     inputs: Mapping[str, HiddenStates]
     roundings: Roundings
-    head_dim: int
     search_tokens: int
 
     @property
@@ -92,7 +90,7 @@ def quantize_block(
         where=task.where,
     )
     result = quantize_block_awq(
-        task.block, task.architecture, statistics, task.roundings, options, task.head_dim, task.where
+        task.block, task.architecture, statistics, task.roundings, options, task.where
     )
     del statistics
     targets = outputs.finish()

@@ -13,14 +13,15 @@ import torch
 
 from awq_tvm.checkpoint import Checkpoint, QuantizedWeight
 from awq_tvm.progress import ProgressCallback, ProgressEvent
-from awq_tvm.quantize.activations import catch_block_inputs
-from awq_tvm.quantize.architecture import Architecture, architecture_of
+from awq_tvm.quantize.architecture import architectures_of
 from awq_tvm.quantize.awq import AwqOptions, BlockResult, GroupReport, quantize_block_rtn
+from awq_tvm.quantize.block_calls import catch_block_inputs
 from awq_tvm.quantize.block_step import BlockTask, quantize_block
+from awq_tvm.quantize.families import family_of
 from awq_tvm.quantize.hidden_states import FULL, QUANTIZED, HiddenStates
 from awq_tvm.quantize.journal import Journal
 from awq_tvm.quantize.rounding_plan import RoundingPlan
-from awq_tvm.quantize.torch_model import build_skeleton, empty, fill
+from awq_tvm.quantize.torch_model import build_skeleton, empty, fill, outside_blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +70,12 @@ class BlockStream:
             token_ids: calibration samples, int64 [S, L]; None rounds to nearest.
             streams: the streams of hidden states to keep: FULL, and QUANTIZED where a step asks for it.
         """
-        self.architecture: Architecture = architecture_of(checkpoint.config)
+        self._family = family_of(checkpoint.config)
         self._checkpoint, self._journal, self._plan = checkpoint, journal, plan
         self._token_ids, self._streams = token_ids, streams
         self._model = build_skeleton(checkpoint.config)
-        self._blocks = self._model.get_submodule(self.architecture.blocks)
+        self._blocks = self._model.get_submodule(self._family.blocks)
+        self._architectures = architectures_of(self._model, self._family)
         self._arguments: list[dict[str, Any]] = []
         self._inputs: dict[str, HiddenStates] = {}
 
@@ -101,40 +103,40 @@ class BlockStream:
 
     def _catch_inputs(self, token_ids: npt.NDArray[np.int64]) -> None:
         """Learn what every block is called with, and what enters the first one that is left to do."""
-        embedding = self._model.get_input_embeddings()
-        fill(embedding, "model.embed_tokens", self._checkpoint)
-        fill(self._model.get_submodule("model.norm"), "model.norm", self._checkpoint)
+        outside = outside_blocks(self._model, self._family)
+        for name, module in outside.items():
+            fill(module, name, self._checkpoint)
         samples = torch.from_numpy(np.ascontiguousarray(token_ids))
-        first, self._arguments = catch_block_inputs(self._model, self.architecture, samples[:1])
+        first, self._arguments = catch_block_inputs(self._model, self._family, samples[:1])
         self._inputs = self._journal.read_hidden()
         if not self._inputs:
             shape = (samples.shape[0], samples.shape[1], first.shape[2])
             entering = self._journal.begin_stream(FULL, 0, shape)
             entering.append(first)
             for sample in samples[1:]:
-                entering.append(catch_block_inputs(self._model, self.architecture, sample.unsqueeze(0))[0])
+                entering.append(catch_block_inputs(self._model, self._family, sample.unsqueeze(0))[0])
             # Before the first block nothing is quantized yet, so all streams are one file.
             self._inputs = dict.fromkeys(self._streams, entering.finish())
-        empty(embedding)
+        for module in outside.values():
+            empty(module)
 
     def _quantize_block(self, index: int, options: AwqOptions) -> BlockReport:
         started = time.monotonic()
-        where = f"{self.architecture.blocks}.{index}"
-        block = self._blocks[index]
+        where = f"{self._family.blocks}.{index}"
+        block, architecture = self._blocks[index], self._architectures[index]
         fill(block, where, self._checkpoint)
-        roundings = self._plan.of_block(where, self.architecture.linears)
+        roundings = self._plan.of_block(where, architecture.linears)
         leaving: dict[str, HiddenStates] = {}
         if self._token_ids is None:
-            result = quantize_block_rtn(block, self.architecture, roundings, where)
+            result = quantize_block_rtn(block, architecture, roundings, where)
         else:
             task = BlockTask(
                 block=block,
                 where=where,
-                architecture=self.architecture,
+                architecture=architecture,
                 arguments=self._arguments[index],
                 inputs=self._inputs,
                 roundings=roundings,
-                head_dim=int(self._checkpoint.config["head_dim"]),
                 search_tokens=options.search_tokens,
             )
             shape = self._inputs[FULL].shape

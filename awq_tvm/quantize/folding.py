@@ -5,11 +5,13 @@ The inputs of linears are divided by s where they are made; the linears' columns
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 
-def absorb_into_norm(norm_weight: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
+def absorb_into_norm(norm_weight: Tensor, scales: Tensor, offset: float = 0.0) -> tuple[Tensor, Tensor]:
     """Divide a norm's weight by scales, and correct the scales for what float16 makes of the quotient.
 
     With the corrected scales the product of norm and linears is what it was, whatever the rounding. A
@@ -19,43 +21,53 @@ def absorb_into_norm(norm_weight: Tensor, scales: Tensor) -> tuple[Tensor, Tenso
     Args:
         norm_weight: float32 [K].
         scales: float32 [K], > 0.
+        offset: what the norm adds to its weight before it multiplies: 1 in Gemma, else 0.
 
     Returns:
         The divided weight, float16 [K], and the corrected scales, float32 [K], finite, > 0.
     """
-    divided = (norm_weight / scales).half()
-    lost = ~torch.isfinite(divided) | (divided == 0)
+    factor = norm_weight + offset
+    divided = (factor / scales - offset).half()
+    lost = ~torch.isfinite(divided) | (divided.float() + offset == 0)
     divided = torch.where(lost, norm_weight.half(), divided)
-    corrected = norm_weight / divided.float()
+    corrected = factor / (divided.float() + offset)
     usable = torch.isfinite(corrected) & (corrected > 0)
     return divided, torch.where(usable, corrected, torch.ones_like(scales))
 
 
-def head_sharing(in_features: int, feeder_rows: int, head_dim: int) -> int | None:
-    """How many heads read each row of a value projection.
+def rows_are_shared(rows: Sequence[int]) -> bool:
+    """Whether several input channels come from one row of the feeder, as in grouped-query attention."""
+    return len(set(rows)) < len(rows)
+
+
+def mean_over_shared_rows(values: Tensor, rows: Sequence[int]) -> Tensor:
+    """Give channels that come from one row of the feeder their mean.
 
     Args:
-        in_features: K of the linear that is fed.
-        feeder_rows: N of the linear that feeds it.
-        head_dim: channels of a head.
+        values: float32 [K].
+        rows: for each channel, its row.
 
     Returns:
-        1 where each row feeds one column, r > 1 for grouped-query attention with r heads a group, None where
-        the shapes do not allow scales to be moved.
+        float32 [K].
     """
-    if in_features == feeder_rows:
-        return 1
-    if in_features % feeder_rows or feeder_rows % head_dim:
-        return None
-    return in_features // feeder_rows
+    index = torch.tensor(rows)
+    size = int(index.max()) + 1
+    total = torch.zeros(size).index_add_(0, index, values)
+    count = torch.zeros(size).index_add_(0, index, torch.ones_like(values))
+    return (total / count.clamp(min=1))[index]
 
 
-def mean_over_sharing_heads(values: Tensor, sharing: int, head_dim: int) -> Tensor:
-    """Give channels that come from one row of a value projection their mean: float32 [K] -> [K]."""
-    heads = values.view(-1, sharing, head_dim)
-    return heads.mean(dim=1, keepdim=True).expand_as(heads).reshape(-1)
+def scales_of_rows(scales: Tensor, rows: Sequence[int], count: int) -> Tensor:
+    """Give each row of the feeder the scale of the channels it makes; rows that make none get 1.
 
+    Args:
+        scales: float32 [K], the same for channels of one row.
+        rows: for each channel, its row.
+        count: rows of the feeder.
 
-def rows_of_feeder(scales: Tensor, sharing: int, head_dim: int) -> Tensor:
-    """Pick the scale of each row of the feeder from those of the columns it feeds: [K] -> [K / sharing]."""
-    return scales.view(-1, sharing, head_dim)[:, 0].reshape(-1)
+    Returns:
+        float32 [count].
+    """
+    of_rows = torch.ones(count)
+    of_rows[torch.tensor(rows)] = scales
+    return of_rows

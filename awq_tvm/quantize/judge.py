@@ -43,7 +43,7 @@ class ModuleJudge:
     def __init__(self, block: torch.nn.Module, statistics: InputStatistics) -> None:
         path = statistics.group.judged_by
         self._module = block.get_submodule(path)
-        self._inside = len(path) + 1
+        self._inside = len(path) + 1 if path else 0
         self._calls = statistics.calls
         self._expected = [self._run({}, index) for index in range(len(self._calls))]
 

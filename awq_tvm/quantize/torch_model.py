@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from awq_tvm.checkpoint import Checkpoint
 from awq_tvm.errors import CheckpointError
-from awq_tvm.quantize.architecture import architecture_of
+from awq_tvm.quantize.families import Family, family_of
 
 # Of a config.json, what describes the files and not the network.
 _NOT_THE_NETWORK = (
@@ -52,13 +52,13 @@ def build_skeleton(config: Mapping[str, Any]) -> PreTrainedModel:
         UnsupportedError: an unknown family.
         CheckpointError: a config from which no network can be made.
     """
-    architecture_of(config)
+    family_of(config)
     values = {key: value for key, value in config.items() if key not in _NOT_THE_NETWORK}
     try:
         parsed = AutoConfig.for_model(config["model_type"], **values)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(parsed, attn_implementation="sdpa", dtype=torch.float32)
-        _recompute_buffers(model)
+        with _parameters_on_meta():
+            # Attention as the family computes it best; some have scores that only plain products can cap.
+            model = AutoModelForCausalLM.from_config(parsed, dtype=torch.float32)
     except _BAD_CONFIG as error:
         raise CheckpointError(
             "No network can be made from the config",
@@ -71,12 +71,21 @@ def build_skeleton(config: Mapping[str, Any]) -> PreTrainedModel:
     return model
 
 
-def _recompute_buffers(model: PreTrainedModel) -> None:
-    """Rotary tables are computed when the module is made, and on "meta" they were computed as nothing."""
-    for name, module in list(model.named_modules()):
-        if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
-            parent, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(parent), leaf, type(module)(config=model.config))
+@contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Put parameters on "meta" as they are made; buffers, such as rotary tables, are computed for real."""
+    register = torch.nn.Module.register_parameter
+
+    def register_on_meta(module: torch.nn.Module, name: str, parameter: torch.nn.Parameter | None) -> None:
+        if parameter is not None and not parameter.is_meta:
+            parameter = torch.nn.Parameter(parameter.to("meta"), requires_grad=False)
+        register(module, name, parameter)
+
+    torch.nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        torch.nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
 def fill(module: torch.nn.Module, prefix: str, checkpoint: Checkpoint) -> None:
@@ -148,10 +157,26 @@ def build_model(checkpoint: Checkpoint) -> PreTrainedModel:
     model = build_skeleton(checkpoint.config)
     if model.config.tie_word_embeddings:
         # Tied parameters are one object: filled once under the embedding's name, then tied again.
-        fill(model.get_input_embeddings(), "model.embed_tokens", checkpoint)
+        fill(model.get_input_embeddings(), embedding_path(model), checkpoint)
         model.tie_weights()
     fill(model, "", checkpoint)
     return model
+
+
+def embedding_path(model: PreTrainedModel) -> str:
+    """Path of the token embedding."""
+    embedding = model.get_input_embeddings()
+    return next(str(name) for name, module in model.named_modules() if module is embedding)
+
+
+def outside_blocks(model: PreTrainedModel, family: Family) -> dict[str, torch.nn.Module]:
+    """The modules with parameters that stand before and after the blocks, by path, without the head."""
+    base = model.get_submodule(family.base)
+    return {
+        name: module
+        for name, module in base.named_modules(prefix=family.base)
+        if not name.startswith(f"{family.blocks}.") and any(True for _ in module.parameters(recurse=False))
+    }
 
 
 @contextmanager

@@ -6,14 +6,15 @@ import pytest
 import torch
 
 from awq_tvm.errors import CheckpointError, UnsupportedError, UsageError
-from awq_tvm.quantize.activations import catch_block_inputs, run_and_measure
+from awq_tvm.quantize.activations import run_and_measure
 from awq_tvm.quantize.architecture import architecture_of
 from awq_tvm.quantize.awq import AwqOptions, half, quantize_block_awq, quantize_block_rtn
+from awq_tvm.quantize.block_calls import catch_block_inputs
 from awq_tvm.quantize.folding import (
     absorb_into_norm,
-    head_sharing,
-    mean_over_sharing_heads,
-    rows_of_feeder,
+    mean_over_shared_rows,
+    rows_are_shared,
+    scales_of_rows,
 )
 from awq_tvm.quantize.group_quantize import Rounding, round_trip
 from awq_tvm.quantize.judge import ModuleJudge, MomentJudge, judge_of
@@ -62,7 +63,6 @@ def _quantize(model, statistics, options=AwqOptions(), rounding=ROUNDING):  # no
             statistics,
             dict.fromkeys(architecture_of(model.config.to_dict()).linears, rounding),
             options,
-            model.config.head_dim,
             "model.layers.0",
         )
 
@@ -75,7 +75,6 @@ def test_folding_leaves_the_full_precision_output_unchanged(family, key_value_he
     architecture = architecture_of(model.config.to_dict())
     hidden, arguments, outputs, statistics = _measure(model)
     block = model.model.layers[0]
-    head_dim = model.config.head_dim
     generator = torch.Generator().manual_seed(5)
     weights = {name: block.get_submodule(name).weight.clone() for name in architecture.linears}
     biases = {name: block.get_submodule(name).bias for name in architecture.linears}
@@ -85,9 +84,8 @@ def test_folding_leaves_the_full_precision_output_unchanged(family, key_value_he
             scales = torch.rand(measured.mean_absolute.shape, generator=generator) * 8 + 0.1
             feeder = block.get_submodule(group.feeder)
             if group.feeder_is_linear:
-                sharing = head_sharing(scales.numel(), feeder.weight.shape[0], head_dim)
-                scales = mean_over_sharing_heads(scales, sharing, head_dim)
-                rows = rows_of_feeder(scales, sharing, head_dim)
+                scales = mean_over_shared_rows(scales, group.rows)
+                rows = scales_of_rows(scales, group.rows, feeder.weight.shape[0])
                 weights[group.feeder] /= rows.unsqueeze(1)
                 if biases[group.feeder] is not None:
                     biases[group.feeder] /= rows
@@ -252,11 +250,13 @@ def test_norm_keeps_what_float16_can_hold():
     assert corrected[4] == 1.0  # 600,000 is infinite
 
 
-def test_which_heads_share():
-    assert head_sharing(64, 64, 16) == 1
-    assert head_sharing(64, 32, 16) == 2
-    assert head_sharing(64, 48, 16) is None
-    assert head_sharing(64, 8, 16) is None
+def test_rows_that_make_several_channels():
+    rows = (0, 1, 0, 1, 3)
+    assert rows_are_shared(rows)
+    assert not rows_are_shared((2, 0, 1))
+    shared = mean_over_shared_rows(torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]), rows)
+    assert shared.tolist() == [2.0, 3.0, 2.0, 3.0, 5.0]
+    assert scales_of_rows(shared, rows, 5).tolist() == [2.0, 3.0, 1.0, 5.0, 1.0]
 
 
 def test_options_that_share_no_value_scales_leave_the_output_unscaled():
@@ -317,7 +317,7 @@ def test_options_refused(change):
 
 
 def test_unknown_family():
-    with pytest.raises(UnsupportedError, match="llama, mistral, qwen2, qwen3"):
+    with pytest.raises(UnsupportedError, match="llama, mistral"):
         architecture_of({"model_type": "rwkv"})
     with pytest.raises(UnsupportedError):
         architecture_of({})
@@ -331,7 +331,7 @@ def test_each_linear_is_rounded_its_own_way():
     roundings |= {"self_attn.v_proj": Rounding(8, 32), "mlp.down_proj": Rounding(3, 32, symmetric=True)}
     with torch.no_grad():
         result = quantize_block_awq(
-            model.model.layers[0], architecture, statistics, roundings, AwqOptions(), 16, "model.layers.0"
+            model.model.layers[0], architecture, statistics, roundings, AwqOptions(), "model.layers.0"
         )
     for name, weight in result.quantized.items():
         assert roundings[name].levels // 2 < int(weight.q.max()) <= roundings[name].levels, name

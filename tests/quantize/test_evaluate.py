@@ -134,7 +134,7 @@ def test_config_that_no_network_can_be_made_of(tmp_path):
     with pytest.raises(CheckpointError, match="No network"):
         build_skeleton({**config, "num_attention_heads": "many"})
     with pytest.raises(UnsupportedError):
-        build_skeleton({**config, "model_type": "gpt2"})
+        build_skeleton({**config, "model_type": "rwkv"})
 
 
 def test_fast_matmul_is_exact_and_leaves_the_setting_alone():

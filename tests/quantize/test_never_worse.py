@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from awq_tvm.quantize import block_step
-from awq_tvm.quantize.activations import catch_block_inputs
 from awq_tvm.quantize.architecture import architecture_of
 from awq_tvm.quantize.awq import AwqOptions, BlockResult, GroupReport, quantize_block_awq, quantize_block_rtn
+from awq_tvm.quantize.block_calls import catch_block_inputs
 from awq_tvm.quantize.block_step import BlockTask, block_loss, quantize_block, require_never_worse
 from awq_tvm.quantize.group_quantize import Rounding
 from awq_tvm.quantize.hidden_states import FULL, HiddenStates, HiddenStatesWriter
@@ -75,7 +75,6 @@ def _task(folder, family, hurt, shape, rounding) -> BlockTask:
         arguments=arguments[0],
         inputs={FULL: writer.finish()},
         roundings=dict.fromkeys(architecture.linears, rounding),
-        head_dim=model.config.head_dim,
         search_tokens=32,
     )
 
