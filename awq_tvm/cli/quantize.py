@@ -19,11 +19,19 @@ def command(
         Path, typer.Option("-o", "--output", metavar="DIR", show_default=False, help="The folder to make.")
     ],
     method: Annotated[str, typer.Option(help="awq, or rtn for rounding to nearest.")] = "awq",
-    bits: Annotated[int, typer.Option(help="Bits of a weight.")] = 4,
+    bits: Annotated[
+        str, typer.Option(help="Bits of a weight; or auto:3.5, so many on average, chosen by linear.")
+    ] = "4",
     group_size: Annotated[str, typer.Option(help="Inputs that share a scale: auto or a number.")] = "auto",
     symmetric: Annotated[
         bool, typer.Option("--symmetric", help="No zero points: fixed in the middle.")
     ] = False,
+    quantize_embedding: Annotated[
+        int | None, typer.Option(metavar="BITS", help="Quantize the embedding too, with 8 or 4 bits.")
+    ] = None,
+    quantize_lm_head: Annotated[
+        int | None, typer.Option(metavar="BITS", help="Quantize the head too, with 8 or 4 bits.")
+    ] = None,
     calibration: Annotated[
         str, typer.Option(help="Text to calibrate on: default, self, topics, a FILE, or hf:NAME.")
     ] = "default",
@@ -45,6 +53,8 @@ def command(
             bits=bits,
             group_size=groups,
             symmetric=symmetric,
+            quantize_embedding=quantize_embedding,
+            quantize_lm_head=quantize_lm_head,
             calibration=calibration,
             samples=samples,
             sequence_length=sequence_length,
@@ -59,7 +69,9 @@ def command(
         print_json(found)
     else:
         sizes = f"{in_bytes(found['bytes_before'])} -> {in_bytes(found['bytes_after'])}"
-        print(f"{found['out']}: {found['bits']} bits, groups of {found['group_size']}")
+        budget = found["budget"]
+        widths = f"{found['bits']} bits" if budget is None else f"{budget:g} bits on average"
+        print(f"{found['out']}: {widths}, groups of {found['group_size']}")
         print(f"{sizes} in {found['seconds']:.0f} s")
 
 

@@ -81,6 +81,29 @@ def catch_block_arguments(model: PreTrainedModel, paths: Paths, tokens: int) -> 
         return catch_block_inputs(model, paths, torch.zeros(1, tokens, dtype=torch.int64))[1]
 
 
+def end_of_model(
+    model: PreTrainedModel, paths: Paths, token_ids: Tensor, hidden: Tensor, *, as_tuple: bool
+) -> Tensor:
+    """What the model makes of hidden states that leave its last block, up to the head.
+
+    Args:
+        model: causal language model; what stands before and after the blocks must be filled.
+        paths: where its blocks are.
+        token_ids: int64 [B, L] that belong to the hidden states.
+        hidden: float32 [B, L, H].
+        as_tuple: the model's blocks return tuples.
+
+    Returns:
+        float32 [B, L, H], behind the last norm.
+    """
+    answer = (hidden,) if as_tuple else hidden
+    with ExitStack() as restore:
+        for block in model.get_submodule(paths.blocks).children():
+            restore.enter_context(_forward_replaced(block, lambda *_args, **_kwargs: answer))
+        last: Tensor = model.get_submodule(paths.base)(input_ids=token_ids, use_cache=False).last_hidden_state
+        return last
+
+
 def run_block(block: nn.Module, hidden: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
     """One block on one batch: float32 [B, L, H] -> float32 [B, L, H]."""
     output = block(hidden, **kwargs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from statistics import fmean
 from typing import TYPE_CHECKING
@@ -30,8 +31,8 @@ def model_card(name: str, model_type: str, report: QuantizeReport, options: AwqO
     groups = "rows" if report.group_size == PER_CHANNEL else f"groups of {report.group_size} inputs"
     recipe = [
         f"- method: {report.method}",
-        f"- bits: {report.bits}, {symmetry}, {groups}, scales in float16",
-        "- quantized: the linears of the blocks; embedding, norms and head are float16",
+        f"- bits: {_bits(report)}, {symmetry}, {groups}, scales in float16",
+        f"- quantized: {_quantized(report.vocabulary)}",
     ]
     if report.calibration_sha256 is not None:
         recipe += [
@@ -58,7 +59,7 @@ def model_card(name: str, model_type: str, report: QuantizeReport, options: AwqO
             f"tags: [{model_type}, quantized, {report.bits}-bit, {report.method}]",
             "---",
             "",
-            f"# {name}, {report.bits} bits a weight",
+            f"# {name}, {_bits(report)} bits a weight",
             "",
             f"Made from `{name}` by awq_tvm {__version__}. To compare it with the original:",
             "`python -m awq_tvm eval FOLDER --text FILE --reference ORIGINAL`.",
@@ -71,5 +72,31 @@ def model_card(name: str, model_type: str, report: QuantizeReport, options: AwqO
             "",
             *measured,
             "",
+            *(() if report.widths is None else ("## Bit widths", "", *_widths(report.widths), "")),
         ]
     )
+
+
+def _quantized(vocabulary: Mapping[str, int]) -> str:
+    if not vocabulary:
+        return "the linears of the blocks; embedding, norms and head are float16"
+    named = ", ".join(f"`{name}` ({bits} bits, rounded to nearest)" for name, bits in vocabulary.items())
+    return f"the linears of the blocks, {named}; all else is float16"
+
+
+def _bits(report: QuantizeReport) -> str:
+    return str(report.bits) if report.budget is None else f"{report.budget:g} on average"
+
+
+def _widths(widths: Mapping[str, int]) -> list[str]:
+    """For each linear of a block the blocks that have it with 2 bits, with 3 and so on."""
+    blocks: dict[str, dict[int, list[str]]] = {}
+    for name, bits in widths.items():
+        parts = name.split(".")
+        index = next(at for at, part in enumerate(parts) if part.isdigit())
+        blocks.setdefault(".".join(parts[index + 1 :]), {}).setdefault(bits, []).append(parts[index])
+    return [
+        f"- `{linear}`: "
+        + "; ".join(f"{bits} bits in {', '.join(found)}" for bits, found in sorted(by_bits.items()))
+        for linear, by_bits in blocks.items()
+    ]

@@ -2,13 +2,14 @@
 
 A folder `<out>.journal` beside the output holds
 
-    journal.json            the settings of the run, and name and SHA-256 of every file that counts
+    journal.json            the settings of the run, the bit widths if they were chosen, and name and
+                            SHA-256 of every file that counts
     text.safetensors        the calibration text, so that a resumed run need not make it again
     block-00000.safetensors quantized linears and dense tensors of a finished block
     hidden-00001.full       a stream of hidden states that enters the next block
 
-journal.json is replaced by a rename and is the last thing written for a text or a block; a file it does not name does
-not count. So at whatever instant the process dies, the journal says what was whole before.
+journal.json is replaced by a rename and is the last thing written for a text or a block; a file it does not
+name does not count. So at whatever instant the process dies, the journal says what was whole before.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from awq_tvm.quantize.hidden_states import HiddenStates, HiddenStatesWriter
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
-_SCHEMA_VERSION = 3
+_SCHEMA_VERSION = 4
 _INDEX = "journal.json"
 
 
@@ -58,6 +59,7 @@ class Journal:
         self.folder = folder
         self._settings = json.loads(json.dumps(settings))
         self._text: dict[str, Any] | None = None
+        self._widths: dict[str, int] | None = None
         self._blocks: list[dict[str, Any]] = []
         self._hidden: dict[str, dict[str, Any]] = {}
         try:
@@ -119,6 +121,21 @@ class Journal:
             CheckpointError: the file is not what was written.
         """
         return None if self._text is None else (self._read(self._text), dict(self._text["note"]))
+
+    @property
+    def widths(self) -> dict[str, int] | None:
+        """The bit widths that were chosen, by name of the linear; None if none were."""
+        return self._widths
+
+    def record_widths(self, widths: Mapping[str, int]) -> None:
+        """Write the bit widths that were chosen, so that a resumed run goes on with the same.
+
+        Raises:
+            ResourceError: they cannot be written.
+        """
+        with self._writing():
+            self._widths = dict(widths)
+            self._write_index()
 
     def begin_stream(self, name: str, block: int, shape: tuple[int, int, int]) -> HiddenStatesWriter:
         """Begin to write a stream of hidden states. It counts once it is handed to `record`.
@@ -225,7 +242,8 @@ class Journal:
         try:
             found = json.loads(index.read_text("utf-8"))
             version, settings = found["schema_version"], found["settings"]
-            text, blocks, hidden = found["text"], list(found["blocks"]), dict(found["hidden"])
+            text, widths = found["text"], found["widths"]
+            blocks, hidden = list(found["blocks"]), dict(found["hidden"])
             entries = [*([text] if text else []), *blocks, *hidden.values()]
             names = [(one["file"], one["sha256"]) for one in entries]
         except (ValueError, KeyError, TypeError) as error:
@@ -238,7 +256,11 @@ class Journal:
         for name, _ in names:
             if not isinstance(name, str) or Path(name).name != name:
                 raise self._damaged(_INDEX, f"it names {name!r}, which is not a file of the journal")
-        self._text, self._blocks, self._hidden = text, blocks, hidden
+        if widths is not None and not (
+            isinstance(widths, dict) and all(type(bits) is int for bits in widths.values())
+        ):
+            raise self._damaged(_INDEX, "its bit widths are no numbers by name")
+        self._text, self._widths, self._blocks, self._hidden = text, widths, blocks, hidden
         for block in blocks:
             self._read(block)
 
@@ -275,6 +297,7 @@ class Journal:
             "schema_version": _SCHEMA_VERSION,
             "settings": self._settings,
             "text": self._text,
+            "widths": self._widths,
             "blocks": self._blocks,
             "hidden": self._hidden,
         }

@@ -30,14 +30,17 @@ from awq_tvm.output_folder import check_output
 from awq_tvm.progress import ProgressCallback, ProgressEvent, ignore_progress
 from awq_tvm.quantize.architecture import Architecture, architecture_of
 from awq_tvm.quantize.awq import AwqOptions, half
+from awq_tvm.quantize.bit_allocation import allocate, parse_budget, plan_of
 from awq_tvm.quantize.block_stream import BlockStream, from_arrays
 from awq_tvm.quantize.calibration import Calibration, calibrate, check_request
 from awq_tvm.quantize.card import model_card
 from awq_tvm.quantize.group_quantize import Rounding, choose_group_size
 from awq_tvm.quantize.journal import Journal
 from awq_tvm.quantize.report import QuantizeReport
-from awq_tvm.quantize.rounding_plan import RoundingPlan
+from awq_tvm.quantize.rounding_plan import RoundingPlan, Roundings
+from awq_tvm.quantize.sensitivity import measure_sensitivities
 from awq_tvm.quantize.torch_model import fast_matmul, quiet_transformers, read_weight
+from awq_tvm.quantize.vocabulary import quantize_rows, roundings_of_vocabulary
 
 METHODS = ("awq", "rtn")
 
@@ -47,9 +50,11 @@ def quantize_checkpoint(
     out: Path,
     *,
     method: Literal["awq", "rtn"] = "awq",
-    bits: int = 4,
+    bits: int | str = 4,
     group_size: str | int = "auto",
     symmetric: bool = False,
+    quantize_embedding: int | None = None,
+    quantize_lm_head: int | None = None,
     calibration: str = "default",
     samples: int = 16,
     sequence_length: int = 512,
@@ -58,7 +63,7 @@ def quantize_checkpoint(
     options: AwqOptions | None = None,
     progress: ProgressCallback = ignore_progress,
 ) -> QuantizeReport:
-    """Quantize the linears of a model's blocks; embedding, norms, biases and head become float16.
+    """Quantize the linears of a model's blocks, on request embedding and head too; the rest becomes float16.
 
     The same arguments on the same machine give the same bytes.
 
@@ -66,10 +71,14 @@ def quantize_checkpoint(
         model: what `open_checkpoint` takes.
         out: the folder to make; it must not be there.
         method: "awq", or "rtn" for rounding to nearest, which needs no calibration.
-        bits: 2 to 8; 4 is written as AutoAWQ "gemm", others and symmetric ones as compressed-tensors.
+        bits: 2 to 8; or "auto:3.5" for widths of 2, 3, 4 and 8 that differ by linear and take at most 3.5 bits a
+            weight on average, scales and zero points included. Asymmetric 4 bits are written as AutoAWQ "gemm",
+            all else as compressed-tensors.
         group_size: "auto" for the largest of 128, 64, 32 that divides every linear's inputs, one of them, or -1
             for one group a row.
         symmetric: no zero points: every one is 2 ** (bits - 1).
+        quantize_embedding: 4 or 8 bits for the embedding, rounded to nearest; for a tied head too.
+        quantize_lm_head: 4 or 8 bits for the head, rounded to nearest.
         calibration: "default", "self", "hf:NAME" or a text file.
         samples: of calibration text.
         sequence_length: tokens of each.
@@ -91,12 +100,15 @@ def quantize_checkpoint(
     out = Path(out)
     options = options or AwqOptions()
     _check_arguments(out, method, calibration, samples, sequence_length)
-    Rounding(bits, PER_CHANNEL)
+    budget = _budget(bits, method)
+    usual = int(bits) if budget is None else 3
+    Rounding(usual, PER_CHANNEL)
     checkpoint = open_checkpoint(model)
     architecture = architecture_of(checkpoint.config)
     linears = _linears(checkpoint)
-    rounding = Rounding(bits, choose_group_size(group_size, linears), symmetric)
-    plan = RoundingPlan(rounding)
+    rounding = Rounding(usual, choose_group_size(group_size, linears), symmetric)
+    vocabulary = roundings_of_vocabulary(checkpoint, quantize_embedding, quantize_lm_head, rounding)
+    plan = RoundingPlan(rounding, vocabulary)
     check_scheme_fits(checkpoint.config, plan.scheme())
     quiet_transformers()
 
@@ -109,21 +121,29 @@ def quantize_checkpoint(
     settings = {
         "model": _identity(checkpoint),
         "method": method,
-        "bits": bits,
+        "bits": usual if budget is None else f"auto:{budget:g}",
         "group_size": rounding.group_size,
         "symmetric": symmetric,
+        "vocabulary": {name: one.bits for name, one in vocabulary.items()},
         **(_identity_of_search(wanted, options) if method == "awq" else {}),
     }
     with Journal(out.with_name(f"{out.name}.journal"), settings, resume=resume) as journal:
         text = _calibration_text(journal, checkpoint, wanted, progress) if method == "awq" else None
         with torch.no_grad(), fast_matmul():
+            if budget is not None and text is not None:
+                widths = _widths(journal, checkpoint, text, rounding, budget, options, progress)
+                chosen = plan_of(widths, rounding)
+                plan = replace(chosen, exceptions={**chosen.exceptions, **vocabulary})
             stream = BlockStream(checkpoint, journal, plan, text.token_ids if text else None)
             blocks = stream.run(options, progress)
         progress(ProgressEvent("write", 0, 1, str(out)))
         report = QuantizeReport(
             out=out,
             method=method,
-            bits=bits,
+            bits=plan.default.bits,
+            budget=budget,
+            widths=None if budget is None else {name: plan.of(name).bits for name in linears},
+            vocabulary={name: one.bits for name, one in vocabulary.items()},
             group_size=rounding.group_size,
             symmetric=symmetric,
             bytes_before=sum(info.stored_bytes for info in checkpoint.tensors.values()),
@@ -140,8 +160,8 @@ def quantize_checkpoint(
             out,
             config=checkpoint.config,
             scheme=plan.scheme(),
-            dense=_dense(checkpoint, architecture, journal, plan),
-            quantized=_quantized(architecture, journal, plan),
+            dense=_dense(checkpoint, architecture, journal, plan, vocabulary),
+            quantized=_quantized(checkpoint, architecture, journal, plan, vocabulary),
             side_files={**checkpoint.side_files, "recipe.json": _recipe(report, options)},
             card=model_card(_name_of(checkpoint), checkpoint.config["model_type"], report, options),
         )
@@ -160,6 +180,8 @@ def _recipe(report: QuantizeReport, options: AwqOptions) -> bytes:
     fields = {
         "method": report.method,
         "bits": report.bits,
+        **({} if report.budget is None else {"budget": report.budget, "widths": report.widths}),
+        **({"vocabulary": report.vocabulary} if report.vocabulary else {}),
         "group_size": report.group_size,
         "symmetric": report.symmetric,
         "calibration": report.calibration_source,
@@ -180,6 +202,36 @@ def _check_arguments(out: Path, method: str, calibration: str, samples: int, seq
     check_output(out)
     if method == "awq":
         check_request(calibration, samples=samples, sequence_length=sequence_length)
+
+
+def _budget(bits: int | str, method: str) -> float | None:
+    budget = parse_budget(bits)
+    if budget is not None and method == "rtn":
+        raise UsageError(
+            "Rounding to nearest cannot choose bit widths",
+            where="--bits",
+            why="the choice is measured on calibration text, and --method rtn reads none",
+            fix="--method awq",
+        )
+    return budget
+
+
+def _widths(
+    journal: Journal,
+    checkpoint: Checkpoint,
+    text: Calibration,
+    rounding: Rounding,
+    budget: float,
+    options: AwqOptions,
+    progress: ProgressCallback,
+) -> dict[str, int]:
+    """The bit width of every linear, chosen once; a resumed run goes on with what the journal has."""
+    if journal.widths is None:
+        sensitivities = measure_sensitivities(
+            checkpoint, text.token_ids, rounding, options=options, progress=progress
+        )
+        journal.record_widths(allocate(sensitivities, budget, symmetric=rounding.symmetric))
+    return journal.widths or {}
 
 
 def _linears(checkpoint: Checkpoint) -> dict[str, int]:
@@ -251,11 +303,16 @@ def _outside_blocks(checkpoint: Checkpoint, architecture: Architecture) -> list[
 
 
 def _dense(
-    checkpoint: Checkpoint, architecture: Architecture, journal: Journal, plan: RoundingPlan
+    checkpoint: Checkpoint,
+    architecture: Architecture,
+    journal: Journal,
+    plan: RoundingPlan,
+    vocabulary: Roundings,
 ) -> Iterator[tuple[str, npt.NDArray[Any]]]:
     """Everything that is written as float16, one tensor at a time."""
     for name in _outside_blocks(checkpoint, architecture):
-        yield name, half(read_weight(checkpoint, name), name).numpy()
+        if name.removesuffix(".weight") not in vocabulary:
+            yield name, half(read_weight(checkpoint, name), name).numpy()
     for index in range(journal.finished):
         where = f"{architecture.blocks}.{index}"
         dense, _ = from_arrays(journal.read_block(index), where, plan)
@@ -263,9 +320,15 @@ def _dense(
 
 
 def _quantized(
-    architecture: Architecture, journal: Journal, plan: RoundingPlan
+    checkpoint: Checkpoint,
+    architecture: Architecture,
+    journal: Journal,
+    plan: RoundingPlan,
+    vocabulary: Roundings,
 ) -> Iterator[tuple[str, QuantizedWeight]]:
-    """The quantized linears, one block in memory at a time."""
+    """The quantized matrices, the linears of one block in memory at a time."""
+    for name, rounding in vocabulary.items():
+        yield name, quantize_rows(checkpoint, name, rounding)
     for index in range(journal.finished):
         where = f"{architecture.blocks}.{index}"
         _, quantized = from_arrays(journal.read_block(index), where, plan)

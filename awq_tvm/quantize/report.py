@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,10 @@ class QuantizeReport:
     Attributes:
         out: the folder that was written.
         method: "awq" or "rtn".
-        bits: of a weight.
+        bits: of a weight; of most linears, if they differ.
+        budget: bits a weight that were allowed on average; None where all have the same.
+        widths: bits by name of the linear, None where all have the same.
+        vocabulary: bits by name of the embedding and the head, where they are quantized.
         group_size: inputs that share a scale.
         symmetric: every zero point is 2 ** (bits - 1).
         bytes_before: of the model's weights as they were stored.
@@ -33,6 +37,9 @@ class QuantizeReport:
     out: Path
     method: str
     bits: int
+    budget: float | None
+    widths: Mapping[str, int] | None
+    vocabulary: Mapping[str, int]
     group_size: int
     symmetric: bool
     bytes_before: int

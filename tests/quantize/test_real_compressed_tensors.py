@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from awq_tvm.checkpoint import PER_CHANNEL, QuantizationScheme, open_checkpoint
 from awq_tvm.quantize.quantize import quantize_checkpoint
-from tests.quantize.tiny_models import save_tiny_model
+from tests.quantize.tiny_models import save_tiny_model, write_text
 from tests.support import tiny_decoder
 
 pytest.importorskip("compressed_tensors")
@@ -96,3 +96,37 @@ def test_widths_and_groups_that_differ(tmp_path):
     written = open_checkpoint(str(folder))
     assert written.read_quantized("model.layers.0.mlp.down_proj").group_size == 96
     assert written.read_quantized("model.layers.1.mlp.down_proj").group_size == 32
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_widths_chosen_by_budget(tmp_path, symmetric):
+    save_tiny_model(tmp_path / "model")
+    quantize_checkpoint(
+        str(tmp_path / "model"),
+        tmp_path / "q",
+        bits="auto:3.6",
+        symmetric=symmetric,
+        calibration=str(write_text(tmp_path / "text.txt")),
+        samples=2,
+        sequence_length=32,
+    )
+    written = open_checkpoint(str(tmp_path / "q"))
+    assert written.scheme is not None
+    assert written.scheme.exceptions
+    check_with_the_library(tmp_path / "q")
+
+
+@pytest.mark.parametrize(("bits", "symmetric"), [(8, False), (4, True)])
+@pytest.mark.parametrize("tied", [False, True])
+def test_embedding_and_head(tmp_path, bits, symmetric, tied):
+    save_tiny_model(tmp_path / "model", tie_word_embeddings=tied)
+    quantize_checkpoint(
+        str(tmp_path / "model"),
+        tmp_path / "q",
+        method="rtn",
+        symmetric=symmetric,
+        quantize_embedding=bits,
+        quantize_lm_head=bits,
+    )
+    assert len(open_checkpoint(str(tmp_path / "q")).quantized) == 14 + (1 if tied else 2)
+    check_with_the_library(tmp_path / "q")
