@@ -45,6 +45,7 @@ def _checkpoint(model: str) -> dict[str, Any]:
     checkpoint = open_checkpoint(model)
     stored = Counter(info.stored_as for info in checkpoint.tensors.values())
     scheme = checkpoint.scheme
+    widths = Counter(scheme.of(name).bits for name in checkpoint.quantized) if scheme else Counter()
     config = {
         key: value
         for key, value in checkpoint.config.items()
@@ -60,6 +61,7 @@ def _checkpoint(model: str) -> dict[str, Any]:
         if scheme is None
         else {"bits": scheme.bits, "group_size": scheme.group_size, "zero_point": scheme.zero_point},
         "quantized_linears": len(checkpoint.quantized),
+        "quantized_linears_by_bits": {f"{bits} bits": count for bits, count in sorted(widths.items())},
         "dense_tensors": {
             "count": len(checkpoint.tensors),
             "bytes": sum(info.stored_bytes for info in checkpoint.tensors.values()),

@@ -120,12 +120,15 @@ def _required_features(target: Target) -> tuple[str, ...]:
 def card(draft: manifests.ManifestDraft) -> str:
     """Text of the bundle's README.md."""
     recipe, model = draft.recipe, draft.model
+    budget = recipe.extra.get("budget")
+    bits = f"{recipe.bits} bits" if budget is None else f"{budget} bits on average"
+    groups = f"groups of {recipe.group_size}" if recipe.group_size else "rows"
     return "\n".join(
         [
             f"# {model.name} for {draft.target.name}",
             "",
             f"{model.architecture}, {model.num_hidden_layers} layers, context {model.context_length} tokens; "
-            f"weights {recipe.bits} bits in groups of {recipe.group_size}, activations {recipe.activations}.",
+            f"weights {bits} in {groups}, activations {recipe.activations}.",
             "",
             "Run it with `python -m awq_tvm generate BUNDLE --prompt TEXT`; check it with "
             "`python -m awq_tvm verify BUNDLE`.",

@@ -7,8 +7,10 @@ import pytest
 
 from awq_tvm.bundle import machine
 from awq_tvm.bundle.manifest import TargetInfo
+from awq_tvm.checkpoint import PER_CHANNEL, QuantizationScheme
 from awq_tvm.cli.main import run
 from tests.bundle.conftest import make_bundle
+from tests.support.tiny_decoder import make_model, save_quantized
 
 
 def _foreign(path: Path) -> Path:
@@ -40,6 +42,16 @@ def test_inspect_damaged_bundle(bundle: Path, capsys: pytest.CaptureFixture[str]
     (bundle / "model.so").unlink()
     assert run(["inspect", str(bundle)]) == 6
     assert "missing: model.so" in capsys.readouterr().err
+
+
+def test_inspect_a_checkpoint_of_several_widths(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    exceptions = {"model.layers.1.mlp.up_proj": QuantizationScheme(8, PER_CHANNEL)}
+    folder = save_quantized(make_model("llama"), tmp_path / "q", bits=3, exceptions=exceptions)
+    assert run(["inspect", str(folder), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["quantized_linears_by_bits"] == {"3 bits": 13, "8 bits": 1}
+    assert run(["inspect", str(folder)]) == 0
+    assert "3 bits  13" in capsys.readouterr().out
 
 
 def test_inspect_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
