@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from awq_tvm.checkpoint import QuantizationScheme, check_scheme_fits, linears_to_quantize
+from awq_tvm.checkpoint import PER_CHANNEL, QuantizationScheme, check_scheme_fits, linears_to_quantize
 from awq_tvm.checkpoint.config import FAMILIES, normalise_config
 from awq_tvm.checkpoint.scheme_fit import is_skipped, least_bytes
 from awq_tvm.errors import UsageError
@@ -73,3 +74,25 @@ def test_least_bytes_is_a_close_lower_bound() -> None:
     dense = 2 * 48 * 32
     assert least_bytes(normalised(), QuantizationScheme(4, 8)) == linears // 8 * (4 + 2) + 2 * dense
     assert least_bytes({"model_type": "something_new"}, QuantizationScheme(4, 8)) == 0
+
+
+def test_rows_without_groups_must_fill_whole_words() -> None:
+    odd = normalised(intermediate_size=36)
+    check_scheme_fits(odd, QuantizationScheme(8, PER_CHANNEL))
+    with pytest.raises(UsageError, match="rows of 36 values of 3 bits do not fill whole words"):
+        check_scheme_fits(odd, QuantizationScheme(3, PER_CHANNEL))
+
+
+def test_exceptions_are_checked_and_counted() -> None:
+    """The embedding and the head too, where they are named."""
+    plain, eight = QuantizationScheme(4, 8), QuantizationScheme(8, PER_CHANNEL)
+    mixed = replace(plain, exceptions={"model.embed_tokens": eight, "model.layers.0.mlp.up_proj": eight})
+    check_scheme_fits(normalised(), mixed)
+    more = 64 * 32 * (8 - 4) // 8 + 64 * 2 * (1 - 4) + 48 * (32 + 2) - 48 * 32 * 2
+    assert least_bytes(normalised(), mixed) == least_bytes(normalised(), plain) + more
+    with pytest.raises(UsageError, match=r"model\.embed_tokens has in_features 32"):
+        check_scheme_fits(
+            normalised(), replace(plain, exceptions={"model.embed_tokens": QuantizationScheme(8, 64)})
+        )
+    with pytest.raises(UsageError, match="cannot store this scheme"):
+        check_scheme_fits(normalised(), mixed, "awq")

@@ -139,6 +139,8 @@ def test_missing_block(written):
         ({"blocks": 7}, "damaged"),
         ({"text": {"file": "a/b", "sha256": ""}}, "not a file of the journal"),
         ({"text": 1}, "damaged"),
+        ({"widths": {"a": "4"}}, "no numbers by name"),
+        ({"widths": 3}, "no numbers by name"),
     ],
 )
 def test_index_that_lies(written, change, message):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from awq_tvm.checkpoint import export_checkpoint, open_checkpoint
-from awq_tvm.errors import UsageError
+from awq_tvm.errors import UnsupportedError, UsageError
 from awq_tvm.quantize import vocabulary
 from awq_tvm.quantize.group_quantize import Rounding, round_trip
 from awq_tvm.quantize.quantize import quantize_checkpoint
@@ -76,3 +78,14 @@ def test_formats_that_cannot_hold_them_refuse(tmp_path):
     first, again = (open_checkpoint(str(tmp_path / name)) for name in ("q", "again"))
     assert again.scheme == first.scheme
     assert set(again.quantized) == set(first.quantized)
+
+
+def test_a_matrix_that_is_not_there_is_named(tmp_path):
+    save_tiny_model(tmp_path / "model")
+    checkpoint = open_checkpoint(str(tmp_path / "model"))
+    tensors = {name: info for name, info in checkpoint.tensors.items() if name != "lm_head.weight"}
+    rounding = Rounding(4, 64)
+    found = vocabulary.roundings_of_vocabulary(checkpoint, None, 8, rounding)
+    assert found == {HEAD: Rounding(8, 64)}
+    with pytest.raises(UnsupportedError, match=r"no tensor lm_head\.weight"):
+        vocabulary.roundings_of_vocabulary(replace(checkpoint, tensors=tensors), None, 8, rounding)
