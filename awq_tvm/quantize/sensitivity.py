@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from awq_tvm.checkpoint import Checkpoint
 from awq_tvm.progress import ProgressCallback, ProgressEvent
-from awq_tvm.quantize.activations import run_and_measure
+from awq_tvm.quantize.activations import InputStatistics, run_and_measure
 from awq_tvm.quantize.architecture import architectures_of
 from awq_tvm.quantize.awq import AwqOptions, BlockResult, quantize_block_awq
 from awq_tvm.quantize.bit_allocation import WIDTHS, Sensitivity
@@ -105,21 +105,12 @@ def measure_sensitivities(
         }
         found.append([])
         for one in statistics:
-            names, name = one.group.linears, one.group.name
             losses = {
-                bits: _relative_change(run.all(hidden, _rounded(block, names, of_bits)), wanted)
-                * left.get(bits, {}).get(name, 1.0)
+                bits: _relative_change(run.all(hidden, _rounded(block, one.group.linears, of_bits)), wanted)
                 for bits, of_bits in roundings.items()
             }
-            weights = [block.get_submodule(path).weight for path in names]
-            found[-1].append(
-                Sensitivity(
-                    linears=tuple(f"{where}.{path}" for path in names),
-                    weights=sum(weight.numel() for weight in weights),
-                    scales=sum(weight.shape[0] * one.moments.shape[0] for weight in weights),
-                    losses=losses,
-                )
-            )
+            losses |= {bits: losses[bits] * part[one.group.name] for bits, part in left.items()}
+            found[-1].append(_sensitivity(block, one, where, losses))
         for traveller in travellers:
             traveller.hidden = run(traveller.hidden, {})
         changed = run(hidden[:1], _rounded(block, architecture.linears, roundings[_USUAL]))
@@ -127,15 +118,14 @@ def measure_sensitivities(
         hidden = wanted
         empty(block)
         progress(ProgressEvent("measure", index + 1, len(blocks), "bit widths"))
-    outside = outside_blocks(model, family)
-    for name, module in outside.items():
+    for name, module in outside_blocks(model, family).items():
         fill(module, name, checkpoint)
 
     def end(leaving: Tensor) -> Tensor:
         return end_of_model(model, family, samples[:1], leaving, as_tuple=run.returns_tuple)
 
-    wanted = end(hidden[:1])
-    gains = [_relative_change(end(one.hidden), wanted) / max(one.change, _TINY) for one in travellers]
+    behind = end(hidden[:1])
+    gains = [_relative_change(end(one.hidden), behind) / max(one.change, _TINY) for one in travellers]
     return [
         replace(one, losses={bits: loss * gain for bits, loss in one.losses.items()})
         for of_block, gain in zip(found, gains, strict=True)
@@ -185,6 +175,20 @@ def _enter(
     for module in outside.values():
         empty(module)
     return torch.cat([hidden for hidden, _ in caught]), caught[0][1]
+
+
+def _sensitivity(
+    block: torch.nn.Module, statistics: InputStatistics, where: str, losses: Mapping[int, float]
+) -> Sensitivity:
+    """What was measured of one set of linears that read the same input."""
+    names = statistics.group.linears
+    weights = [block.get_submodule(name).weight for name in names]
+    return Sensitivity(
+        linears=tuple(f"{where}.{name}" for name in names),
+        weights=sum(weight.numel() for weight in weights),
+        scales=sum(weight.shape[0] * statistics.moments.shape[0] for weight in weights),
+        losses=losses,
+    )
 
 
 def _rounded(block: torch.nn.Module, names: Iterable[str], roundings: Roundings) -> dict[str, Tensor]:
