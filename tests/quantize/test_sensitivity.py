@@ -48,7 +48,7 @@ def test_costs_are_those_at_the_end_of_the_model(tmp_path, symmetric):
     """Without a search: each set of linears rounded alone in the whole model changes its output by about the cost.
 
     They differ by the random model, in which a change grows less the larger it is; over all sets and widths the costs
-    themselves differ by a factor of ten thousand.
+    themselves differ by a factor of a million.
     """
     save_tiny_model(tmp_path / "model", num_hidden_layers=3)
     model = tiny_model("llama", num_hidden_layers=3)
