@@ -6,7 +6,8 @@
 
 Every row is a whole run of `quantize_checkpoint` into a temporary folder, read back from there and scored in
 float32 by the protocol of `awq_tvm.scoring`. "paper" is the AWQ paper's recipe: its symmetric clip, no
-scales between value and output projections of different widths.
+scales between value and output projections of different widths. Recipes with other names than a method leave a
+step out.
 """
 
 from __future__ import annotations
@@ -17,25 +18,30 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from awq_tvm.checkpoint import open_checkpoint
 from awq_tvm.errors import AwqTvmError
 from awq_tvm.progress import ProgressEvent
-from awq_tvm.quantize.awq import AwqOptions
+from awq_tvm.quantize.awq import METHODS, AwqOptions
 from awq_tvm.quantize.evaluate import score_tokens, token_ids_of
 from awq_tvm.quantize.quantize import quantize_checkpoint
 from awq_tvm.quantize.torch_model import build_model
 
-Method = Literal["awq", "rtn"]
+Method = Literal["awq", "awq+", "rtn"]
 
 RECIPES: dict[str, tuple[Method, AwqOptions | None]] = {
     "rtn": ("rtn", None),
     "paper": ("awq", AwqOptions(clip="paper", share_value_scales=False)),
     "awq without clip": ("awq", AwqOptions(clip="none")),
     "awq without value scales": ("awq", AwqOptions(share_value_scales=False)),
-    "awq": ("awq", AwqOptions()),
+    "awq": ("awq", METHODS["awq"]),
+    "learned rounding alone": ("awq+", replace(METHODS["awq+"], scale_steps=0, clip="none")),
+    "awq+ without scales": ("awq+", replace(METHODS["awq+"], scale_steps=0)),
+    "awq+ without clip": ("awq+", replace(METHODS["awq+"], clip="none")),
+    "awq+": ("awq+", METHODS["awq+"]),
 }
 
 COLUMNS = ("recipe", "bits", "perplexity", "kl_divergence", "top1_agreement", "cpu_seconds")
@@ -52,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--bits", default="4,3")
     parser.add_argument("--group-size", default="auto")
     parser.add_argument("--calibration", default="default")
-    parser.add_argument("--samples", type=int, default=16)
+    parser.add_argument("--samples", type=int, help="of calibration text; 16, with awq+ 64, if not given")
     parser.add_argument("--sequence-length", type=int, default=512)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tokens", type=int, default=8192)

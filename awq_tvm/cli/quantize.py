@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -12,13 +13,17 @@ from awq_tvm.cli.output import in_bytes, print_json, say
 from awq_tvm.cli.progress_bar import ProgressDisplay
 from awq_tvm.errors import UsageError
 
+STEPS = "Steps of the method"
+
 
 def command(
     model: Model,
     out: Annotated[
         Path, typer.Option("-o", "--output", metavar="DIR", show_default=False, help="The folder to make.")
     ],
-    method: Annotated[str, typer.Option(help="awq, or rtn for rounding to nearest.")] = "awq",
+    method: Annotated[
+        str, typer.Option(help="awq; awq+ to learn the rounding too; or rtn for rounding to nearest.")
+    ] = "awq",
     bits: Annotated[
         str, typer.Option(help="Bits of a weight; or auto:3.5, so many on average, chosen by linear.")
     ] = "4",
@@ -35,21 +40,35 @@ def command(
     calibration: Annotated[
         str, typer.Option(help="Text to calibrate on: default, self, topics, a FILE, or hf:NAME.")
     ] = "default",
-    samples: Annotated[int, typer.Option(help="Samples of calibration text.")] = 16,
+    samples: Annotated[
+        int | None, typer.Option(help="Samples of calibration text; 16, with awq+ 64, if not given.")
+    ] = None,
     sequence_length: Annotated[int, typer.Option(help="Tokens of each sample.")] = 512,
     seed: Annotated[int, typer.Option(help="Of the places where the text is cut.")] = 0,
+    scale_steps: Annotated[
+        int | None, typer.Option(help="Steps of the grid of scales; 0 for none.", rich_help_panel=STEPS)
+    ] = None,
+    clip: Annotated[
+        str | None, typer.Option(help="Ranges: two-sided, paper or none.", rich_help_panel=STEPS)
+    ] = None,
+    learn_steps: Annotated[
+        int | None, typer.Option(help="Steps of learned rounding; 0 for none.", rich_help_panel=STEPS)
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last finished block.")] = False,
     json_output: Json = False,
 ) -> None:
     """Quantize a model's weights, activation-aware, into a checkpoint that other tools load too."""
     groups = _group_size(group_size)
+    from awq_tvm.quantize.awq import METHODS, AwqOptions
     from awq_tvm.quantize.quantize import quantize_checkpoint
 
+    steps = {"scale_steps": scale_steps, "clip": clip, "learn_steps": learn_steps}
+    changes: dict[str, Any] = {name: value for name, value in steps.items() if value is not None}
     with ProgressDisplay() as display:
         report = quantize_checkpoint(
             model,
             out,
-            method=cast("Literal['awq', 'rtn']", method),
+            method=cast("Literal['awq', 'awq+', 'rtn']", method),
             bits=bits,
             group_size=groups,
             symmetric=symmetric,
@@ -60,6 +79,7 @@ def command(
             sequence_length=sequence_length,
             seed=seed,
             resume=resume,
+            options=replace(METHODS.get(method, AwqOptions()), **changes),
             progress=display.update,
         )
     found: dict[str, Any] = report.as_dict()

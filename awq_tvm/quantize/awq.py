@@ -1,8 +1,7 @@
 """Activation-aware quantization of one block: scales, clipping, rounding, and a guard (arXiv:2306.00978).
 
-Groups are settled against the data flow, so that a linear which absorbs the scales of a later group has them
-when it is
-rounded: what is judged is what is written.
+Groups are settled against the data flow, so that a linear which absorbs the scales of a later group has them when it
+is rounded: what is judged is what is written.
 """
 
 from __future__ import annotations
@@ -42,6 +41,10 @@ class AwqOptions:
             of a group share; the paper leaves it unscaled.
         search_tokens: tokens of the calibration on which modules are run to judge scales.
         guard: keep plain rounding for a group of linears, or a block, that the search made worse.
+        learn_steps: steps in which it is learned which weights of a block to round up and which down; 0 rounds
+            to nearest.
+        learn_rate: how far the first of these steps moves a weight, in steps of its group.
+        learn_tokens: tokens of each of these steps.
     """
 
     scale_steps: int = 20
@@ -49,6 +52,9 @@ class AwqOptions:
     share_value_scales: bool = True
     search_tokens: int = 2048
     guard: bool = True
+    learn_steps: int = 0
+    learn_rate: float = 0.01
+    learn_tokens: int = 2048
 
     def __post_init__(self) -> None:
         """Check the values.
@@ -60,9 +66,18 @@ class AwqOptions:
             raise UsageError(
                 "The options of the search cannot be meant",
                 why=f"scale_steps {self.scale_steps} >= 0, search_tokens {self.search_tokens} >= 1, "
-                f"clip {self.clip!r} one of "
-                "two-sided, paper, none",
+                f"clip {self.clip!r} one of two-sided, paper, none",
             )
+        if self.learn_steps < 0 or not 0 < self.learn_rate <= 1 or self.learn_tokens < 1:
+            raise UsageError(
+                "The options of learned rounding cannot be meant",
+                why=f"learn_steps {self.learn_steps} >= 0, learn_rate {self.learn_rate} above 0 and at most 1, "
+                f"learn_tokens {self.learn_tokens} >= 1",
+            )
+
+
+METHODS: Mapping[str, AwqOptions] = {"awq": AwqOptions(), "awq+": AwqOptions(learn_steps=60)}
+"""The recommended options of each method that calibrates."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +107,9 @@ class BlockResult:
         quantized: by path below the block, for example "mlp.up_proj".
         dense: float16, by path below the block: norms and biases, scales absorbed.
         groups: how each group of linears fared; empty without calibration.
+        column_scales: what the columns of a linear were multiplied by before it was rounded, float32 [K], by path;
+            a linear without entry was rounded as it was.
+        row_scales: what the rows of a linear were divided by, float32 [N], by path; none is 1.
         loss_rtn: mean squared change of the block's output by rounding to nearest, None without calibration.
         loss: by what was kept, None without calibration.
     """
@@ -99,6 +117,8 @@ class BlockResult:
     quantized: dict[str, Quantized] = field(default_factory=dict)
     dense: dict[str, Tensor] = field(default_factory=dict)
     groups: list[GroupReport] = field(default_factory=list)
+    column_scales: dict[str, Tensor] = field(default_factory=dict)
+    row_scales: dict[str, Tensor] = field(default_factory=dict)
     loss_rtn: float | None = None
     loss: float | None = None
 
@@ -106,6 +126,28 @@ class BlockResult:
         """All parameters of the block as they are written, float32 by path below the block."""
         weights = {f"{name}.weight": weight.dequantize() for name, weight in self.quantized.items()}
         return weights | {name: weight.float() for name, weight in self.dense.items()}
+
+    def scaled(self, name: str, weight: Tensor) -> Tensor:
+        """A linear's weight as it was before rounding: with these and `dense` the block computes what it did.
+
+        Args:
+            name: path of the linear below the block.
+            weight: in the original block, float32 [N, K].
+
+        Returns:
+            float32 [N, K].
+        """
+        columns, rows = self.column_scales.get(name), self.row_scales.get(name)
+        scaled = weight.clone() if columns is None else weight * columns
+        return scaled if rows is None else scaled.div_(rows.unsqueeze(1))
+
+    def unscaled(self, name: str) -> Tensor:
+        """A linear's quantized weight for the input as it is without scales, float32 [N, K]."""
+        weight = self.quantized[name].dequantize()
+        columns, rows = self.column_scales.get(name), self.row_scales.get(name)
+        if columns is not None:
+            weight.div_(columns)
+        return weight if rows is None else weight.mul_(rows.unsqueeze(1))
 
 
 def quantize_block_rtn(
@@ -164,8 +206,10 @@ def quantize_block_awq(
         kept = search.kept[measured.group.name]
         result.quantized.update(kept.quantized)
         result.groups.append(kept.report)
+        result.column_scales.update(dict.fromkeys(kept.quantized, kept.scales))
         if kept.norm_weight is not None:
             _keep_beside_scales(block, measured.group, kept, result, where)
+    result.row_scales.update(search.row_scales)
     for name, scales in search.row_scales.items():
         bias = block.get_submodule(name).bias
         if bias is not None:

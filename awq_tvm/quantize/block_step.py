@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from awq_tvm.quantize.activations import Samples, run_and_measure
+from awq_tvm.quantize.activations import InputStatistics, Samples, run_and_measure
 from awq_tvm.quantize.architecture import Architecture
 from awq_tvm.quantize.awq import AwqOptions, BlockResult, quantize_block_awq, quantize_block_rtn
-from awq_tvm.quantize.hidden_states import FULL, HiddenStates, HiddenStatesWriter
-from awq_tvm.quantize.judge import comparable
+from awq_tvm.quantize.hidden_states import FULL, QUANTIZED, HiddenStates, HiddenStatesWriter
+from awq_tvm.quantize.judge import comparable, judge_of
+from awq_tvm.quantize.learned_rounding import learn_rounding, relative_error
 from awq_tvm.quantize.rounding_plan import Roundings
 
 
@@ -92,7 +93,6 @@ def quantize_block(
     result = quantize_block_awq(
         task.block, task.architecture, statistics, task.roundings, options, task.where
     )
-    del statistics
     targets = outputs.finish()
     rounded = quantize_block_rtn(task.block, task.architecture, task.roundings, task.where)
     rounded.groups = [
@@ -103,8 +103,56 @@ def quantize_block(
         candidate.loss_rtn = rounded.loss
     if options.guard:
         result = best_of([result, rounded])
+    if options.learn_steps:
+        result = _learn(task, result, statistics, targets, options)
+    if options.guard:
         require_never_worse(result, task.where)
     return result, targets
+
+
+def _learn(
+    task: BlockTask,
+    start: BlockResult,
+    statistics: Sequence[InputStatistics],
+    targets: HiddenStates,
+    options: AwqOptions,
+) -> BlockResult:
+    """Learn the block's rounding on what the quantized blocks before it give; keep it where it is better."""
+    learned = learn_rounding(
+        task.block,
+        task.arguments,
+        start,
+        {name: rounding.levels for name, rounding in task.roundings.items()},
+        task.inputs[QUANTIZED],
+        targets,
+        steps=options.learn_steps,
+        rate=options.learn_rate,
+        batch_tokens=options.learn_tokens,
+    )
+    learned.groups = []
+    for measured, before in zip(statistics, start.groups, strict=True):
+        linears = measured.group.linears
+        loss = judge_of(task.block, measured).loss({name: learned.unscaled(name) for name in linears})
+        if options.guard and not loss <= before.loss_rtn:
+            learned.quantized.update({name: start.quantized[name] for name in linears})
+            learned.groups.append(before)
+        else:
+            learned.groups.append(replace(before, loss=loss))
+    learned.loss = block_loss(task, learned, task.inputs[FULL], targets)
+    if options.guard and not (
+        learned.loss <= (start.loss_rtn or 0.0)
+        and _relative_loss(task, learned, targets) <= _relative_loss(task, start, targets)
+    ):
+        return start
+    return learned
+
+
+def _relative_loss(task: BlockTask, result: BlockResult, targets: Samples) -> float:
+    """The error that learning lowers, on the search samples."""
+    weights, samples = result.weights(), task.search_samples
+    slices = [slice(sample, sample + 1) for sample in range(samples)]
+    outputs = ((task.run(task.inputs[QUANTIZED][one], weights), targets[one]) for one in slices)
+    return sum(float(relative_error(output, target)) for output, target in outputs) / samples
 
 
 def best_of(candidates: Sequence[BlockResult]) -> BlockResult:

@@ -29,12 +29,13 @@ from awq_tvm.errors import UnsupportedError, UsageError
 from awq_tvm.output_folder import check_output
 from awq_tvm.progress import ProgressCallback, ProgressEvent, ignore_progress
 from awq_tvm.quantize.architecture import Architecture, architecture_of
-from awq_tvm.quantize.awq import AwqOptions, half
+from awq_tvm.quantize.awq import METHODS, AwqOptions, half
 from awq_tvm.quantize.bit_allocation import allocate, parse_budget, plan_of
 from awq_tvm.quantize.block_stream import BlockStream, from_arrays
 from awq_tvm.quantize.calibration import Calibration, calibrate, check_request
 from awq_tvm.quantize.card import model_card
 from awq_tvm.quantize.group_quantize import Rounding, choose_group_size
+from awq_tvm.quantize.hidden_states import FULL, QUANTIZED
 from awq_tvm.quantize.journal import Journal
 from awq_tvm.quantize.report import QuantizeReport
 from awq_tvm.quantize.rounding_plan import RoundingPlan, Roundings
@@ -42,21 +43,23 @@ from awq_tvm.quantize.sensitivity import measure_sensitivities
 from awq_tvm.quantize.torch_model import fast_matmul, quiet_transformers, read_weight
 from awq_tvm.quantize.vocabulary import quantize_rows, roundings_of_vocabulary
 
-METHODS = ("awq", "rtn")
+RTN = "rtn"
+# Learning needs more text than searching: it chooses for every weight, not for every channel.
+_SAMPLES = {"awq": 16, "awq+": 64}
 
 
 def quantize_checkpoint(
     model: str,
     out: Path,
     *,
-    method: Literal["awq", "rtn"] = "awq",
+    method: Literal["awq", "awq+", "rtn"] = "awq",
     bits: int | str = 4,
     group_size: str | int = "auto",
     symmetric: bool = False,
     quantize_embedding: int | None = None,
     quantize_lm_head: int | None = None,
     calibration: str = "default",
-    samples: int = 16,
+    samples: int | None = None,
     sequence_length: int = 512,
     seed: int = 0,
     resume: bool = False,
@@ -70,7 +73,8 @@ def quantize_checkpoint(
     Args:
         model: what `open_checkpoint` takes.
         out: the folder to make; it must not be there.
-        method: "awq", or "rtn" for rounding to nearest, which needs no calibration.
+        method: "awq"; "awq+", which goes on to learn the rounding of every block; or "rtn" for rounding to
+            nearest, which needs no calibration.
         bits: 2 to 8; or "auto:3.5" for widths of 2, 3, 4 and 8 that differ by linear and take at most 3.5 bits a
             weight on average, scales and zero points included. Asymmetric 4 bits are written as AutoAWQ "gemm",
             all else as compressed-tensors.
@@ -80,11 +84,11 @@ def quantize_checkpoint(
         quantize_embedding: 4 or 8 bits for the embedding, rounded to nearest; for a tied head too.
         quantize_lm_head: 4 or 8 bits for the head, rounded to nearest.
         calibration: "default", "self", "hf:NAME" or a text file.
-        samples: of calibration text.
+        samples: of calibration text; None for 16, and for 64 where rounding is learned.
         sequence_length: tokens of each.
         seed: of the places where the text is cut.
         resume: go on from the last finished block of a run that was stopped.
-        options: steps of the search; None for the recommended ones.
+        options: steps of the search; None for those that METHODS recommends for the method.
         progress: told what is being done.
 
     Returns:
@@ -98,8 +102,10 @@ def quantize_checkpoint(
     """
     started = time.monotonic()
     out = Path(out)
-    options = options or AwqOptions()
+    samples = _SAMPLES.get(method, 1) if samples is None else samples
     _check_arguments(out, method, calibration, samples, sequence_length)
+    options = options or METHODS.get(method, AwqOptions())
+    calibrated = method != RTN
     budget = _budget(bits, method)
     usual = int(bits) if budget is None else 3
     Rounding(usual, PER_CHANNEL)
@@ -125,16 +131,17 @@ def quantize_checkpoint(
         "group_size": rounding.group_size,
         "symmetric": symmetric,
         "vocabulary": {name: one.bits for name, one in vocabulary.items()},
-        **(_identity_of_search(wanted, options) if method == "awq" else {}),
+        **(_identity_of_search(wanted, options) if calibrated else {}),
     }
     with Journal(out.with_name(f"{out.name}.journal"), settings, resume=resume) as journal:
-        text = _calibration_text(journal, checkpoint, wanted, progress) if method == "awq" else None
+        text = _calibration_text(journal, checkpoint, wanted, progress) if calibrated else None
         with torch.no_grad(), fast_matmul():
             if budget is not None and text is not None:
                 widths = _widths(journal, checkpoint, text, rounding, budget, options, progress)
                 chosen = plan_of(widths, rounding)
                 plan = replace(chosen, exceptions={**chosen.exceptions, **vocabulary})
-            stream = BlockStream(checkpoint, journal, plan, text.token_ids if text else None)
+            streams = (FULL, QUANTIZED) if options.learn_steps else (FULL,)
+            stream = BlockStream(checkpoint, journal, plan, text.token_ids if text else None, streams=streams)
             blocks = stream.run(options, progress)
         progress(ProgressEvent("write", 0, 1, str(out)))
         report = QuantizeReport(
@@ -192,21 +199,21 @@ def _recipe(report: QuantizeReport, options: AwqOptions) -> bytes:
 
 
 def _check_arguments(out: Path, method: str, calibration: str, samples: int, sequence_length: int) -> None:
-    if method not in METHODS:
+    if method not in (*METHODS, RTN):
         raise UsageError(
             f"There is no method {method!r}",
             where="--method",
-            why=f"known are {', '.join(METHODS)}",
+            why=f"known are {', '.join((*METHODS, RTN))}",
             fix="--method awq",
         )
     check_output(out)
-    if method == "awq":
+    if method != RTN:
         check_request(calibration, samples=samples, sequence_length=sequence_length)
 
 
 def _budget(bits: int | str, method: str) -> float | None:
     budget = parse_budget(bits)
-    if budget is not None and method == "rtn":
+    if budget is not None and method == RTN:
         raise UsageError(
             "Rounding to nearest cannot choose bit widths",
             where="--bits",

@@ -16,7 +16,7 @@ class QuantizeReport:
 
     Attributes:
         out: the folder that was written.
-        method: "awq" or "rtn".
+        method: "awq", "awq+" or "rtn".
         bits: of a weight; of most linears, if they differ.
         budget: bits a weight that were allowed on average; None where all have the same.
         widths: bits by name of the linear, None where all have the same.

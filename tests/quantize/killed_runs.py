@@ -47,11 +47,12 @@ def _quantize(folder: Path) -> None:
     quantize_checkpoint(
         str(folder / "model"),
         folder / "q",
+        method="awq+",
         calibration=str(folder / "text.txt"),
         samples=2,
         sequence_length=16,
         resume=True,
-        options=AwqOptions(scale_steps=2),
+        options=AwqOptions(scale_steps=2, learn_steps=2),
     )
 
 

@@ -13,7 +13,7 @@ from awq_tvm.quantize.awq import AwqOptions, BlockResult, GroupReport, quantize_
 from awq_tvm.quantize.block_calls import catch_block_inputs
 from awq_tvm.quantize.block_step import BlockTask, block_loss, quantize_block, require_never_worse
 from awq_tvm.quantize.group_quantize import Rounding
-from awq_tvm.quantize.hidden_states import FULL, HiddenStates, HiddenStatesWriter
+from awq_tvm.quantize.hidden_states import FULL, QUANTIZED, HiddenStates, HiddenStatesWriter
 from tests.quantize.tiny_models import VOCABULARY, tiny_model
 
 OPTIONS = AwqOptions(scale_steps=6)
@@ -73,7 +73,7 @@ def _task(folder, family, hurt, shape, rounding) -> BlockTask:
         where="model.layers.0",
         architecture=architecture,
         arguments=arguments[0],
-        inputs={FULL: writer.finish()},
+        inputs=dict.fromkeys((FULL, QUANTIZED), writer.finish()),
         roundings=dict.fromkeys(architecture.linears, rounding),
         search_tokens=32,
     )
@@ -86,10 +86,14 @@ def _step(task: BlockTask, folder, options=OPTIONS) -> tuple[BlockResult, Hidden
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("hurt", HURT)
 def test_whatever_flows_through(tmp_path, hurt, shape):
-    for family, bits, clip in (("llama", 4, "two-sided"), ("qwen2", 2, "two-sided"), ("qwen3", 3, "paper")):
+    for family, bits, clip, steps in (
+        ("llama", 4, "two-sided", 4),
+        ("qwen2", 2, "two-sided", 0),
+        ("qwen3", 3, "paper", 4),
+    ):
         with torch.no_grad():
             task = _task(tmp_path, family, hurt, SHAPES[shape], Rounding(bits, 32))
-            result, targets = _step(task, tmp_path, replace(OPTIONS, clip=clip))
+            result, targets = _step(task, tmp_path, replace(OPTIONS, clip=clip, learn_steps=steps))
             require_never_worse(result, task.where)
             assert all(torch.isfinite(tensor).all() for tensor in result.weights().values())
             # The losses that were asserted are those of what is written, measured afresh.

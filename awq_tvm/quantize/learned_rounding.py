@@ -1,0 +1,164 @@
+"""Learned rounding: up or down is chosen for each weight by the error of the whole block's output.
+
+Each weight gets an offset v in [-0.5, 0.5] that is added before it is rounded: q = round(W / s + v) + z. Scales and
+zero points stay. The offsets follow the gradient of the block's error with the rounding taken for the identity
+(SignRound, arXiv:2309.05516, with Adam in place of signs). What enters the block comes out of the quantized blocks
+before it, and what should leave it is what the original model computes: so a block also makes up for errors made
+before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from awq_tvm.quantize.activations import Samples
+from awq_tvm.quantize.awq import BlockResult
+from awq_tvm.quantize.group_quantize import Quantized
+
+_BETAS = (0.9, 0.95)
+# Gradients of a mean over many outputs are small; torch's own 1e-8 would not be negligible beside them.
+_EPSILON = 1e-15
+_SMALLEST_SQUARE = 1e-12
+
+
+@dataclass
+class _Offsets:
+    """One linear while its offsets are learned, all [N, G, g] or [N, G, 1].
+
+    Attributes:
+        position: W / s + z, where the weight lies on the scale of q.
+        offset: v, what the optimizer changes.
+        scales: s.
+        zeros: z.
+        levels: the largest q.
+        shape: (N, K).
+    """
+
+    position: Tensor
+    offset: torch.nn.Parameter
+    scales: Tensor
+    zeros: Tensor
+    levels: int
+    shape: torch.Size
+
+    def unclamped(self) -> Tensor:
+        """The q that the offsets ask for, also outside 0..levels."""
+        return (self.position + self.offset).round_()
+
+    def weight(self) -> Tensor:
+        """What would be written, float32 [N, K], as a leaf that takes a gradient."""
+        q = self.unclamped().clamp_(0, self.levels)
+        return q.sub_(self.zeros).mul_(self.scales).view(self.shape).requires_grad_()
+
+    def take_gradient(self, gradient: Tensor) -> None:
+        """Turn the gradient of the weight, [N, K], into that of the offsets; clamped weights have none."""
+        q = self.unclamped()
+        inside = (q >= 0) & (q <= self.levels)
+        self.offset.grad = gradient.view_as(self.position) * self.scales * inside
+
+    def finish(self) -> Quantized:
+        """The quantized weight with the offsets as they are."""
+        rows, groups, _ = self.scales.shape
+        q = self.unclamped().clamp_(0, self.levels).to(torch.uint8)
+        zeros = self.zeros.to(torch.uint8)
+        return Quantized(q.view(self.shape), self.scales.half().view(rows, groups), zeros.view(rows, groups))
+
+
+def learn_rounding(
+    block: torch.nn.Module,
+    arguments: Mapping[str, Any],
+    start: BlockResult,
+    levels: Mapping[str, int],
+    inputs: Samples,
+    targets: Samples,
+    *,
+    steps: int,
+    rate: float,
+    batch_tokens: int,
+) -> BlockResult:
+    """Learn which weights of a block to round up and which down.
+
+    Args:
+        block: filled, in full precision; it is not changed.
+        arguments: what it is called with besides hidden states, for a batch of one.
+        start: the block quantized by a search, whose scales and zero points are kept.
+        levels: the largest q, by path of the linear below the block.
+        inputs: what enters the block once the blocks before it are quantized, float32 [S, L, H].
+        targets: what leaves the block in full precision, float32 [S, L, H].
+        steps: of the optimizer.
+        rate: how far an offset moves in the first step; it falls to zero in a line.
+        batch_tokens: tokens of a step; samples are taken in their order, and again from the first.
+
+    Returns:
+        A result like `start` but for q; its losses are not measured.
+    """
+    learned = {
+        name: _begin(start.scaled(name, block.get_submodule(name).weight), quantized, levels[name])
+        for name, quantized in start.quantized.items()
+    }
+    dense = {name: weight.float() for name, weight in start.dense.items()}
+    samples, length, _ = inputs.shape
+    batch = min(samples, -(-batch_tokens // length))
+    optimizer = torch.optim.Adam([one.offset for one in learned.values()], rate, _BETAS, _EPSILON)
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = rate * (1 - step / steps)
+        weights = {name: one.weight() for name, one in learned.items()}
+        replaced = dense | {f"{name}.weight": weight for name, weight in weights.items()}
+        for place in range(batch):
+            sample = (step * batch + place) % samples
+            one = slice(sample, sample + 1)
+            with torch.enable_grad(), fast_gradients():
+                output = torch.func.functional_call(block, replaced, (inputs[one],), dict(arguments))
+                output = output[0] if isinstance(output, tuple) else output
+                relative_error(output.float(), targets[one]).backward()
+        for name, one_linear in learned.items():
+            gradient = weights[name].grad
+            if gradient is not None:
+                one_linear.take_gradient(gradient)
+        optimizer.step()
+        for one_linear in learned.values():
+            one_linear.offset.data.clamp_(-0.5, 0.5)
+    quantized = {name: one.finish() for name, one in learned.items()}
+    return replace(start, quantized=quantized, loss=None)
+
+
+def relative_error(output: Tensor, target: Tensor) -> Tensor:
+    """Mean over tokens of |output - target|^2 / |target|^2.
+
+    Relative, because a few tokens, the first above all, are larger by orders of magnitude in trained models; the
+    norm behind the last block makes all tokens equally large again.
+
+    Args:
+        output: float32 [..., H].
+        target: float32 [..., H].
+
+    Returns:
+        float32 [].
+    """
+    square = target.square().sum(dim=-1).clamp(min=_SMALLEST_SQUARE)
+    return ((output - target).square().sum(dim=-1) / square).mean()
+
+
+def fast_gradients() -> torch.autocast:
+    """Let matrix products compute in bfloat16 where the processor does that itself; gradients bear it."""
+    hardware = torch.ops.mkldnn._is_mkldnn_bf16_supported() and _has_bfloat16_products()
+    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=hardware)
+
+
+def _has_bfloat16_products() -> bool:
+    capabilities: dict[str, Any] = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
+
+
+def _begin(weight: Tensor, quantized: Quantized, levels: int) -> _Offsets:
+    rows, groups = quantized.scales.shape
+    scales = quantized.scales.float().view(rows, groups, 1)
+    zeros = quantized.zeros.float().view(rows, groups, 1)
+    position = weight.view(rows, groups, -1).div(scales).add_(zeros)
+    offset = torch.nn.Parameter(torch.zeros_like(position))
+    return _Offsets(position, offset, scales, zeros, levels, weight.shape)
