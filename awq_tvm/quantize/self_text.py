@@ -18,6 +18,8 @@ from awq_tvm.quantize.torch_model import build_model, fast_matmul
 
 # A step costs more the further it looks back, so a long sample is several texts one after the other.
 _TEXT_TOKENS = 256
+# Keys and values of more samples at once would take more memory than the model.
+_SIDE_BY_SIDE = 16
 
 
 def sample_from_model(
@@ -28,7 +30,7 @@ def sample_from_model(
     seed: int,
     progress: ProgressCallback = ignore_progress,
 ) -> npt.NDArray[np.int64]:
-    """Let a model write, all samples side by side. The whole model is in memory for this, in float32.
+    """Let a model write, 16 samples side by side. The whole model is in memory for this, in float32.
 
     Tokens that begin, end or pad a text are never drawn. A sample longer than 256 tokens is several texts, each
     written from the beginning, as packed documents are.
@@ -63,18 +65,22 @@ def sample_from_model(
     generator = torch.Generator().manual_seed(seed)
     texts = -(-sequence_length // _TEXT_TOKENS)
     length = -(-sequence_length // texts)
-    tokens = torch.full((samples * texts, length + 1), begin)
-    cache = Cache(layer_class_to_replicate=partial(_Room, length))
+    batches = [min(_SIDE_BY_SIDE, samples - start) for start in range(0, samples, _SIDE_BY_SIDE)]
+    written: list[npt.NDArray[np.int64]] = []
     with torch.no_grad(), fast_matmul():
-        for place in range(length):
-            output = model(input_ids=tokens[:, place : place + 1], past_key_values=cache, use_cache=True)
-            logits = output.logits[:, -1]
-            logits[:, never] = -torch.inf
-            drawn = torch.multinomial(torch.softmax(logits, dim=-1), 1, generator=generator)
-            tokens[:, place + 1] = drawn[:, 0]
-            progress(ProgressEvent("calibrate", place + 1, length, "the model writes"))
-    written: npt.NDArray[np.int64] = tokens[:, 1:].reshape(samples, texts * length).numpy()
-    return np.ascontiguousarray(written[:, :sequence_length])
+        for index, batch in enumerate(batches):
+            tokens = torch.full((batch * texts, length + 1), begin)
+            cache = Cache(layer_class_to_replicate=partial(_Room, length))
+            for place in range(length):
+                output = model(input_ids=tokens[:, place : place + 1], past_key_values=cache, use_cache=True)
+                logits = output.logits[:, -1]
+                logits[:, never] = -torch.inf
+                drawn = torch.multinomial(torch.softmax(logits, dim=-1), 1, generator=generator)
+                tokens[:, place + 1] = drawn[:, 0]
+                done, total = index * length + place + 1, len(batches) * length
+                progress(ProgressEvent("calibrate", done, total, "the model writes"))
+            written.append(tokens[:, 1:].reshape(batch, texts * length)[:, :sequence_length].numpy())
+    return np.concatenate(written)
 
 
 class _Room(DynamicLayer):

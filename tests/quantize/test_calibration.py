@@ -177,6 +177,17 @@ def test_a_long_sample_is_several_texts(tmp_path):
     np.testing.assert_array_equal(ids[0], np.concatenate([alone[0], alone[1]])[:301])
 
 
+def test_more_samples_do_not_change_the_first(tmp_path):
+    """The model writes a limited number side by side."""
+    save_tiny_model(tmp_path / "model")
+    checkpoint = open_checkpoint(str(tmp_path / "model"))
+    few = calibrate(checkpoint, "self", samples=16, sequence_length=12, seed=0).token_ids
+    more = calibrate(checkpoint, "self", samples=19, sequence_length=12, seed=0).token_ids
+    assert more.shape == (19, 12)
+    assert np.array_equal(more[:16], few)
+    assert not np.array_equal(more[16:], few[:3])
+
+
 def test_the_default_is_the_models_own_text_where_that_is_cheap(tmp_path):
     save_tiny_model(tmp_path / "model")
     checkpoint = open_checkpoint(str(tmp_path / "model"))
