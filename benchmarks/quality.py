@@ -41,6 +41,7 @@ RECIPES: dict[str, tuple[Method, AwqOptions | None]] = {
     "learned rounding alone": ("awq+", replace(METHODS["awq+"], scale_steps=0, clip="none")),
     "awq+ without scales": ("awq+", replace(METHODS["awq+"], scale_steps=0)),
     "awq+ without clip": ("awq+", replace(METHODS["awq+"], clip="none")),
+    "awq+ on full-precision inputs": ("awq+", replace(METHODS["awq+"], learn_from="full")),
     "awq+": ("awq+", METHODS["awq+"]),
 }
 

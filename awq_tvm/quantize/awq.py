@@ -45,6 +45,8 @@ class AwqOptions:
             to nearest.
         learn_rate: how far the first of these steps moves a weight, in steps of its group.
         learn_tokens: tokens of each of these steps.
+        learn_from: what enters the block in these steps: what the blocks before it give once they are quantized,
+            or what they gave in full precision.
     """
 
     scale_steps: int = 20
@@ -55,6 +57,7 @@ class AwqOptions:
     learn_steps: int = 0
     learn_rate: float = 0.01
     learn_tokens: int = 2048
+    learn_from: Literal["quantized", "full"] = "quantized"
 
     def __post_init__(self) -> None:
         """Check the values.
@@ -68,11 +71,16 @@ class AwqOptions:
                 why=f"scale_steps {self.scale_steps} >= 0, search_tokens {self.search_tokens} >= 1, "
                 f"clip {self.clip!r} one of two-sided, paper, none",
             )
-        if self.learn_steps < 0 or not 0 < self.learn_rate <= 1 or self.learn_tokens < 1:
+        if (
+            self.learn_steps < 0
+            or not 0 < self.learn_rate <= 1
+            or self.learn_tokens < 1
+            or self.learn_from not in ("quantized", "full")
+        ):
             raise UsageError(
                 "The options of learned rounding cannot be meant",
                 why=f"learn_steps {self.learn_steps} >= 0, learn_rate {self.learn_rate} above 0 and at most 1, "
-                f"learn_tokens {self.learn_tokens} >= 1",
+                f"learn_tokens {self.learn_tokens} >= 1, learn_from {self.learn_from!r} one of quantized, full",
             )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from awq_tvm.quantize.activations import InputStatistics, Samples, run_and_measure
 from awq_tvm.quantize.architecture import Architecture
 from awq_tvm.quantize.awq import AwqOptions, BlockResult, quantize_block_awq, quantize_block_rtn
-from awq_tvm.quantize.hidden_states import FULL, QUANTIZED, HiddenStates, HiddenStatesWriter
+from awq_tvm.quantize.hidden_states import FULL, HiddenStates, HiddenStatesWriter
 from awq_tvm.quantize.judge import comparable, judge_of
 from awq_tvm.quantize.learned_rounding import learn_rounding, relative_error
 from awq_tvm.quantize.rounding_plan import Roundings
@@ -117,13 +117,14 @@ def _learn(
     targets: HiddenStates,
     options: AwqOptions,
 ) -> BlockResult:
-    """Learn the block's rounding on what the quantized blocks before it give; keep it where it is better."""
+    """Learn the block's rounding; keep it where it is better."""
+    inputs = task.inputs[options.learn_from]
     learned = learn_rounding(
         task.block,
         task.arguments,
         start,
         {name: rounding.levels for name, rounding in task.roundings.items()},
-        task.inputs[QUANTIZED],
+        inputs,
         targets,
         steps=options.learn_steps,
         rate=options.learn_rate,
@@ -141,17 +142,17 @@ def _learn(
     learned.loss = block_loss(task, learned, task.inputs[FULL], targets)
     if options.guard and not (
         learned.loss <= (start.loss_rtn or 0.0)
-        and _relative_loss(task, learned, targets) <= _relative_loss(task, start, targets)
+        and _relative_loss(task, learned, inputs, targets) <= _relative_loss(task, start, inputs, targets)
     ):
         return start
     return learned
 
 
-def _relative_loss(task: BlockTask, result: BlockResult, targets: Samples) -> float:
+def _relative_loss(task: BlockTask, result: BlockResult, inputs: Samples, targets: Samples) -> float:
     """The error that learning lowers, on the search samples."""
     weights, samples = result.weights(), task.search_samples
     slices = [slice(sample, sample + 1) for sample in range(samples)]
-    outputs = ((task.run(task.inputs[QUANTIZED][one], weights), targets[one]) for one in slices)
+    outputs = ((task.run(inputs[one], weights), targets[one]) for one in slices)
     return sum(float(relative_error(output, target)) for output, target in outputs) / samples
 
 

@@ -140,7 +140,8 @@ def quantize_checkpoint(
                 widths = _widths(journal, checkpoint, text, rounding, budget, options, progress)
                 chosen = plan_of(widths, rounding)
                 plan = replace(chosen, exceptions={**chosen.exceptions, **vocabulary})
-            streams = (FULL, QUANTIZED) if options.learn_steps else (FULL,)
+            learns_from = QUANTIZED if options.learn_steps and options.learn_from == QUANTIZED else FULL
+            streams = tuple(dict.fromkeys((FULL, learns_from)))
             stream = BlockStream(checkpoint, journal, plan, text.token_ids if text else None, streams=streams)
             blocks = stream.run(options, progress)
         progress(ProgressEvent("write", 0, 1, str(out)))

@@ -142,7 +142,17 @@ def test_rounding_that_was_learned_badly_is_not_kept(tmp_path, monkeypatch):
     assert ruined.loss > searched.loss
 
 
-@pytest.mark.parametrize("change", [{"learn_steps": -1}, {"learn_rate": 0.0}, {"learn_tokens": 0}])
+def test_on_full_precision_inputs(tmp_path):
+    task = _task(tmp_path)
+    one_stream = replace(task, inputs={FULL: task.inputs[FULL]})
+    learned, _ = _step(one_stream, tmp_path, replace(LEARN, learn_from="full"))
+    searched, _ = _step(one_stream, tmp_path, SEARCH)
+    assert learned.loss < searched.loss
+
+
+@pytest.mark.parametrize(
+    "change", [{"learn_steps": -1}, {"learn_rate": 0.0}, {"learn_tokens": 0}, {"learn_from": "memory"}]
+)
 def test_options_that_cannot_be_meant(change):
     with pytest.raises(UsageError, match="learned rounding"):
         replace(LEARN, **change)
