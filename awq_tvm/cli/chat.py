@@ -14,7 +14,7 @@ from awq_tvm.cli.output import print_json, say
 from awq_tvm.errors import AwqTvmError, UsageError
 
 if TYPE_CHECKING:
-    from awq_tvm.runtime.chat_template import Message
+    from awq_tvm.prompt.chat_template import Message
     from awq_tvm.runtime.engine import Engine, Generation
     from awq_tvm.runtime.sampler import SamplingOptions
 
@@ -70,7 +70,7 @@ class Conversation:
     def __init__(
         self, engine: Engine, options: SamplingOptions, *, system: str | None = None, as_json: bool = False
     ) -> None:
-        from awq_tvm.runtime.chat_template import Message
+        from awq_tvm.prompt.chat_template import Message
 
         self._engine, self._options, self._as_json = engine, options, as_json
         self._first = [] if system is None else [Message("system", system)]
@@ -115,7 +115,7 @@ class Conversation:
         return True
 
     def _answer(self, line: str) -> None:
-        from awq_tvm.runtime.chat_template import Message
+        from awq_tvm.prompt.chat_template import Message
 
         self.turns.append(Message("user", line))
         shown: list[str] = []

@@ -38,7 +38,10 @@ def command(
         int | None, typer.Option(metavar="BITS", help="Quantize the head too, with 8 or 4 bits.")
     ] = None,
     calibration: Annotated[
-        str, typer.Option(help="Text to calibrate on: default, self, topics, a FILE, or hf:NAME.")
+        str,
+        typer.Option(
+            help="Text to calibrate on: default, self, topics, a FILE (text or .jsonl), or hf:NAME."
+        ),
     ] = "default",
     samples: Annotated[
         int | None, typer.Option(help="Samples of calibration text; 16, with awq+ 64, if not given.")

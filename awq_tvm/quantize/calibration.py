@@ -1,32 +1,29 @@
-"""Calibration text as token samples: a file, a data set of the hub, or what is at hand without either."""
+"""The token samples that quantization is calibrated on, from what `--calibration` names."""
 
 from __future__ import annotations
 
 import hashlib
-import importlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer
 
 from awq_tvm.checkpoint import Checkpoint
-from awq_tvm.errors import CheckpointError, ResourceError, UsageError
+from awq_tvm.errors import UsageError
 from awq_tvm.progress import ProgressCallback, ignore_progress
+from awq_tvm.quantize.documents import DocumentEncoder
+from awq_tvm.quantize.samples import cut, pack
 from awq_tvm.quantize.self_text import sample_from_model
+from awq_tvm.quantize.text_sources import python_help_topics, read_data_set, read_json_lines, read_text
+from awq_tvm.quantize.text_tokens import Document
 
 # Above this many weights the default text is not the model's own: it would take too long and too much memory.
 _MOST_WEIGHTS_THAT_WRITE = 10**9
-
-# More text than this is read in pieces spread over the file; 16 samples of 512 tokens need about 32 KB.
-_LARGEST_TEXT = 8 << 20
-_PIECES = 64
-# Text read from a data set for each token wanted; English has about four characters a token.
-_CHARACTERS_A_TOKEN = 16
+_JSON_LINES = (".jsonl", ".ndjson")
 
 
 @dataclass(frozen=True)
@@ -46,36 +43,6 @@ class Calibration:
     warnings: tuple[str, ...] = ()
 
 
-def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
-    """The model's own tokenizer.
-
-    Raises:
-        CheckpointError: the checkpoint has no tokenizer.json, or it cannot be read.
-    """
-    content = checkpoint.side_files.get("tokenizer.json")
-    if content is None:
-        raise CheckpointError(
-            "The model has no tokenizer",
-            where=checkpoint.source,
-            why="text cannot become tokens without tokenizer.json",
-            fix="copy tokenizer.json from the model's publisher beside the weights",
-        )
-    try:
-        tokenizer = Tokenizer.from_buffer(content)
-    except Exception as error:  # the library raises plain Exception and ValueError alike
-        raise CheckpointError(
-            "The tokenizer cannot be read", where="tokenizer.json", why=str(error)
-        ) from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
-
-
-def encode(tokenizer: Tokenizer, text: str) -> npt.NDArray[np.int64]:
-    """Token ids of a text, with the special tokens that the tokenizer itself adds, int64 [T]."""
-    return np.asarray(tokenizer.encode(text).ids, dtype=np.int64)
-
-
 def calibrate(
     checkpoint: Checkpoint,
     calibration: str,
@@ -90,10 +57,11 @@ def calibrate(
     Args:
         checkpoint: its tokenizer is used, and its vocabulary checked.
         calibration: "self" (the model writes the text), "topics" (Python's help topics), "hf:NAME", the path of a
-            UTF-8 text file, or "default": "self" for models of up to a billion weights, else "topics".
+            UTF-8 text file or of JSON lines (.jsonl, see `documents`), or "default": "self" for models of up to a
+            billion weights, else "topics".
         samples: how many.
         sequence_length: tokens of each, at least 2.
-        seed: of the places where the text is cut, or of the drawing.
+        seed: of the places where the text is cut, of the order of documents, or of the drawing.
         progress: told while the model writes its own text.
 
     Returns:
@@ -101,8 +69,9 @@ def calibrate(
 
     Raises:
         UsageError: numbers that make no sense, a text that is not there, is not text, or too short for one
-        sample.
-        CheckpointError: a token outside the model's vocabulary, or no tokenizer.
+        sample; a document that cannot be read, with file and line.
+        CheckpointError: a token outside the model's vocabulary, no tokenizer, or no chat template for a
+        conversation.
         ResourceError: a data set that cannot be had.
     """
     check_request(calibration, samples=samples, sequence_length=sequence_length)
@@ -113,22 +82,60 @@ def calibrate(
             checkpoint, samples=samples, sequence_length=sequence_length, seed=seed, progress=progress
         )
         return Calibration(token_ids, "the model itself, temperature 1", _sha256(token_ids))
-    if calibration == "topics":
-        source, text = "the help topics that come with Python", python_help_topics()
-    elif calibration.startswith("hf:"):
-        source = calibration
-        text = read_data_set(calibration[3:], samples * sequence_length * _CHARACTERS_A_TOKEN)
-    else:
-        source, text = Path(calibration).name, read_text(Path(calibration))
-    ids = encode(load_tokenizer(checkpoint), text)
-    return cut(
-        ids,
-        source,
-        checkpoint.config["vocab_size"],
-        samples=samples,
-        sequence_length=sequence_length,
-        seed=seed,
-    )
+    size: dict[str, int] = {"samples": samples, "sequence_length": sequence_length}
+    with DocumentEncoder(checkpoint) as encoder:
+        if calibration == "topics" or not _has_rows(calibration):
+            if calibration == "topics":
+                source, text = "the help topics that come with Python", python_help_topics()
+            else:
+                source, text = Path(calibration).name, read_text(Path(calibration))
+            documents = [encoder.text(text, source)]
+            token_ids = cut(documents[0].ids, source, seed=seed, **size)
+        else:
+            if calibration.startswith("hf:"):
+                source, rows = calibration, read_data_set(calibration[3:])
+            else:
+                source, rows = Path(calibration).name, read_json_lines(Path(calibration), seed)
+            documents = _enough(encoder, rows, samples * sequence_length)
+            separator = separator_of(checkpoint.config)
+            token_ids = pack([document.ids for document in documents], separator, source, **size)
+    warnings: tuple[str, ...] = ()
+    if len(token_ids) < samples:
+        tokens = sum(document.ids.size for document in documents)
+        warnings = (
+            f"the calibration text ({source}, {tokens} tokens) is enough for {len(token_ids)} samples of "
+            f"{sequence_length} tokens, not {samples}",
+        )
+    return Calibration(token_ids, source, _sha256(token_ids), warnings)
+
+
+def separator_of(config: Mapping[str, Any]) -> int | None:
+    """The token that stands between two documents: what ends a text, else what begins one, else none."""
+    for name in ("eos_token_id", "bos_token_id"):
+        found = config.get(name)
+        if isinstance(found, list) and found:
+            found = found[0]
+        if isinstance(found, int):
+            return found
+    return None
+
+
+def _has_rows(calibration: str) -> bool:
+    return calibration.startswith("hf:") or Path(calibration).suffix in _JSON_LINES
+
+
+def _enough(
+    encoder: DocumentEncoder, rows: Iterable[tuple[str, Mapping[str, Any]]], tokens: int
+) -> list[Document]:
+    """The documents of the first rows that together have so many tokens, or of all rows."""
+    documents: list[Document] = []
+    for where, row in rows:
+        if (document := encoder.row(row, where)) is not None:
+            documents.append(document)
+            tokens -= document.ids.size
+        if tokens <= 0:
+            break
+    return documents
 
 
 def default_for(checkpoint: Checkpoint) -> str:
@@ -167,164 +174,5 @@ def check_request(calibration: str, *, samples: int, sequence_length: int) -> No
         )
 
 
-def cut(
-    ids: npt.NDArray[np.int64], source: str, vocabulary: int, *, samples: int, sequence_length: int, seed: int
-) -> Calibration:
-    """Cut samples out of a text at random places; they do not overlap.
-
-    Args:
-        ids: int64 [T], the whole text.
-        source: where it is from.
-        vocabulary: token ids must be below.
-        samples: how many.
-        sequence_length: tokens of each.
-        seed: of the places.
-
-    Returns:
-        The samples.
-
-    Raises:
-        UsageError: not enough tokens for one sample.
-        CheckpointError: a token id outside the vocabulary.
-    """
-    if ids.size < sequence_length:
-        raise UsageError(
-            "The calibration text is too short" if ids.size else "The calibration text is empty",
-            where=source,
-            why=f"it has {ids.size} tokens, and one sample needs {sequence_length}",
-            fix="give a longer text, or a smaller --sequence-length",
-        )
-    outside = np.flatnonzero((ids < 0) | (ids >= vocabulary))
-    if outside.size:
-        raise CheckpointError(
-            "The tokenizer makes a token that the model does not have",
-            where=f"{source}, token {int(outside[0])} of the text",
-            why=f"its id is {int(ids[outside[0]])}, the model's vocabulary has {vocabulary}",
-            fix="use the tokenizer that belongs to the model",
-        )
-    generator = np.random.default_rng(seed)
-    available = ids.size // sequence_length
-    taken = min(samples, available)
-    # Which of the windows are taken, and how the tokens left over are spread between them, are both left to
-    # chance.
-    windows = np.sort(generator.choice(available, size=taken, replace=False))
-    gaps = np.sort(generator.integers(0, ids.size - available * sequence_length + 1, size=taken))
-    starts = windows * sequence_length + gaps
-    token_ids = np.stack([ids[start : start + sequence_length] for start in generator.permutation(starts)])
-    warnings: tuple[str, ...] = ()
-    if taken < samples:
-        warnings = (
-            f"the calibration text ({source}, {ids.size} tokens) is enough for {taken} samples of "
-            f"{sequence_length} tokens, not {samples}",
-        )
-    return Calibration(token_ids, source, _sha256(token_ids), warnings)
-
-
 def _sha256(token_ids: npt.NDArray[np.int64]) -> str:
     return hashlib.sha256(token_ids.astype("<i8").tobytes()).hexdigest()
-
-
-def read_text(path: Path) -> str:
-    """A UTF-8 text, or 64 pieces spread evenly over it where it is larger than 8 MiB.
-
-    Raises:
-        UsageError: it cannot be read, or is not UTF-8.
-    """
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            if size <= _LARGEST_TEXT:
-                return file.read().decode("utf-8")
-            pieces = []
-            for index in range(_PIECES):
-                file.seek(size * index // _PIECES)
-                # A piece may begin and end inside a character or a word: both ends are cut at a space.
-                piece = file.read(_LARGEST_TEXT // _PIECES)
-                pieces.append(piece[piece.find(b" ") + 1 : piece.rfind(b" ")].decode("utf-8"))
-            return "\n".join(pieces)
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            "The text is not UTF-8",
-            where=str(path),
-            why=f"byte {error.start} cannot be decoded",
-            fix="give a plain text file in UTF-8",
-        ) from None
-    except OSError as error:
-        raise UsageError(
-            "The text cannot be read", where=str(path), why=error.strerror or str(error)
-        ) from None
-
-
-def read_data_set(name: str, characters: int) -> str:
-    """Text of a data set on the hub, streamed until there is enough.
-
-    Args:
-        name: "org/name", with "@config" behind it where the data set has several.
-        characters: how much is enough.
-
-    Returns:
-        The texts of the training split, an empty line between them.
-
-    Raises:
-        ResourceError: the `datasets` package is missing, or the data set cannot be reached.
-        UsageError: no text in it.
-    """
-    try:
-        datasets: Any = importlib.import_module("datasets")
-    except ImportError:
-        raise ResourceError(
-            "Data sets of the hub need a package that is not installed",
-            where=f"hf:{name}",
-            why="there is no package named datasets",
-            fix="pip install datasets, or --calibration default",
-        ) from None
-    path, _, config = name.partition("@")
-    try:
-        rows = datasets.load_dataset(path, config or None, split="train", streaming=True)
-        text = "\n\n".join(_texts(rows, characters))
-    except (
-        Exception
-    ) as error:  # the library wraps network, format and name errors in classes of many packages
-        raise ResourceError(
-            "The data set cannot be read",
-            where=f"hf:{name}",
-            why=f"{type(error).__name__}: {error}",
-            fix="check the name and the connection, or --calibration default",
-        ) from error
-    if not text:
-        raise UsageError(
-            "The data set has no text",
-            where=f"hf:{name}",
-            why="none of its rows has text under the name text, content or document",
-            fix="--calibration FILE",
-        )
-    return text
-
-
-def _texts(rows: Any, characters: int) -> Iterator[str]:
-    for row in rows:
-        text = next(
-            (row[key] for key in ("text", "content", "document") if isinstance(row.get(key), str)), ""
-        )
-        if text.strip():
-            yield text
-            characters -= len(text)
-        if characters <= 0:
-            return
-
-
-def python_help_topics() -> str:
-    """English prose that every Python carries: the topics behind `help("...")`, about 700 KB.
-
-    Raises:
-        ResourceError: this Python was stripped of them.
-    """
-    try:
-        topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
-    except ImportError:
-        raise ResourceError(
-            "The default calibration text is missing",
-            why="this Python has no pydoc_data.topics",
-            fix="--calibration FILE",
-        ) from None
-    return "\n\n".join(topics[name] for name in sorted(topics))

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 from awq_tvm.checkpoint import Checkpoint, open_checkpoint
 from awq_tvm.errors import UsageError
 from awq_tvm.progress import ProgressCallback, ProgressEvent, ignore_progress
-from awq_tvm.quantize.calibration import encode, load_tokenizer, read_text
+from awq_tvm.quantize.text_sources import read_text
+from awq_tvm.quantize.text_tokens import encode, load_tokenizer
 from awq_tvm.quantize.torch_model import build_model, fast_matmul, quiet_transformers
 from awq_tvm.scoring import Score, windows
 

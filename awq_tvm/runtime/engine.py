@@ -14,10 +14,10 @@ import numpy as np
 from awq_tvm.bundle.reader import Bundle, open_bundle
 from awq_tvm.bundle.verify import rebuild_line
 from awq_tvm.errors import BundleError, UnsupportedError, UsageError
-from awq_tvm.runtime.chat_template import ChatTemplate, Message, find_chat_template
+from awq_tvm.prompt.chat_template import ChatTemplate, Message, find_chat_template
+from awq_tvm.prompt.tokenizer import Tokenizer, load_tokenizer
 from awq_tvm.runtime.detokenizer import Detokenizer, StopStrings
 from awq_tvm.runtime.sampler import Sampler, SamplingOptions
-from awq_tvm.runtime.tokenizer import Tokenizer, load_tokenizer
 
 MAX_THREADS = 1024
 _DEFAULT_NEW_TOKENS = 256

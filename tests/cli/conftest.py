@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.bundle.conftest import make_bundle
-from tests.runtime.tokenizers_for_tests import byte_level
+from tests.prompt.tokenizers_for_tests import byte_level
 
 ROOT = Path(__file__).parents[2]
 TEMPLATE = (

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from awq_tvm.cli.chat import Conversation
+from awq_tvm.prompt.tokenizer import Piece
 from awq_tvm.runtime.engine import Engine
 from awq_tvm.runtime.sampler import SamplingOptions
-from awq_tvm.runtime.tokenizer import Piece
+from tests.prompt.tokenizers_for_tests import byte_level
 from tests.runtime.bigram import Bigram
-from tests.runtime.tokenizers_for_tests import byte_level
 
 from .conftest import TEMPLATE
 

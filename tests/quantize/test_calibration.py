@@ -1,140 +1,89 @@
-"""Samples are pieces of the text, from everywhere in it; what cannot be used is said."""
+"""What `--calibration` names becomes token samples; what cannot be used is said."""
 
 from __future__ import annotations
 
 import dataclasses
-import sys
-import types
+import json
 
 import numpy as np
 import pytest
 import torch
 
 from awq_tvm.checkpoint import open_checkpoint
-from awq_tvm.errors import CheckpointError, ResourceError, UnsupportedError, UsageError
-from awq_tvm.quantize import calibration
-from awq_tvm.quantize.calibration import (
-    calibrate,
-    cut,
-    default_for,
-    load_tokenizer,
-    python_help_topics,
-    read_data_set,
-    read_text,
-)
+from awq_tvm.errors import CheckpointError, UnsupportedError, UsageError
+from awq_tvm.quantize.calibration import calibrate, default_for, separator_of
+from awq_tvm.quantize.text_tokens import load_tokenizer
 from tests.quantize.tiny_models import save_tiny_model, write_text
 
 
-def _cut(ids, samples, length, seed=0):
-    return cut(np.asarray(ids, np.int64), "text", 10_000, samples=samples, sequence_length=length, seed=seed)
+def _calibrate(folder, text, samples, length, seed=0):
+    return calibrate(
+        open_checkpoint(str(folder)), str(text), samples=samples, sequence_length=length, seed=seed
+    )
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_samples_are_pieces_that_do_not_overlap(seed):
-    found = _cut(range(1037), 7, 100, seed)
-    assert found.token_ids.shape == (7, 100)
-    assert found.warnings == ()
-    assert (np.diff(found.token_ids, axis=1) == 1).all()
-    assert np.unique(found.token_ids).size == 700
+def _documents(path, texts):
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
 
 
-def test_every_place_of_the_text_is_reached():
-    seen = np.unique(np.concatenate([_cut(range(337), 2, 100, seed).token_ids.ravel() for seed in range(60)]))
-    assert seen.size == 337
-
-
-def test_seed_decides():
-    assert _cut(range(5000), 4, 64, 1).sha256 == _cut(range(5000), 4, 64, 1).sha256
-    assert _cut(range(5000), 4, 64, 1).sha256 != _cut(range(5000), 4, 64, 2).sha256
-
-
-def test_short_text_gives_fewer_samples_and_says_so():
-    found = _cut(range(250), 16, 100)
+def test_short_text_gives_fewer_samples_and_says_so(tmp_path):
+    save_tiny_model(tmp_path / "model")
+    found = _calibrate(tmp_path / "model", write_text(tmp_path / "text.txt", 250), 16, 100)
     assert found.token_ids.shape == (2, 100)
     assert "250 tokens" in found.warnings[0]
     assert "2 samples" in found.warnings[0]
 
 
-@pytest.mark.parametrize(("count", "message"), [(0, "empty"), (99, "99 tokens, and one sample needs 100")])
-def test_text_that_is_too_short(count, message):
-    with pytest.raises(UsageError, match=message):
-        _cut(range(count), 16, 100)
+def test_seed_decides(tmp_path):
+    save_tiny_model(tmp_path / "model")
+    text = write_text(tmp_path / "text.txt")
+    rows = _documents(tmp_path / "rows.jsonl", ["first", "second", "third", "fourth"])
+    for path in (text, rows):
+        same = [_calibrate(tmp_path / "model", path, 2, 6, seed).sha256 for seed in (1, 1, 2)]
+        assert same[0] == same[1] != same[2]
 
 
-@pytest.mark.parametrize("bad", [-1, 10_000])
-def test_token_outside_the_vocabulary_names_its_place(bad):
-    ids = np.arange(200)
-    ids[150] = bad
-    with pytest.raises(CheckpointError, match="token 150 of the text"):
-        _cut(ids, 1, 100)
+def test_token_outside_the_vocabulary_names_its_place(tmp_path):
+    save_tiny_model(tmp_path / "model", vocab_size=110)
+    (tmp_path / "text.txt").write_text("a" * 150 + "z" * 50)
+    with pytest.raises(CheckpointError, match=r"text\.txt, token 150 of the text"):
+        _calibrate(tmp_path / "model", tmp_path / "text.txt", 1, 100)
+    rows = _documents(tmp_path / "rows.jsonl", ["aaa", "aaz"])
+    with pytest.raises(CheckpointError, match=r"rows\.jsonl, line 2, token 2 of the text"):
+        _calibrate(tmp_path / "model", rows, 1, 6)
 
 
-def test_text_that_is_not_text(tmp_path):
-    path = tmp_path / "image"
-    path.write_bytes(b"hello \xff\xfe")
-    with pytest.raises(UsageError, match=r"(?s)UTF-8.*byte 6"):
-        read_text(path)
-    with pytest.raises(UsageError, match="cannot be read"):
-        read_text(tmp_path)
+def test_documents_are_whole_and_separated(tmp_path):
+    """The tiny tokenizer has a token a character; 2 ends a text."""
+    save_tiny_model(tmp_path / "model")
+    texts = ["one", "two words", "", "three more words"]
+    found = _calibrate(tmp_path / "model", _documents(tmp_path / "rows.jsonl", texts), 10, 10)
+    assert found.token_ids.shape == (3, 10)
+    stream = "".join(map(chr, found.token_ids.ravel()))
+    assert sorted(stream[:30].split("\x02")) == sorted(text for text in texts if text)
+    assert len(stream) == 30
+    assert "30 tokens" in found.warnings[0] or "28 tokens" in found.warnings[0]
 
 
-def test_large_text_is_read_in_pieces_from_everywhere(tmp_path, monkeypatch):
-    monkeypatch.setattr(calibration, "_LARGEST_TEXT", 64 * 100)
-    path = tmp_path / "large"
-    path.write_text(" ".join(f"wörd{number}" for number in range(20_000)), encoding="utf-8")
-    words = read_text(path).split()
-    assert set(words) <= {f"wörd{number}" for number in range(20_000)}
-    numbers = [int(word[4:]) for word in words]
-    assert numbers == sorted(numbers)
-    assert numbers[0] < 500
-    assert numbers[-1] > 19_500
+def test_documents_without_text_are_no_calibration(tmp_path):
+    save_tiny_model(tmp_path / "model")
+    with pytest.raises(UsageError, match=r"(?s)is empty.*rows\.jsonl"):
+        _calibrate(tmp_path / "model", _documents(tmp_path / "rows.jsonl", ["", "  "]), 1, 4)
 
 
-def test_help_topics_are_english_prose():
-    text = python_help_topics()
-    assert len(text) > 200_000
-    assert text.count(" the ") > 2000
-
-
-def test_python_without_help_topics(monkeypatch):
-    monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
-    with pytest.raises(ResourceError, match="pydoc_data"):
-        python_help_topics()
-
-
-def _data_sets(monkeypatch, rows):
-    """A package of that name that hands rows out; the real one needs the network."""
-    package = types.ModuleType("datasets")
-
-    def load_dataset(path, config, split, streaming):
-        assert (path, config, split, streaming) == ("org/name", "part", "train", True)
-        if isinstance(rows, Exception):
-            raise rows
-        return iter(rows)
-
-    package.load_dataset = load_dataset
-    monkeypatch.setitem(sys.modules, "datasets", package)
-
-
-def test_data_set_is_read_until_there_is_enough(monkeypatch):
-    rows = [{"text": "a" * 50}, {"text": " "}, {"content": "b" * 60}, {"text": "c"}]
-    _data_sets(monkeypatch, rows)
-    assert read_data_set("org/name@part", 100) == "a" * 50 + "\n\n" + "b" * 60
-
-
-def test_data_set_without_text(monkeypatch):
-    _data_sets(monkeypatch, [{"label": 3}])
-    with pytest.raises(UsageError, match="no text"):
-        read_data_set("org/name@part", 100)
-
-
-def test_data_set_out_of_reach(monkeypatch):
-    _data_sets(monkeypatch, ConnectionError("offline"))
-    with pytest.raises(ResourceError, match="offline"):
-        read_data_set("org/name@part", 100)
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ResourceError, match="pip install datasets"):
-        read_data_set("org/name@part", 100)
+@pytest.mark.parametrize(
+    ("config", "separator"),
+    [
+        ({"eos_token_id": 2, "bos_token_id": 1}, 2),
+        ({"eos_token_id": [5, 6]}, 5),
+        ({"eos_token_id": None, "bos_token_id": 1}, 1),
+        ({"eos_token_id": []}, None),
+        ({}, None),
+    ],
+)
+def test_what_stands_between_documents(config, separator):
+    assert separator_of(config) == separator
 
 
 def test_model_without_a_tokenizer(tmp_path):

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from awq_tvm.runtime.tokenizer import Tokenizer
+from awq_tvm.prompt.tokenizer import Tokenizer
 
 
 class Bigram:

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from awq_tvm.prompt.tokenizer import Tokenizer
 from awq_tvm.runtime.detokenizer import Detokenizer, StopStrings
-from awq_tvm.runtime.tokenizer import Tokenizer
 
 from .tokenizers_for_tests import byte_fallback, byte_level
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from awq_tvm.errors import BundleError, UnsupportedError, UsageError
-from awq_tvm.runtime.chat_template import Message
+from awq_tvm.prompt.chat_template import Message
 from awq_tvm.runtime.engine import Engine
 from awq_tvm.runtime.sampler import SamplingOptions
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from awq_tvm.errors import BundleError, UsageError
-from awq_tvm.runtime.tokenizer import (
+from awq_tvm.prompt.tokenizer import (
     MAX_TOKENIZER_BYTES,
     Piece,
     Tokenizer,

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from awq_tvm.errors import BundleError, UnsupportedError, UsageError
-from awq_tvm.runtime.chat_template import (
+from awq_tvm.prompt.chat_template import (
     MAX_TEMPLATE_CHARACTERS,
     ChatTemplate,
     Message,
     find_chat_template,
 )
-from awq_tvm.runtime.tokenizer import Piece
+from awq_tvm.prompt.tokenizer import Piece
 
 from .tokenizers_for_tests import byte_level
 

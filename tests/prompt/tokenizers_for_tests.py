@@ -8,7 +8,7 @@ from functools import cache
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from awq_tvm.runtime.tokenizer import Tokenizer
+from awq_tvm.prompt.tokenizer import Tokenizer
 
 CORPUS = [
     "Once upon a time there was a little girl named Lily. She loved to play outside in the sun.",

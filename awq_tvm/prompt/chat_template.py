@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from awq_tvm.errors import BundleError, UnsupportedError, UsageError
-from awq_tvm.runtime.tokenizer import Piece
+from awq_tvm.prompt.tokenizer import Piece
 
 ROLES = ("system", "user", "assistant", "tool")
 MAX_TEMPLATE_CHARACTERS = 1 << 20

@@ -1,0 +1,3 @@
+"""Texts and conversations to tokens, with text that cannot become control tokens."""
+
+from __future__ import annotations
