@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 from awq_tvm.prompt.tokenizer import Tokenizer
 from awq_tvm.runtime.detokenizer import Detokenizer, StopStrings
-
-from .tokenizers_for_tests import byte_fallback, byte_level
+from tests.prompt.tokenizers_for_tests import byte_fallback, byte_level
 
 BOTH = [byte_level, byte_fallback]
 

@@ -7,9 +7,9 @@ from awq_tvm.errors import BundleError, UnsupportedError, UsageError
 from awq_tvm.prompt.chat_template import Message
 from awq_tvm.runtime.engine import Engine
 from awq_tvm.runtime.sampler import SamplingOptions
+from tests.prompt.tokenizers_for_tests import byte_level
 
 from .bigram import Bigram, chain
-from .tokenizers_for_tests import byte_level
 
 TOKENIZER = byte_level()
 END = TOKENIZER.token_id("</s>") or 0

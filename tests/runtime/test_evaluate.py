@@ -9,9 +9,9 @@ from awq_tvm.errors import CheckpointError, UsageError
 from awq_tvm.progress import ProgressEvent
 from awq_tvm.runtime.engine import Engine
 from awq_tvm.runtime.evaluate import MAX_TEXT_BYTES, evaluate_bundle, read_text
+from tests.prompt.tokenizers_for_tests import byte_level
 
 from .bigram import Bigram
-from .tokenizers_for_tests import byte_level
 
 TOKENIZER = byte_level()
 TEXT = "Once upon a time there was a little girl named Lily. The user asks and the assistant answers."
