@@ -34,15 +34,31 @@ class Samples(Protocol):
 
 @dataclass
 class Call:
-    """The arguments a module was called with."""
+    """The arguments a module was called with, and which tokens of its output count: bool [L], None for all."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    loss_mask: Tensor | None = None
+
+
+def that_count(hidden: Tensor, loss_mask: Tensor) -> Tensor:
+    """The tokens of a sample that count in losses.
+
+    Args:
+        hidden: [1, L, H], or [n, H] where tokens were picked already, as experts get them: these count all.
+        loss_mask: bool [L].
+
+    Returns:
+        [1, n, H], the very tensor where all count.
+    """
+    if hidden.dim() < 3 or bool(loss_mask.all()):
+        return hidden
+    return hidden[:, loss_mask]
 
 
 @dataclass
 class InputStatistics:
-    """What a search needs to know of the input of one group of linears, with X[T, K] all its tokens.
+    """What a search needs to know of the input of one group of linears, with X[T, K] all its tokens that count.
 
     Attributes:
         group: the linears.
@@ -71,6 +87,7 @@ def run_and_measure(
     search_samples: int,
     token_stride: int,
     where: str,
+    loss_mask: Tensor | None = None,
 ) -> list[InputStatistics]:
     """Run a block on all samples, one at a time, and measure the inputs of its linears.
 
@@ -84,6 +101,7 @@ def run_and_measure(
         search_samples: of how many samples the calls are kept for modules that mix tokens.
         token_stride: every how many tokens are kept for modules that do not.
         where: name of the block for messages.
+        loss_mask: bool [S, L], the tokens that are measured; None for all. The others only flow along.
 
     Returns:
         The statistics of each group.
@@ -91,9 +109,19 @@ def run_and_measure(
     Raises:
         CheckpointError: an activation is NaN or infinite; layer and sample are named.
     """
+    if loss_mask is None:
+        loss_mask = torch.ones(hidden.shape[:2], dtype=torch.bool)
     meters = [_Meter(group, block, group_widths[group.name]) for group in groups]
     for sample in range(hidden.shape[0]):
-        with _metering(block, meters, sample, keep=sample < search_samples, stride=token_stride, where=where):
+        with _metering(
+            block,
+            meters,
+            sample,
+            loss_mask[sample],
+            keep=sample < search_samples,
+            stride=token_stride,
+            where=where,
+        ):
             output = run_block(block, hidden[sample : sample + 1], kwargs)
         _require_finite(output, where, sample)
         keep_output(output)
@@ -123,7 +151,7 @@ class _Meter:
         if self.judged_by_moment:
             self.moment.addmm_(tokens.T, tokens)
         else:
-            columns = tokens.view(tokens.shape[0], -1, self.group_width).transpose(0, 1).contiguous()
+            columns = tokens.unflatten(1, (-1, self.group_width)).transpose(0, 1).contiguous()
             self.moment.baddbmm_(columns.transpose(1, 2), columns)
 
     def finish(self) -> InputStatistics:
@@ -141,14 +169,21 @@ def _diagonal_blocks(moment: Tensor, width: int) -> Tensor:
 
 @contextmanager
 def _metering(
-    block: torch.nn.Module, meters: Sequence[_Meter], sample: int, *, keep: bool, stride: int, where: str
+    block: torch.nn.Module,
+    meters: Sequence[_Meter],
+    sample: int,
+    loss_mask: Tensor,
+    *,
+    keep: bool,
+    stride: int,
+    where: str,
 ) -> Iterator[None]:
     """Hooks for the time of one sample."""
 
     def measure(meter: _Meter) -> Any:
         def hook(_module: torch.nn.Module, args: tuple[Any, ...]) -> None:
             _require_finite(args[0], f"{where}.{meter.group.linears[0]}", sample)
-            meter.measure(args[0])
+            meter.measure(that_count(args[0], loss_mask))
 
         return hook
 
@@ -156,9 +191,9 @@ def _metering(
         def hook(_module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if meter.group.mixes_tokens:
                 if keep:
-                    meter.calls.append(Call(args, kwargs))
+                    meter.calls.append(Call(args, kwargs, loss_mask))
             else:
-                kept = args[0][:, ::stride] if args[0].dim() == 3 else args[0][::stride]
+                kept = that_count(args[0], loss_mask)[..., ::stride, :]
                 meter.calls.append(Call((kept.contiguous(), *args[1:]), kwargs))
 
         return hook

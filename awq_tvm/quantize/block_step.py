@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from awq_tvm.quantize.activations import InputStatistics, Samples, run_and_measure
+from awq_tvm.quantize.activations import InputStatistics, Samples, run_and_measure, that_count
 from awq_tvm.quantize.architecture import Architecture
 from awq_tvm.quantize.awq import AwqOptions, BlockResult, quantize_block_awq, quantize_block_rtn
 from awq_tvm.quantize.hidden_states import FULL, HiddenStates, HiddenStatesWriter
@@ -31,6 +31,7 @@ class BlockTask:
         inputs: the streams that enter it, by name: FULL, and QUANTIZED if the run keeps that.
         roundings: of its linears; those of a group have one group size.
         search_tokens: tokens on which modules and the block are run to judge them.
+        loss_mask: tokens that count in losses, bool [S, L]; at least one in the first sample.
     """
 
     block: torch.nn.Module
@@ -40,6 +41,7 @@ class BlockTask:
     inputs: Mapping[str, HiddenStates]
     roundings: Roundings
     search_tokens: int
+    loss_mask: Tensor
 
     @property
     def search_samples(self) -> int:
@@ -89,6 +91,7 @@ def quantize_block(
         search_samples=task.search_samples,
         token_stride=max(1, samples * length // task.search_tokens),
         where=task.where,
+        loss_mask=task.loss_mask,
     )
     result = quantize_block_awq(
         task.block, task.architecture, statistics, task.roundings, options, task.where
@@ -126,6 +129,7 @@ def _learn(
         {name: rounding.levels for name, rounding in task.roundings.items()},
         inputs,
         targets,
+        task.loss_mask,
         steps=options.learn_steps,
         rate=options.learn_rate,
         batch_tokens=options.learn_tokens,
@@ -150,10 +154,13 @@ def _learn(
 
 def _relative_loss(task: BlockTask, result: BlockResult, inputs: Samples, targets: Samples) -> float:
     """The error that learning lowers, on the search samples."""
-    weights, samples = result.weights(), task.search_samples
-    slices = [slice(sample, sample + 1) for sample in range(samples)]
-    outputs = ((task.run(inputs[one], weights), targets[one]) for one in slices)
-    return sum(float(relative_error(output, target)) for output, target in outputs) / samples
+    weights, errors = result.weights(), []
+    for sample in range(task.search_samples):
+        one, mask = slice(sample, sample + 1), task.loss_mask[sample]
+        if bool(mask.any()):
+            output = task.run(inputs[one], weights)
+            errors.append(float(relative_error(that_count(output, mask), that_count(targets[one], mask))))
+    return sum(errors) / len(errors)
 
 
 def best_of(candidates: Sequence[BlockResult]) -> BlockResult:
@@ -193,6 +200,7 @@ def block_loss(task: BlockTask, result: BlockResult, inputs: Samples, targets: S
     for sample in range(task.search_samples):
         one = slice(sample, sample + 1)
         change = task.run(inputs[one], weights).sub_(targets[one])
+        change = that_count(change, task.loss_mask[sample])
         total += float(torch.linalg.vector_norm(change, dtype=torch.float64)) ** 2
         count += change.numel()
     return comparable(total / count)

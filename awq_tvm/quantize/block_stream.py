@@ -59,6 +59,7 @@ class BlockStream:
         plan: RoundingPlan,
         token_ids: npt.NDArray[np.int64] | None,
         *,
+        loss_mask: npt.NDArray[np.bool_] | None = None,
         streams: Sequence[str] = (FULL,),
     ) -> None:
         """Prepare the run.
@@ -68,11 +69,12 @@ class BlockStream:
             journal: where finished blocks and hidden states are, and go.
             plan: how each linear is rounded.
             token_ids: calibration samples, int64 [S, L]; None rounds to nearest.
+            loss_mask: tokens of the samples that count in losses, bool [S, L]; None for all.
             streams: the streams of hidden states to keep: FULL, and QUANTIZED where a step asks for it.
         """
         self._family = family_of(checkpoint.config)
         self._checkpoint, self._journal, self._plan = checkpoint, journal, plan
-        self._token_ids, self._streams = token_ids, streams
+        self._token_ids, self._loss_mask, self._streams = token_ids, loss_mask, streams
         self._model = build_skeleton(checkpoint.config)
         self._blocks = self._model.get_submodule(self._family.blocks)
         self._architectures = architectures_of(self._model, self._family)
@@ -138,6 +140,7 @@ class BlockStream:
                 inputs=self._inputs,
                 roundings=roundings,
                 search_tokens=options.search_tokens,
+                loss_mask=_as_mask(self._loss_mask, self._token_ids.shape),
             )
             shape = self._inputs[FULL].shape
             result, leaving[FULL] = quantize_block(
@@ -160,6 +163,10 @@ class BlockStream:
         for sample in range(entering.shape[0]):
             leaving.append(task.run(entering[sample : sample + 1], weights))
         return leaving.finish()
+
+
+def _as_mask(loss_mask: npt.NDArray[np.bool_] | None, shape: tuple[int, ...]) -> torch.Tensor:
+    return torch.ones(shape, dtype=torch.bool) if loss_mask is None else torch.from_numpy(loss_mask.copy())
 
 
 def _to_arrays(result: BlockResult) -> dict[str, npt.NDArray[Any]]:

@@ -32,12 +32,15 @@ class Calibration:
 
     Attributes:
         token_ids: int64 [samples, sequence_length].
+        loss_mask: bool [samples, sequence_length], the tokens that count in losses. The others are only there to be
+            attended to. The first sample has some that count.
         source: where the text is from, one line.
-        sha256: of the token ids, so that two runs can be compared.
+        sha256: of the token ids, and of the mask where not all count, so that two runs can be compared.
         warnings: what the user should know; empty where all is well.
     """
 
     token_ids: npt.NDArray[np.int64]
+    loss_mask: npt.NDArray[np.bool_]
     source: str
     sha256: str
     warnings: tuple[str, ...] = ()
@@ -81,32 +84,36 @@ def calibrate(
         token_ids = sample_from_model(
             checkpoint, samples=samples, sequence_length=sequence_length, seed=seed, progress=progress
         )
-        return Calibration(token_ids, "the model itself, temperature 1", _sha256(token_ids))
+        mask = np.ones(token_ids.shape, dtype=bool)
+        return Calibration(token_ids, mask, "the model itself, temperature 1", _sha256(token_ids, mask))
     size: dict[str, int] = {"samples": samples, "sequence_length": sequence_length}
+    one_text = calibration == "topics" or not _has_rows(calibration)
     with DocumentEncoder(checkpoint) as encoder:
-        if calibration == "topics" or not _has_rows(calibration):
+        if one_text:
             if calibration == "topics":
                 source, text = "the help topics that come with Python", python_help_topics()
             else:
                 source, text = Path(calibration).name, read_text(Path(calibration))
             documents = [encoder.text(text, source)]
-            token_ids = cut(documents[0].ids, source, seed=seed, **size)
         else:
             if calibration.startswith("hf:"):
                 source, rows = calibration, read_data_set(calibration[3:])
             else:
                 source, rows = Path(calibration).name, read_json_lines(Path(calibration), seed)
             documents = _enough(encoder, rows, samples * sequence_length)
-            separator = separator_of(checkpoint.config)
-            token_ids = pack([document.ids for document in documents], separator, source, **size)
+    tokens = sum(document.ids.size for document in documents)
+    if one_text and tokens >= samples * sequence_length:
+        token_ids = cut(documents[0].ids, source, seed=seed, **size)
+        mask = np.ones(token_ids.shape, dtype=bool)
+    else:
+        token_ids, mask = pack(documents, separator_of(checkpoint.config), source, **size)
     warnings: tuple[str, ...] = ()
-    if len(token_ids) < samples:
-        tokens = sum(document.ids.size for document in documents)
+    if tokens < samples * sequence_length:
         warnings = (
-            f"the calibration text ({source}, {tokens} tokens) is enough for {len(token_ids)} samples of "
-            f"{sequence_length} tokens, not {samples}",
+            f"the calibration text ({source}) has {tokens} tokens; {samples} samples of {sequence_length} tokens "
+            f"need {samples * sequence_length}",
         )
-    return Calibration(token_ids, source, _sha256(token_ids), warnings)
+    return Calibration(token_ids, mask, source, _sha256(token_ids, mask), warnings)
 
 
 def separator_of(config: Mapping[str, Any]) -> int | None:
@@ -174,5 +181,8 @@ def check_request(calibration: str, *, samples: int, sequence_length: int) -> No
         )
 
 
-def _sha256(token_ids: npt.NDArray[np.int64]) -> str:
-    return hashlib.sha256(token_ids.astype("<i8").tobytes()).hexdigest()
+def _sha256(token_ids: npt.NDArray[np.int64], loss_mask: npt.NDArray[np.bool_]) -> str:
+    digest = hashlib.sha256(token_ids.astype("<i8").tobytes())
+    if not loss_mask.all():
+        digest.update(np.packbits(loss_mask).tobytes())
+    return digest.hexdigest()

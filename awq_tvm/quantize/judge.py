@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from awq_tvm.quantize.activations import InputStatistics
+from awq_tvm.quantize.activations import InputStatistics, that_count
 
 
 class Judge(Protocol):
@@ -60,6 +60,9 @@ class ModuleJudge:
         total, count = 0.0, 0
         for index, expected in enumerate(self._expected):
             change = self._run(weights, index).sub_(expected)
+            mask = self._calls[index].loss_mask
+            if mask is not None:
+                change = that_count(change, mask)
             total += float(torch.linalg.vector_norm(change, dtype=torch.float64)) ** 2
             count += change.numel()
         return comparable(total / count)

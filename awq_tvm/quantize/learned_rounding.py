@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from awq_tvm.quantize.activations import Samples
+from awq_tvm.quantize.activations import Samples, that_count
 from awq_tvm.quantize.awq import BlockResult
 from awq_tvm.quantize.group_quantize import Quantized
 
@@ -76,6 +76,7 @@ def learn_rounding(
     levels: Mapping[str, int],
     inputs: Samples,
     targets: Samples,
+    loss_mask: Tensor,
     *,
     steps: int,
     rate: float,
@@ -90,6 +91,7 @@ def learn_rounding(
         levels: the largest q, by path of the linear below the block.
         inputs: what enters the block once the blocks before it are quantized, float32 [S, L, H].
         targets: what leaves the block in full precision, float32 [S, L, H].
+        loss_mask: tokens that count in the error, bool [S, L].
         steps: of the optimizer.
         rate: how far an offset moves in the first step; it falls to zero in a line.
         batch_tokens: tokens of a step; samples are taken in their order, and again from the first.
@@ -111,11 +113,14 @@ def learn_rounding(
         replaced = dense | {f"{name}.weight": weight for name, weight in weights.items()}
         for place in range(batch):
             sample = (step * batch + place) % samples
-            one = slice(sample, sample + 1)
+            one, mask = slice(sample, sample + 1), loss_mask[sample]
+            if not bool(mask.any()):
+                continue
             with torch.enable_grad(), fast_gradients():
                 output = torch.func.functional_call(block, replaced, (inputs[one],), dict(arguments))
                 output = output[0] if isinstance(output, tuple) else output
-                relative_error(output.float(), targets[one]).backward()
+                error = relative_error(that_count(output.float(), mask), that_count(targets[one], mask))
+                error.backward()
         for name, one_linear in learned.items():
             gradient = weights[name].grad
             if gradient is not None:

@@ -142,7 +142,14 @@ def quantize_checkpoint(
                 plan = replace(chosen, exceptions={**chosen.exceptions, **vocabulary})
             learns_from = QUANTIZED if options.learn_steps and options.learn_from == QUANTIZED else FULL
             streams = tuple(dict.fromkeys((FULL, learns_from)))
-            stream = BlockStream(checkpoint, journal, plan, text.token_ids if text else None, streams=streams)
+            stream = BlockStream(
+                checkpoint,
+                journal,
+                plan,
+                text.token_ids if text else None,
+                loss_mask=text.loss_mask if text else None,
+                streams=streams,
+            )
             blocks = stream.run(options, progress)
         progress(ProgressEvent("write", 0, 1, str(out)))
         report = QuantizeReport(
@@ -236,7 +243,12 @@ def _widths(
     """The bit width of every linear, chosen once; a resumed run goes on with what the journal has."""
     if journal.widths is None:
         sensitivities = measure_sensitivities(
-            checkpoint, text.token_ids, rounding, options=options, progress=progress
+            checkpoint,
+            text.token_ids,
+            rounding,
+            options=options,
+            progress=progress,
+            loss_mask=text.loss_mask,
         )
         journal.record_widths(allocate(sensitivities, budget, symmetric=rounding.symmetric))
     return journal.widths or {}

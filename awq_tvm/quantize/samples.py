@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from awq_tvm.errors import UsageError
+from awq_tvm.quantize.text_tokens import Document
 
 
 def cut(
@@ -41,35 +42,53 @@ def cut(
 
 
 def pack(
-    documents: Sequence[npt.NDArray[np.int64]],
+    documents: Sequence[Document],
     separator: int | None,
     source: str,
     *,
     samples: int,
     sequence_length: int,
-) -> npt.NDArray[np.int64]:
-    """Join documents and cut the whole into samples; no token is left out, none is taken twice.
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """Join documents and cut the whole into samples; no token is left out, none counts twice.
 
-    Where the documents end inside a sample, that sample goes on with their beginning.
+    Where the documents end inside a sample, it is filled up with their beginning, which does not count there.
+    Samples of which nothing counts come last.
 
     Args:
-        documents: token ids of each, int64 [T].
-        separator: the token between two documents; None for none.
+        documents: in their order.
+        separator: the token between two documents, which counts as the token before it; None for none.
         source: where they are from, for the error.
         samples: at most so many.
         sequence_length: tokens of each.
 
     Returns:
-        int64 [S, sequence_length]: read row by row, the first samples * sequence_length tokens of the documents.
+        int64 [S, sequence_length]: the first samples * sequence_length tokens of the documents; and which of them
+        count in losses, bool of the same shape.
 
     Raises:
-        UsageError: not enough tokens for one sample.
+        UsageError: not enough tokens for one sample, or none that counts.
     """
-    between = np.asarray([] if separator is None else [separator], np.int64)
-    parts = [part for document in documents for part in (between, document)][1:]
-    stream = np.concatenate([np.empty(0, np.int64), *parts])[: samples * sequence_length]
+    ids, masks = [np.empty(0, np.int64)], [np.empty(0, dtype=bool)]
+    for index, document in enumerate(documents):
+        if index and separator is not None:
+            ids.append(np.asarray([separator], np.int64))
+            masks.append(masks[-1][-1:])
+        ids.append(document.ids)
+        masks.append(document.counting())
+    stream = np.concatenate(ids)[: samples * sequence_length]
     _require_one_sample(stream.size, source, sequence_length)
-    return np.resize(stream, (-(-stream.size // sequence_length), sequence_length))
+    mask = np.concatenate(masks)[: stream.size]
+    shape = (-(-stream.size // sequence_length), sequence_length)
+    mask = np.concatenate([mask, np.zeros(shape[0] * shape[1] - stream.size, dtype=bool)]).reshape(shape)
+    if not mask.any():
+        raise UsageError(
+            "Nothing of the calibration text counts",
+            where=source,
+            why="no conversation in it has a text of the assistant",
+            fix="give conversations with answers",
+        )
+    order = np.argsort(~mask.any(axis=1), kind="stable")
+    return np.resize(stream, shape)[order], mask[order]
 
 
 def _require_one_sample(tokens: int, source: str, sequence_length: int) -> None:

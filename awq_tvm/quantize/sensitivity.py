@@ -48,6 +48,7 @@ def measure_sensitivities(
     *,
     options: AwqOptions,
     progress: ProgressCallback,
+    loss_mask: npt.NDArray[np.bool_] | None = None,
 ) -> list[Sensitivity]:
     """Measure all linears of a model's blocks at every width of `WIDTHS`.
 
@@ -57,6 +58,7 @@ def measure_sensitivities(
         rounding: group size and symmetry; its bits do not count.
         options: of the search; its tokens are what is measured on, rounded up to whole samples.
         progress: told after every block.
+        loss_mask: tokens that count, bool [S, L]; None for all.
 
     Returns:
         The sensitivities, in the order of the model.
@@ -69,6 +71,9 @@ def measure_sensitivities(
     architectures = architectures_of(model, family)
     count = -(-options.search_tokens // token_ids.shape[1])
     samples = torch.from_numpy(token_ids[:count].copy())
+    if loss_mask is None:
+        loss_mask = np.ones(token_ids.shape, dtype=bool)
+    counts = torch.from_numpy(loss_mask[:count].copy())
     quick = replace(options, scale_steps=min(options.scale_steps, _SCALE_STEPS))
     hidden, arguments = _enter(model, family, checkpoint, samples)
     blocks = list(model.get_submodule(family.blocks).children())
@@ -92,6 +97,7 @@ def measure_sensitivities(
             search_samples=hidden.shape[0],
             token_stride=1,
             where=where,
+            loss_mask=counts,
         )
         wanted = torch.cat(outputs)
         roundings = {
@@ -106,7 +112,9 @@ def measure_sensitivities(
         found.append([])
         for one in statistics:
             losses = {
-                bits: _relative_change(run.all(hidden, _rounded(block, one.group.linears, of_bits)), wanted)
+                bits: _relative_change(
+                    run.all(hidden, _rounded(block, one.group.linears, of_bits)), wanted, counts
+                )
                 for bits, of_bits in roundings.items()
             }
             losses |= {bits: losses[bits] * part[one.group.name] for bits, part in left.items()}
@@ -114,7 +122,7 @@ def measure_sensitivities(
         for traveller in travellers:
             traveller.hidden = run(traveller.hidden, {})
         changed = run(hidden[:1], _rounded(block, architecture.linears, roundings[_USUAL]))
-        travellers.append(_Traveller(changed, _relative_change(changed, wanted[:1])))
+        travellers.append(_Traveller(changed, _relative_change(changed, wanted[:1], counts[:1])))
         hidden = wanted
         empty(block)
         progress(ProgressEvent("measure", index + 1, len(blocks), "bit widths"))
@@ -125,7 +133,9 @@ def measure_sensitivities(
         return end_of_model(model, family, samples[:1], leaving, as_tuple=run.returns_tuple)
 
     behind = end(hidden[:1])
-    gains = [_relative_change(end(one.hidden), behind) / max(one.change, _TINY) for one in travellers]
+    gains = [
+        _relative_change(end(one.hidden), behind, counts[:1]) / max(one.change, _TINY) for one in travellers
+    ]
     return [
         replace(one, losses={bits: loss * gain for bits, loss in one.losses.items()})
         for of_block, gain in zip(found, gains, strict=True)
@@ -201,7 +211,8 @@ def _left_by_search(result: BlockResult) -> dict[str, float]:
     return {group.name: group.loss / group.loss_rtn if group.loss_rtn else 1.0 for group in result.groups}
 
 
-def _relative_change(changed: Tensor, wanted: Tensor) -> float:
-    """Mean over tokens of |h' - h|^2 / |h|^2."""
+def _relative_change(changed: Tensor, wanted: Tensor, loss_mask: Tensor) -> float:
+    """Mean over the tokens that count of |h' - h|^2 / |h|^2."""
     change = (changed - wanted).double().square().sum(-1)
-    return float((change / wanted.double().square().sum(-1).clamp(min=_TINY)).mean())
+    relative = change / wanted.double().square().sum(-1).clamp(min=_TINY)
+    return float(relative[loss_mask].mean())

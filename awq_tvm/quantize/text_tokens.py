@@ -19,10 +19,16 @@ class Document:
     Attributes:
         ids: its tokens, int64 [T].
         characters: how many it is written with.
+        loss_mask: bool [T], the tokens that count in losses; None for all.
     """
 
     ids: npt.NDArray[np.int64]
     characters: int
+    loss_mask: npt.NDArray[np.bool_] | None = None
+
+    def counting(self) -> npt.NDArray[np.bool_]:
+        """The mask, bool [T], also where all count."""
+        return np.ones(self.ids.shape, dtype=bool) if self.loss_mask is None else self.loss_mask
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:

@@ -29,10 +29,12 @@ def _documents(path, texts):
 
 def test_short_text_gives_fewer_samples_and_says_so(tmp_path):
     save_tiny_model(tmp_path / "model")
-    found = _calibrate(tmp_path / "model", write_text(tmp_path / "text.txt", 250), 16, 100)
-    assert found.token_ids.shape == (2, 100)
+    text = write_text(tmp_path / "text.txt", 250)
+    found = _calibrate(tmp_path / "model", text, 16, 100)
+    assert found.token_ids.shape == (3, 100)
+    assert "".join(map(chr, found.token_ids[found.loss_mask])) == text.read_text()
     assert "250 tokens" in found.warnings[0]
-    assert "2 samples" in found.warnings[0]
+    assert "1600" in found.warnings[0]
 
 
 def test_seed_decides(tmp_path):

@@ -46,6 +46,7 @@ def _task(folder, family="llama", rounding=FOUR_BITS) -> BlockTask:
         inputs={FULL: _stream(folder / "full", hidden), QUANTIZED: _stream(folder / "quantized", off)},
         roundings=dict.fromkeys(architecture.linears, rounding),
         search_tokens=144,
+        loss_mask=torch.ones(6, 24, dtype=torch.bool),
     )
 
 
@@ -102,6 +103,7 @@ def test_without_steps_nothing_is_learned(tmp_path):
             {name: rounding.levels for name, rounding in task.roundings.items()},
             task.inputs[QUANTIZED],
             targets,
+            task.loss_mask,
             steps=0,
             rate=0.01,
             batch_tokens=48,

@@ -76,6 +76,7 @@ def _task(folder, family, hurt, shape, rounding) -> BlockTask:
         inputs=dict.fromkeys((FULL, QUANTIZED), writer.finish()),
         roundings=dict.fromkeys(architecture.linears, rounding),
         search_tokens=32,
+        loss_mask=torch.ones(shape, dtype=torch.bool),
     )
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from awq_tvm.errors import UsageError
 from awq_tvm.quantize.samples import cut, pack
+from awq_tvm.quantize.text_tokens import Document
 
 
 def _cut(ids, samples, length, seed=0):
@@ -33,7 +34,7 @@ def test_text_that_is_too_short(count, message):
     with pytest.raises(UsageError, match=message):
         _cut(range(count), 16, 100)
     with pytest.raises(UsageError, match=message):
-        pack([np.arange(count)], None, "text", samples=16, sequence_length=100)
+        pack([Document(np.arange(count), count)], None, "text", samples=16, sequence_length=100)
 
 
 @given(
@@ -45,14 +46,15 @@ def test_text_that_is_too_short(count, message):
 def test_packing_takes_every_token_once(lengths, separator, samples, length):
     """Each token is a number of its own; what was asked for is a beginning, in order, with none left out."""
     bounds = np.cumsum([0, *lengths])
-    documents = [np.arange(bounds[i], bounds[i + 1]) for i in range(len(lengths))]
+    documents = [Document(np.arange(bounds[i], bounds[i + 1]), 0) for i in range(len(lengths))]
     separators = 0 if separator is None else len(documents) - 1
     total = int(bounds[-1]) + separators
     if min(total, samples * length) < length:
         with pytest.raises(UsageError):
             pack(documents, separator, "text", samples=samples, sequence_length=length)
         return
-    found = pack(documents, separator, "text", samples=samples, sequence_length=length)
+    found, counting = pack(documents, separator, "text", samples=samples, sequence_length=length)
+    assert counting.ravel().tolist() == [place < total for place in range(found.size)]
     assert found.shape[0] == min(samples, -(-total // length))
     once = found.ravel()[:total]
     numbers = once[once != -1]
@@ -68,3 +70,20 @@ def test_packing_takes_every_token_once(lengths, separator, samples, length):
         for place in np.flatnonzero(once != -1):
             document = np.searchsorted(bounds, once[place], side="right") - 1
             assert (once[:place] == -1).sum() == document
+
+
+@given(st.lists(st.lists(st.booleans(), min_size=1, max_size=20), min_size=1, max_size=6), st.integers(1, 9))
+def test_the_mask_stays_with_its_tokens(masks, length):
+    bounds = np.cumsum([0, *map(len, masks)])
+    documents = [
+        Document(np.arange(bounds[i], bounds[i + 1]), 0, np.array(mask)) for i, mask in enumerate(masks)
+    ]
+    wanted = np.flatnonzero(np.concatenate([document.counting() for document in documents]))
+    if bounds[-1] < length or not wanted.size:
+        with pytest.raises(UsageError, match=r"too short|Nothing"):
+            pack(documents, None, "text", samples=200, sequence_length=length)
+        return
+    found, counting = pack(documents, None, "text", samples=200, sequence_length=length)
+    assert sorted(found[counting]) == wanted.tolist()
+    somewhere = counting.any(axis=1).tolist()
+    assert somewhere == sorted(somewhere, reverse=True)
