@@ -144,7 +144,7 @@ def test_progress_names_every_block(tmp_path):
 
 
 REFUSED = {
-    "method": ({"method": "gptq"}, UsageError, "awq, rtn"),
+    "method": ({"method": "gptq"}, UsageError, r"awq, awq\+, rtn"),
     "bits": ({"bits": 9}, UsageError, "2, 3, 4, 5, 6, 7, 8"),
     "group of 0": ({"group_size": 0}, UsageError, "32, 64, 128"),
     "group that does not divide": ({"group_size": 128}, UsageError, "fit all linears: 64, 32"),
