@@ -6,7 +6,7 @@ from awq_tvm.checkpoint.base import PER_CHANNEL, Checkpoint, QuantizationScheme,
 from awq_tvm.checkpoint.export import export_checkpoint
 from awq_tvm.checkpoint.gguf_write import write_gguf
 from awq_tvm.checkpoint.open import open_checkpoint
-from awq_tvm.checkpoint.scheme_fit import check_scheme_fits, linears_to_quantize
+from awq_tvm.checkpoint.scheme_fit import check_linears_fit, check_scheme_fits, linears_to_quantize
 from awq_tvm.checkpoint.write import write_quantized_checkpoint
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "QuantizationScheme",
     "QuantizedWeight",
     "TensorInfo",
+    "check_linears_fit",
     "check_scheme_fits",
     "export_checkpoint",
     "linears_to_quantize",

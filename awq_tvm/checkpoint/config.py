@@ -77,7 +77,7 @@ def parse_config(raw: bytes, where: str) -> dict[str, Any]:
 def normalise_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Return a checked copy with the family's defaults filled in and RoPE in one spelling.
 
-    A model_type outside `FAMILIES` is no error here: only the keys it has are checked.
+    A model_type outside `FAMILIES` is no error here: only the keys it has are checked, and none are filled in.
 
     Raises:
         CheckpointError: listing every field that cannot be true.
@@ -141,9 +141,10 @@ def _unify_rope(result: dict[str, Any], parameters: object, problems: list[str])
 def _check_counts(config: dict[str, Any], *, required: bool) -> list[str]:
     problems = []
     heads, hidden = config.get("num_attention_heads"), config.get("hidden_size")
-    if config.get("num_key_value_heads") is None and heads is not None:
+    # Of another family's silence nothing is known: Gemma's head_dim is 256, whatever the hidden size.
+    if required and config.get("num_key_value_heads") is None and heads is not None:
         config["num_key_value_heads"] = heads
-    if config.get("head_dim") is None and _is_count(heads) and _is_count(hidden):
+    if required and config.get("head_dim") is None and _is_count(heads) and _is_count(hidden):
         if hidden % heads:
             problems.append(
                 f"num_attention_heads {heads} does not divide hidden_size {hidden}, and there is no head_dim"
@@ -159,7 +160,7 @@ def _check_counts(config: dict[str, Any], *, required: bool) -> list[str]:
     if problems:
         return problems
     kv_heads, head_dim = config.get("num_key_value_heads"), config.get("head_dim")
-    if heads is not None and heads % kv_heads:
+    if heads is not None and kv_heads is not None and heads % kv_heads:
         problems.append(f"num_key_value_heads {kv_heads} does not divide num_attention_heads {heads}")
     if head_dim is not None and head_dim % 2:
         problems.append(f"head_dim {head_dim} is odd; rotary embedding needs pairs")

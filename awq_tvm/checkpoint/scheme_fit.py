@@ -42,8 +42,23 @@ def check_scheme_fits(config: Mapping[str, Any], scheme: QuantizationScheme, for
     Raises:
         UsageError: listing the linears and the group sizes that would work; if the format cannot store it.
     """
+    check_linears_fit(_to_quantize(config, scheme), scheme, format)
+
+
+def check_linears_fit(
+    linears: Mapping[str, tuple[int, int]], scheme: QuantizationScheme, format: str = AUTO
+) -> None:
+    """Refuse a scheme that one of some linears cannot have.
+
+    Args:
+        linears: name -> (N, K) of all that would be quantized.
+        scheme: what they would have.
+        format: how it would be stored, as for `write_quantized_checkpoint`.
+
+    Raises:
+        UsageError: as `check_scheme_fits`.
+    """
     packed = format_to_write(format, scheme)
-    linears = _to_quantize(config, scheme)
     divisor = math.gcd(*(features for _, features in linears.values()))
     bad = [
         f"{name} has in_features {features}"

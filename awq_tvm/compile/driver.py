@@ -19,7 +19,7 @@ from awq_tvm.compile.toolchain import BuiltLibrary, build_library
 from awq_tvm.compile.weights import packed_weights
 from awq_tvm.errors import CheckpointError, ResourceError, UnsupportedError, UsageError
 from awq_tvm.models.config import ModelConfig
-from awq_tvm.models.export import Limits, export_model
+from awq_tvm.models.export import Limits, export_model, require_family
 from awq_tvm.models.precision import Precision, QuantizedShape
 from awq_tvm.output_folder import check_output
 from awq_tvm.passes import pipeline
@@ -84,6 +84,7 @@ def compile_model(
     chosen = _activations(chip, activations)
     check_output(out)
     checkpoint = open_checkpoint(model)
+    require_family(checkpoint.config["model_type"])
     config = ModelConfig.from_hugging_face(checkpoint.config)
     limits = Limits(_context_length(config, context_length))
     pipeline.passes(chip, opt)

@@ -58,6 +58,20 @@ class Limits:
     page_size: int = 16
 
 
+def require_family(model_type: str) -> None:
+    """Refuse a model that cannot be compiled, whether or not it can be quantized.
+
+    Raises:
+        UnsupportedError: the family is unknown.
+    """
+    if model_type not in FAMILIES:
+        raise UnsupportedError(
+            f"model_type {model_type!r} is not supported",
+            where="config.json",
+            fix=f"use one of: {', '.join(sorted(FAMILIES))}",
+        )
+
+
 def export_model(
     config: ModelConfig, precision: Precision, limits: Limits, target: tvm.target.Target
 ) -> tvm.IRModule:
@@ -70,12 +84,7 @@ def export_model(
     Raises:
         UnsupportedError: the family is unknown, or its attention does not fit in ``limits``.
     """
-    if config.model_type not in FAMILIES:
-        raise UnsupportedError(
-            f"model_type {config.model_type!r} is not supported",
-            where="config.json",
-            fix=f"use one of: {', '.join(sorted(FAMILIES))}",
-        )
+    require_family(config.model_type)
     if config.sliding_window is not None and limits.context_length > config.sliding_window:
         raise UnsupportedError(
             f"context length {limits.context_length} is longer than the sliding window {config.sliding_window}",

@@ -101,6 +101,30 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture:
     return _of_first_block(json.dumps(config, sort_keys=True, default=str))
 
 
+def linears_of(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    """Trace all blocks of a model.
+
+    Args:
+        config: the model's config.json.
+
+    Returns:
+        (N, K) of every linear that can be quantized, by full name.
+
+    Raises:
+        UnsupportedError: a family that is not known.
+        CheckpointError: a config from which no network can be made.
+    """
+    family = family_of(config)
+    model = build_skeleton(config)
+    blocks = model.get_submodule(family.blocks).children()
+    found = {}
+    for index, (block, architecture) in enumerate(zip(blocks, architectures_of(model, family), strict=True)):
+        for name in architecture.linears:
+            rows, inputs = block.get_submodule(name).weight.shape
+            found[f"{family.blocks}.{index}.{name}"] = (rows, inputs)
+    return found
+
+
 @lru_cache(maxsize=8)
 def _of_first_block(config: str) -> Architecture:
     parsed = json.loads(config)

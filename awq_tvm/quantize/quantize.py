@@ -7,7 +7,7 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,15 +20,14 @@ from awq_tvm.checkpoint import (
     PER_CHANNEL,
     Checkpoint,
     QuantizedWeight,
-    check_scheme_fits,
-    linears_to_quantize,
+    check_linears_fit,
     open_checkpoint,
     write_quantized_checkpoint,
 )
 from awq_tvm.errors import UnsupportedError, UsageError
 from awq_tvm.output_folder import check_output
 from awq_tvm.progress import ProgressCallback, ProgressEvent, ignore_progress
-from awq_tvm.quantize.architecture import Architecture, architecture_of
+from awq_tvm.quantize.architecture import Architecture, architecture_of, linears_of
 from awq_tvm.quantize.awq import METHODS, AwqOptions, half
 from awq_tvm.quantize.bit_allocation import allocate, parse_budget, plan_of
 from awq_tvm.quantize.block_stream import BlockStream, from_arrays
@@ -37,6 +36,7 @@ from awq_tvm.quantize.card import model_card
 from awq_tvm.quantize.group_quantize import Rounding, choose_group_size
 from awq_tvm.quantize.hidden_states import FULL, QUANTIZED
 from awq_tvm.quantize.journal import Journal
+from awq_tvm.quantize.names import in_network_terms
 from awq_tvm.quantize.report import QuantizeReport
 from awq_tvm.quantize.rounding_plan import RoundingPlan, Roundings
 from awq_tvm.quantize.sensitivity import measure_sensitivities
@@ -109,13 +109,17 @@ def quantize_checkpoint(
     budget = _budget(bits, method)
     usual = int(bits) if budget is None else 3
     Rounding(usual, PER_CHANNEL)
-    checkpoint = open_checkpoint(model)
+    checkpoint = in_network_terms(open_checkpoint(model))
     architecture = architecture_of(checkpoint.config)
     linears = _linears(checkpoint)
-    rounding = Rounding(usual, choose_group_size(group_size, linears), symmetric)
+    rounding = Rounding(
+        usual,
+        choose_group_size(group_size, {name: inputs for name, (_, inputs) in linears.items()}),
+        symmetric,
+    )
     vocabulary = roundings_of_vocabulary(checkpoint, quantize_embedding, quantize_lm_head, rounding)
     plan = RoundingPlan(rounding, vocabulary)
-    check_scheme_fits(checkpoint.config, plan.scheme())
+    check_linears_fit({**linears, **_shapes(checkpoint, vocabulary)}, plan.scheme())
     quiet_transformers()
 
     wanted = {
@@ -171,12 +175,19 @@ def quantize_checkpoint(
             peak_memory_bytes=_peak_memory(),
             warnings=text.warnings if text else (),
         )
+        names = checkpoint.names
         write_quantized_checkpoint(
             out,
             config=checkpoint.config,
-            scheme=plan.scheme(),
-            dense=_dense(checkpoint, architecture, journal, plan, vocabulary),
-            quantized=_quantized(checkpoint, architecture, journal, plan, vocabulary),
+            scheme=names.scheme_on_disk(plan.scheme()),
+            dense=(
+                (names.on_disk(name), array)
+                for name, array in _dense(checkpoint, architecture, journal, plan, vocabulary)
+            ),
+            quantized=(
+                (names.on_disk(name), weight)
+                for name, weight in _quantized(checkpoint, architecture, journal, plan, vocabulary)
+            ),
             side_files={**checkpoint.side_files, "recipe.json": _recipe(report, options)},
             card=model_card(_name_of(checkpoint), checkpoint.config["model_type"], report, options),
         )
@@ -254,8 +265,8 @@ def _widths(
     return journal.widths or {}
 
 
-def _linears(checkpoint: Checkpoint) -> dict[str, int]:
-    """Inputs of every linear that will be quantized, by name."""
+def _linears(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:
+    """(N, K) of every linear of the blocks, by full name: all are quantized."""
     if checkpoint.quantized:
         raise UnsupportedError(
             "The model is quantized already",
@@ -263,7 +274,16 @@ def _linears(checkpoint: Checkpoint) -> dict[str, int]:
             why=f"{len(checkpoint.quantized)} of its linears are, as {checkpoint.format}",
             fix="quantize the model it was made from, or compile this one as it is",
         )
-    return {name: inputs for name, (_, inputs) in linears_to_quantize(checkpoint.config).items()}
+    return linears_of(checkpoint.config)
+
+
+def _shapes(checkpoint: Checkpoint, names: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """(N, K) of matrices outside the blocks, by full name."""
+    found = {}
+    for name in names:
+        rows, inputs = checkpoint.tensors[f"{name}.weight"].shape
+        found[name] = (rows, inputs)
+    return found
 
 
 def _name_of(checkpoint: Checkpoint) -> str:

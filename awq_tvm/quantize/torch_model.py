@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from awq_tvm.checkpoint import Checkpoint
 from awq_tvm.errors import CheckpointError
 from awq_tvm.quantize.families import Family, family_of
+from awq_tvm.quantize.names import in_network_terms
 
 # Of a config.json, what describes the files and not the network.
 _NOT_THE_NETWORK = (
@@ -154,6 +155,7 @@ def build_model(checkpoint: Checkpoint) -> PreTrainedModel:
         UnsupportedError: an unknown family.
         CheckpointError: no network can be made from the config, or a weight is missing.
     """
+    checkpoint = in_network_terms(checkpoint)
     model = build_skeleton(checkpoint.config)
     if model.config.tie_word_embeddings:
         # Tied parameters are one object: filled once under the embedding's name, then tied again.

@@ -2,56 +2,73 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    PreTrainedModel,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 VOCABULARY = 128
 
-FAMILIES = {
-    "llama": (LlamaConfig, LlamaForCausalLM),
-    "mistral": (MistralConfig, MistralForCausalLM),
-    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
-    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+# Names that transformers maps to a family's own, such as n_embd; then what only some families have.
+_SIZES: Mapping[str, Any] = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": VOCABULARY,
+    "tie_word_embeddings": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+_DECODER: Mapping[str, Any] = {
+    **_SIZES,
+    "intermediate_size": 128,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 256,
+}
+_FALCON = {**_SIZES, "model_type": "falcon"}
+
+# The families that can be compiled too: seven linears a block.
+FAMILIES: Mapping[str, Mapping[str, Any]] = dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), _DECODER)
+
+# Every form of a block that can be quantized.
+ALL_FAMILIES: Mapping[str, Mapping[str, Any]] = {
+    **FAMILIES,
+    "gemma2": {**_DECODER, "query_pre_attn_scalar": 16, "sliding_window": 16},
+    "gemma3_text": {
+        **_DECODER,
+        "query_pre_attn_scalar": 16,
+        "sliding_window": 16,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "phi3": {name: value for name, value in _DECODER.items() if name != "head_dim"},
+    "opt": {**_SIZES, "ffn_dim": 128, "word_embed_proj_dim": 64, "max_position_embeddings": 256},
+    "gpt_neox": {**_SIZES, "intermediate_size": 128, "max_position_embeddings": 256},
+    # One norm for attention and MLP; one head of keys and values.
+    "falcon-7b": _FALCON,
+    # A norm for each; grouped keys and values.
+    "falcon-40b": {**_FALCON, "new_decoder_architecture": True, "num_kv_heads": 2},
+    # One after the other, with biases and ALiBi.
+    "falcon-rw": {**_FALCON, "multi_query": False, "parallel_attn": False, "bias": True, "alibi": True},
+    "bloom": {**_SIZES, "n_layer": 2, "n_head": 4},
+    "mpt": {**_SIZES, "d_model": 64, "n_layers": 2, "n_heads": 4, "max_seq_len": 256},
 }
 
 
 def tiny_model(family: str, **changes: Any) -> PreTrainedModel:
     """A random model whose norms, biases and weights are far enough from their defaults to show mistakes."""
-    config_class, model_class = FAMILIES[family]
-    settings: dict[str, Any] = {
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "vocab_size": VOCABULARY,
-        "max_position_embeddings": 256,
-        "tie_word_embeddings": False,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-    }
-    model = model_class(config_class(**{**settings, **changes}))
+    settings = {"model_type": family, **ALL_FAMILIES[family], **changes}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings), dtype=torch.float32)
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            if "norm" in name:
-                # A few loud channels, as trained models have.
+            if parameter.dim() == 1 and not name.endswith("bias"):
+                # A norm, with a few loud channels, as trained models have.
                 loud = 1.0 + 9.0 * (torch.rand(parameter.shape, generator=generator) > 0.9)
                 parameter.copy_(((1.0 + 0.2 * noise) * loud).half().float())
             else:
