@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ def write_quantized_checkpoint(
     dense: Iterable[tuple[str, NDArray[Any]]],
     quantized: Iterable[tuple[str, QuantizedWeight]],
     side_files: Mapping[str, bytes],
-    card: str,
+    card: str | Callable[[Path], str],
     format: str = AUTO,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
 ) -> Path:
@@ -52,7 +52,8 @@ def write_quantized_checkpoint(
         dense: full tensor names ("model.norm.weight") with float16, bfloat16 or float32, stored as given.
         quantized: names of linears ("model.layers.0.mlp.up_proj"), weights; a bias goes into `dense`.
         side_files: as `Checkpoint.side_files`.
-        card: the text of README.md.
+        card: the text of README.md; or a function that is given the folder, all else in it and checked, and
+            returns the text.
         format: "awq" (AutoAWQ "gemm"), "awq-gemv-fast", "llm-awq" (v2), "compressed-tensors", or "auto": awq
             for 4 bits with zero points, compressed-tensors otherwise.
         max_shard_bytes: a shard is closed before it grows past this, but holds at least one linear.
@@ -78,10 +79,11 @@ def write_quantized_checkpoint(
         writer.finish()
         section = packed.describe(replace(scheme, modules_to_not_convert=writer.dense_linears()))
         write_synced(folder / "config.json", _json(_final_config(config, section, writer.dtypes)))
-        write_synced(folder / "README.md", card.encode())
         for name, content in side_files.items():
             write_synced(folder / name, content)
         _verify(folder, where)
+        text = card if isinstance(card, str) else card(folder)
+        write_synced(folder / "README.md", text.encode())
     return out
 
 

@@ -57,6 +57,14 @@ def command(
     learn_steps: Annotated[
         int | None, typer.Option(help="Steps of learned rounding; 0 for none.", rich_help_panel=STEPS)
     ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Score the result, and write report.html and report.json there."),
+    ] = None,
+    report_text: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Text to score for it; Python's help topics if not given."),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last finished block.")] = False,
     json_output: Json = False,
 ) -> None:
@@ -68,7 +76,7 @@ def command(
     steps = {"scale_steps": scale_steps, "clip": clip, "learn_steps": learn_steps}
     changes: dict[str, Any] = {name: value for name, value in steps.items() if value is not None}
     with ProgressDisplay() as display:
-        report = quantize_checkpoint(
+        done = quantize_checkpoint(
             model,
             out,
             method=cast("Literal['awq', 'awq+', 'rtn']", method),
@@ -83,9 +91,11 @@ def command(
             seed=seed,
             resume=resume,
             options=replace(METHODS.get(method, AwqOptions()), **changes),
+            report_folder=report,
+            report_text=report_text,
             progress=display.update,
         )
-    found: dict[str, Any] = report.as_dict()
+    found: dict[str, Any] = done.as_dict()
     for warning in found.get("warnings", ()):
         say(f"warning: {warning}")
     if json_output:
@@ -96,6 +106,13 @@ def command(
         widths = f"{found['bits']} bits" if budget is None else f"{budget:g} bits on average"
         print(f"{found['out']}: {widths}, groups of {found['group_size']}")
         print(f"{sizes} in {found['seconds']:.0f} s")
+        if quality := found["quality"]:
+            print(
+                f"perplexity {quality['perplexity_before']:.4f} -> {quality['perplexity_after']:.4f}, "
+                f"KL {quality['kl_divergence']:.5f} nats a token on {quality['text']}"
+            )
+        if report is not None:
+            print(f"report: {report / 'report.html'}")
 
 
 def _group_size(text: str) -> str | int:

@@ -16,7 +16,7 @@ from torch import Tensor
 from awq_tvm.errors import UnsupportedError, UsageError
 from awq_tvm.quantize.activations import InputStatistics
 from awq_tvm.quantize.architecture import Architecture, LinearGroup
-from awq_tvm.quantize.clip_search import Limits, search_paper, search_two_sided
+from awq_tvm.quantize.clip_search import Limits, count_outside, search_paper, search_two_sided
 from awq_tvm.quantize.folding import (
     absorb_into_norm,
     mean_over_shared_rows,
@@ -98,6 +98,11 @@ class GroupReport:
         clipped: whether clipping was kept.
         loss_rtn: of rounding to nearest.
         loss: of what was kept.
+        weights: in its linears.
+        weights_outside: those of them outside the range that was kept, which rounding moves to its end.
+        scale_min: the least of the scales that were folded; all are 1 where there are none.
+        scale_median: of these scales.
+        scale_max: the largest.
     """
 
     name: str
@@ -105,6 +110,15 @@ class GroupReport:
     clipped: bool
     loss_rtn: float
     loss: float
+    weights: int = 0
+    weights_outside: int = 0
+    scale_min: float = 1.0
+    scale_median: float = 1.0
+    scale_max: float = 1.0
+
+    def as_rounded(self) -> GroupReport:
+        """The report of the same group where it is rounded to nearest and nothing else."""
+        return GroupReport(self.name, 0.0, False, self.loss_rtn, self.loss_rtn, self.weights)
 
 
 @dataclass
@@ -311,6 +325,7 @@ class _BlockSearch:
             norm_weight, scales = absorb_into_norm(feeder.weight, scales, group.norm_offset)
         quantized: dict[str, Quantized] = {}
         effective: dict[str, Tensor] = {}
+        outside = 0
         for name, weight in weights.items():
             scaled, rows = weight * scales, self.row_scales.get(name)
             if rows is not None:
@@ -318,10 +333,22 @@ class _BlockSearch:
             rounding = self._roundings[name]
             limits = _clip(name, scaled, scales, measured, rounding, self._options) if clip else None
             quantized[name] = quantize(scaled, rounding, limits)
+            outside += 0 if limits is None else count_outside(scaled, limits)
             effective[name] = quantized[name].dequantize().div_(scales)
             if rows is not None:
                 effective[name].mul_(rows.unsqueeze(1))
-        report = GroupReport(group.name, exponent, clip, loss_rtn, judge.loss(effective))
+        report = GroupReport(
+            group.name,
+            exponent,
+            clip,
+            loss_rtn,
+            judge.loss(effective),
+            weights=_count(weights),
+            weights_outside=outside,
+            scale_min=float(scales.min()),
+            scale_median=float(scales.median()),
+            scale_max=float(scales.max()),
+        )
         return _Candidate(scales, norm_weight, quantized, report)
 
 
@@ -330,7 +357,12 @@ def _plain(
 ) -> _Candidate:
     """Rounding to nearest and nothing else, so that its loss is that of rounding to the last bit."""
     quantized = {linear: quantize(weight, roundings[linear]) for linear, weight in weights.items()}
-    return _Candidate(ones, None, quantized, GroupReport(name, 0.0, False, loss, loss))
+    report = GroupReport(name, 0.0, False, loss, loss, _count(weights))
+    return _Candidate(ones, None, quantized, report)
+
+
+def _count(weights: Mapping[str, Tensor]) -> int:
+    return sum(weight.numel() for weight in weights.values())
 
 
 def _clip(

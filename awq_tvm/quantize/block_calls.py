@@ -96,12 +96,22 @@ def end_of_model(
     Returns:
         float32 [B, L, H], behind the last norm.
     """
-    answer = (hidden,) if as_tuple else hidden
-    with ExitStack() as restore:
-        for block in model.get_submodule(paths.blocks).children():
-            restore.enter_context(_forward_replaced(block, lambda *_args, **_kwargs: answer))
+    with _blocks_that_answer(model, paths, (hidden,) if as_tuple else hidden):
         last: Tensor = model.get_submodule(paths.base)(input_ids=token_ids, use_cache=False).last_hidden_state
         return last
+
+
+def logits_of_model(
+    model: PreTrainedModel, paths: Paths, token_ids: Tensor, hidden: Tensor, *, as_tuple: bool
+) -> Tensor:
+    """The logits for hidden states that leave the last block: `end_of_model`, and the head, which must be filled.
+
+    Returns:
+        float32 [B, L, V].
+    """
+    with _blocks_that_answer(model, paths, (hidden,) if as_tuple else hidden):
+        logits: Tensor = model(input_ids=token_ids, use_cache=False).logits
+        return logits
 
 
 def run_block(block: nn.Module, hidden: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
@@ -131,6 +141,17 @@ def _by_keyword(block: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, An
             bound |= bound.pop(parameter.name, {})
     names = list(signature.parameters)
     return {name: value for name, value in bound.items() if name not in names[:2]}
+
+
+@contextmanager
+def _blocks_that_answer(
+    model: PreTrainedModel, paths: Paths, answer: Tensor | tuple[Tensor]
+) -> Iterator[None]:
+    """Every block returns the same, whatever it is called with."""
+    with ExitStack() as restore:
+        for block in model.get_submodule(paths.blocks).children():
+            restore.enter_context(_forward_replaced(block, lambda *_args, **_kwargs: answer))
+        yield
 
 
 @contextmanager

@@ -98,9 +98,7 @@ def quantize_block(
     )
     targets = outputs.finish()
     rounded = quantize_block_rtn(task.block, task.architecture, task.roundings, task.where)
-    rounded.groups = [
-        replace(group, exponent=0.0, clipped=False, loss=group.loss_rtn) for group in result.groups
-    ]
+    rounded.groups = [group.as_rounded() for group in result.groups]
     for candidate in (rounded, result):
         candidate.loss = block_loss(task, candidate, task.inputs[FULL], targets)
         candidate.loss_rtn = rounded.loss

@@ -20,6 +20,7 @@ from awq_tvm.quantize.block_step import BlockTask, quantize_block
 from awq_tvm.quantize.families import family_of
 from awq_tvm.quantize.hidden_states import FULL, QUANTIZED, HiddenStates
 from awq_tvm.quantize.journal import Journal
+from awq_tvm.quantize.memory import MemoryWatch, give_back_freed
 from awq_tvm.quantize.rounding_plan import RoundingPlan
 from awq_tvm.quantize.torch_model import build_skeleton, empty, fill, outside_blocks
 
@@ -35,6 +36,7 @@ class BlockReport:
         loss_after: by what was kept, None without calibration.
         seconds: it took.
         groups: its groups of linears; empty without calibration.
+        peak_memory_bytes: of this process while the block was done.
     """
 
     index: int
@@ -42,6 +44,7 @@ class BlockReport:
     loss_after: float | None
     seconds: float
     groups: tuple[GroupReport, ...]
+    peak_memory_bytes: int
 
     @classmethod
     def from_note(cls, note: Mapping[str, Any]) -> BlockReport:
@@ -96,11 +99,14 @@ class BlockStream:
         if first < total and self._token_ids is not None:
             self._catch_inputs(self._token_ids)
         started = time.monotonic()
-        for index in range(first, total):
-            report = self._quantize_block(index, options)
-            reports.append(report)
-            left = (time.monotonic() - started) / (index + 1 - first) * (total - index - 1)
-            progress(ProgressEvent("block", index + 1, total, _describe(report, left)))
+        # What wrote the calibration text is gone, and should not be counted for the blocks.
+        give_back_freed()
+        with MemoryWatch() as memory:
+            for index in range(first, total):
+                report = self._quantize_block(index, options, memory)
+                reports.append(report)
+                left = (time.monotonic() - started) / (index + 1 - first) * (total - index - 1)
+                progress(ProgressEvent("block", index + 1, total, _describe(report, left)))
         return tuple(reports)
 
     def _catch_inputs(self, token_ids: npt.NDArray[np.int64]) -> None:
@@ -122,7 +128,7 @@ class BlockStream:
         for module in outside.values():
             empty(module)
 
-    def _quantize_block(self, index: int, options: AwqOptions) -> BlockReport:
+    def _quantize_block(self, index: int, options: AwqOptions, memory: MemoryWatch) -> BlockReport:
         started = time.monotonic()
         where = f"{self._family.blocks}.{index}"
         block, architecture = self._blocks[index], self._architectures[index]
@@ -148,8 +154,9 @@ class BlockStream:
             )
             if QUANTIZED in self._streams:
                 leaving[QUANTIZED] = self._advance_quantized(task, result, index + 1)
+        seconds, groups = time.monotonic() - started, tuple(result.groups)
         report = BlockReport(
-            index, result.loss_rtn, result.loss, time.monotonic() - started, tuple(result.groups)
+            index, result.loss_rtn, result.loss, seconds, groups, peak_memory_bytes=memory.take_peak()
         )
         self._journal.record(_to_arrays(result), asdict(report), leaving)
         self._inputs = leaving

@@ -13,6 +13,7 @@ from awq_tvm.quantize.awq import AwqOptions
 
 if TYPE_CHECKING:
     from awq_tvm.quantize.report import QuantizeReport
+    from awq_tvm.quantize.report_text import Quality
 
 
 def model_card(name: str, model_type: str, report: QuantizeReport, options: AwqOptions) -> str:
@@ -52,6 +53,8 @@ def model_card(name: str, model_type: str, report: QuantizeReport, options: AwqO
             "- mean squared change of a block's output on the calibration text, "
             f"mean over {len(losses)} blocks: {before:.4g} by rounding to nearest, {after:.4g} as written"
         )
+    if report.quality is not None:
+        measured += _measured_on_text(report.quality)
     return "\n".join(
         [
             "---",
@@ -75,6 +78,16 @@ def model_card(name: str, model_type: str, report: QuantizeReport, options: AwqO
             *(() if report.widths is None else ("## Bit widths", "", *_widths(report.widths), "")),
         ]
     )
+
+
+def _measured_on_text(quality: Quality) -> list[str]:
+    remark = ", the calibration text itself" if quality.is_calibration_text else ""
+    return [
+        f"- scored on {quality.text}{remark}: {quality.tokens:,} tokens, windows of {quality.context}",
+        f"- perplexity: {quality.perplexity_before:.4f} of the original, {quality.perplexity_after:.4f} quantized",
+        f"- KL divergence from the original: {quality.kl_divergence:.5f} nats a token",
+        f"- both rank the same token first: {quality.top1_agreement:.4f} of the tokens",
+    ]
 
 
 def _quantized(vocabulary: Mapping[str, int]) -> str:

@@ -71,6 +71,18 @@ def search_paper(weight: Tensor, moments: Tensor, rounding: Rounding) -> Limits:
     return _by_rows(weight, moments, search)
 
 
+def count_outside(weight: Tensor, limits: Limits) -> int:
+    """How many weights lie outside the ranges of their groups.
+
+    Args:
+        weight: float32 [N, K].
+        limits: float32 [N, G].
+    """
+    low, high = (limit.unsqueeze(-1) for limit in limits)
+    groups = weight.view(weight.shape[0], low.shape[1], -1)
+    return int(((groups < low) | (groups > high)).sum())
+
+
 def _keep_better(
     groups: Tensor, new: Limits, best: Limits, error: Tensor, moments: Tensor, rounding: Rounding
 ) -> Tensor:

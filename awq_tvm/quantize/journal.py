@@ -35,7 +35,7 @@ from awq_tvm.quantize.hidden_states import HiddenStates, HiddenStatesWriter
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
-_SCHEMA_VERSION = 4
+_SCHEMA_VERSION = 5
 _INDEX = "journal.json"
 
 

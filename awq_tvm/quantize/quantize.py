@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import resource
-import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, fields, replace
@@ -31,13 +29,15 @@ from awq_tvm.quantize.architecture import Architecture, architecture_of, linears
 from awq_tvm.quantize.awq import METHODS, AwqOptions, half
 from awq_tvm.quantize.bit_allocation import allocate, parse_budget, plan_of
 from awq_tvm.quantize.block_stream import BlockStream, from_arrays
-from awq_tvm.quantize.calibration import Calibration, calibrate, check_request
+from awq_tvm.quantize.calibration import Calibration, calibrate, check_request, default_for
 from awq_tvm.quantize.card import model_card
 from awq_tvm.quantize.group_quantize import Rounding, choose_group_size
 from awq_tvm.quantize.hidden_states import FULL, QUANTIZED
 from awq_tvm.quantize.journal import Journal
+from awq_tvm.quantize.memory import peak_memory
 from awq_tvm.quantize.names import in_network_terms
 from awq_tvm.quantize.report import QuantizeReport
+from awq_tvm.quantize.report_request import request_report
 from awq_tvm.quantize.rounding_plan import RoundingPlan, Roundings
 from awq_tvm.quantize.sensitivity import measure_sensitivities
 from awq_tvm.quantize.torch_model import fast_matmul, quiet_transformers, read_weight
@@ -64,6 +64,8 @@ def quantize_checkpoint(
     seed: int = 0,
     resume: bool = False,
     options: AwqOptions | None = None,
+    report_folder: Path | None = None,
+    report_text: Path | None = None,
     progress: ProgressCallback = ignore_progress,
 ) -> QuantizeReport:
     """Quantize the linears of a model's blocks, on request embedding and head too; the rest becomes float16.
@@ -89,6 +91,9 @@ def quantize_checkpoint(
         seed: of the places where the text is cut.
         resume: go on from the last finished block of a run that was stopped.
         options: steps of the search; None for those that METHODS recommends for the method.
+        report_folder: where to write `report.html` and `report.json`; it must not be there. The model is scored for
+            them.
+        report_text: UTF-8 text to score for the report; None for Python's help topics.
         progress: told what is being done.
 
     Returns:
@@ -121,6 +126,14 @@ def quantize_checkpoint(
     plan = RoundingPlan(rounding, vocabulary)
     check_linears_fit({**linears, **_shapes(checkpoint, vocabulary)}, plan.scheme())
     quiet_transformers()
+    request = request_report(
+        report_folder,
+        report_text,
+        out=out,
+        checkpoint=checkpoint,
+        calibration=None if not calibrated else _resolved(calibration, checkpoint),
+        context=sequence_length,
+    )
 
     wanted = {
         "calibration": calibration,
@@ -172,9 +185,21 @@ def quantize_checkpoint(
             calibration_source=text.source if text else None,
             calibration_sha256=text.sha256 if text else None,
             calibration_tokens=int(text.token_ids.size) if text else 0,
-            peak_memory_bytes=_peak_memory(),
+            peak_memory_bytes=peak_memory(),
             warnings=text.warnings if text else (),
         )
+        recipe, name, model_type = (
+            _recipe(report, options),
+            _name_of(checkpoint),
+            checkpoint.config["model_type"],
+        )
+
+        def card(written: Path) -> str:
+            nonlocal report
+            if request is not None:
+                report = request.measure(report, written, checkpoint, progress)
+            return model_card(name, model_type, report, options)
+
         names = checkpoint.names
         write_quantized_checkpoint(
             out,
@@ -188,22 +213,25 @@ def quantize_checkpoint(
                 (names.on_disk(name), weight)
                 for name, weight in _quantized(checkpoint, architecture, journal, plan, vocabulary)
             ),
-            side_files={**checkpoint.side_files, "recipe.json": _recipe(report, options)},
-            card=model_card(_name_of(checkpoint), checkpoint.config["model_type"], report, options),
+            side_files={**checkpoint.side_files, "recipe.json": json.dumps(recipe, indent=2).encode()},
+            card=card,
         )
+        report = replace(
+            report,
+            bytes_after=sum(file.stat().st_size for file in out.glob("*.safetensors")),
+            seconds=time.monotonic() - started,
+            peak_memory_bytes=peak_memory(),
+        )
+        if request is not None:
+            request.write(report, model=name, model_type=model_type, recipe=recipe)
         journal.remove()
     progress(ProgressEvent("write", 1, 1, str(out)))
-    return replace(
-        report,
-        bytes_after=sum(file.stat().st_size for file in out.glob("*.safetensors")),
-        seconds=time.monotonic() - started,
-        peak_memory_bytes=_peak_memory(),
-    )
+    return report
 
 
-def _recipe(report: QuantizeReport, options: AwqOptions) -> bytes:
+def _recipe(report: QuantizeReport, options: AwqOptions) -> dict[str, Any]:
     """How the weights were made, for programs; the same for every run with the same settings."""
-    fields = {
+    return {
         "method": report.method,
         "bits": report.bits,
         **({} if report.budget is None else {"budget": report.budget, "widths": report.widths}),
@@ -214,7 +242,6 @@ def _recipe(report: QuantizeReport, options: AwqOptions) -> bytes:
         "calibration_sha256": report.calibration_sha256,
         "options": asdict(options) if report.calibration_sha256 else None,
     }
-    return json.dumps(fields, indent=2).encode()
 
 
 def _check_arguments(out: Path, method: str, calibration: str, samples: int, sequence_length: int) -> None:
@@ -337,6 +364,10 @@ def _calibration_text(
     return text
 
 
+def _resolved(calibration: str, checkpoint: Checkpoint) -> str:
+    return default_for(checkpoint) if calibration == "default" else calibration
+
+
 def _outside_blocks(checkpoint: Checkpoint, architecture: Architecture) -> list[str]:
     """Names of the dense tensors that belong to no block."""
     return [name for name in checkpoint.tensors if not name.startswith(f"{architecture.blocks}.")]
@@ -373,8 +404,3 @@ def _quantized(
         where = f"{architecture.blocks}.{index}"
         _, quantized = from_arrays(journal.read_block(index), where, plan)
         yield from ((f"{where}.{name}", weight) for name, weight in quantized.items())
-
-
-def _peak_memory() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak if sys.platform == "darwin" else peak * 1024)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from awq_tvm.quantize.block_stream import BlockReport
+from awq_tvm.quantize.report_text import Quality
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class QuantizeReport:
         calibration_tokens: how many; 0 for rtn.
         peak_memory_bytes: of this process.
         warnings: what the user should know.
+        quality: what was measured on a text, None where that was not asked for.
     """
 
     out: Path
@@ -51,6 +53,7 @@ class QuantizeReport:
     calibration_tokens: int
     peak_memory_bytes: int
     warnings: tuple[str, ...] = ()
+    quality: Quality | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The report as JSON values."""

@@ -194,6 +194,26 @@ def test_the_reference_library_reads_it_and_shards_hold_the_limit(tmp_path: Path
     assert (out / "README.md").read_text() == "# card\n"
 
 
+def test_a_card_that_is_a_function_sees_the_finished_folder(tmp_path: Path) -> None:
+    """It may open the checkpoint; if it fails, nothing is there."""
+    scheme = QuantizationScheme(4, 8, True)
+
+    def card(folder: Path) -> str:
+        read = open_checkpoint(str(folder))
+        return f"{len(read.quantized)} linears, {sorted(read.side_files)}"
+
+    out = write(tmp_path / "a", scheme, card=card)
+    read = open_checkpoint(out)
+    assert (out / "README.md").read_text() == f"{len(read.quantized)} linears, {sorted(SIDE)}"
+
+    def fail(folder: Path) -> str:
+        raise KeyError(folder)
+
+    with pytest.raises(KeyError):
+        write(tmp_path / "b", scheme, card=fail)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
 def test_config_says_what_is_true_of_the_folder(tmp_path: Path) -> None:
     scheme = QuantizationScheme(4, 8, True, ("up_proj",))
     dense, quantized = parts(scheme, tiny_config())

@@ -68,6 +68,22 @@ def test_prompt_longer_than_the_context(real: Paths) -> None:
     assert "the context holds 128" in json.loads(done.stdout)["error"]["why"]
 
 
+def test_tasks_of_both_agree(real: Paths, tmp_path: Path) -> None:
+    """A task of multiple choice through the harness: the compiled module and PyTorch choose the same."""
+    pytest.importorskip("lm_eval")
+    rows = [{"q": f"Once upon {n}", "choices": [" a time", " little"], "answer": n % 2} for n in range(6)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "tiny.yaml").write_text(
+        "task: tiny\ndataset_path: json\ntest_split: test\noutput_type: multiple_choice\n"
+        f"dataset_kwargs: {{data_files: {{test: {tmp_path}/rows.jsonl}}, cache_dir: {tmp_path}/cache}}\n"
+        'doc_to_text: "{{q}}"\ndoc_to_choice: "{{choices}}"\ndoc_to_target: "{{answer}}"\n'
+    )
+    options = ("--tasks", "tiny", "--include-path", tmp_path)
+    compiled, reference = (_json("eval", real[which], *options) for which in ("bundle", "quantized"))
+    assert compiled["tasks"] == reference["tasks"]
+    assert "acc" in compiled["tasks"]["tiny"]["metrics"]  # type: ignore[index]
+
+
 def test_eval_of_both_agree(real: Paths) -> None:
     options = ("--text", real["text"], "--context", 64, "--tokens", 256)
     compiled = _json("eval", real["bundle"], *options, "--reference", real["quantized"])

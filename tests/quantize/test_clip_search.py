@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from awq_tvm.quantize import clip_search
-from awq_tvm.quantize.clip_search import search_paper, search_two_sided
+from awq_tvm.quantize.clip_search import count_outside, search_paper, search_two_sided
 from awq_tvm.quantize.group_quantize import Rounding, group_range, quantize, round_trip_groups
 
 ROUNDING = Rounding(3, 32)
@@ -25,6 +25,18 @@ def _error(weight, x, limits):
     """Squared error of each group's partial sums, [N, G], written out on the activations."""
     change = quantize(weight, ROUNDING, limits).dequantize() - weight
     return torch.stack([((x[:, i : i + 32] @ change[:, i : i + 32].T) ** 2).sum(0) for i in (0, 32)], dim=1)
+
+
+def test_weights_outside_are_counted_one_by_one(problem):
+    weight, _, moments = problem
+    low, high = search_two_sided(weight, moments, ROUNDING)
+    outside = sum(
+        not low[row, column // 32] <= weight[row, column] <= high[row, column // 32]
+        for row in range(12)
+        for column in range(64)
+    )
+    assert count_outside(weight, (low, high)) == outside > 0
+    assert count_outside(weight, group_range(weight.view(12, 2, 32))) == 0
 
 
 def test_paper_takes_the_best_ratio_of_each_group(problem):

@@ -1,0 +1,1 @@
+"""Tasks of the lm-evaluation-harness on a model of ours, whatever computes its logits."""
