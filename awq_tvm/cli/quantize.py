@@ -65,6 +65,13 @@ def command(
         Path | None,
         typer.Option(metavar="FILE", help="Text to score for it; Python's help topics if not given."),
     ] = None,
+    learn_metric: Annotated[
+        str | None,
+        typer.Option(
+            help="What learning lowers: the error that arrives at the model's end, or plain.",
+            rich_help_panel=STEPS,
+        ),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last finished block.")] = False,
     json_output: Json = False,
 ) -> None:
@@ -73,7 +80,12 @@ def command(
     from awq_tvm.quantize.awq import METHODS, AwqOptions
     from awq_tvm.quantize.quantize import quantize_checkpoint
 
-    steps = {"scale_steps": scale_steps, "clip": clip, "learn_steps": learn_steps}
+    steps = {
+        "scale_steps": scale_steps,
+        "clip": clip,
+        "learn_steps": learn_steps,
+        "learn_metric": learn_metric,
+    }
     changes: dict[str, Any] = {name: value for name, value in steps.items() if value is not None}
     with ProgressDisplay() as display:
         done = quantize_checkpoint(

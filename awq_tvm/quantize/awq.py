@@ -47,6 +47,9 @@ class AwqOptions:
         learn_tokens: tokens of each of these steps.
         learn_from: what enters the block in these steps: what the blocks before it give once they are quantized,
             or what they gave in full precision.
+        learn_metric: how these steps measure the error of a block's output: by how much of it arrives at the
+            "end" of the model (see `importance`), or by its "plain" size.
+        importance_tokens: tokens of the calibration on which the former is measured.
     """
 
     scale_steps: int = 20
@@ -58,6 +61,8 @@ class AwqOptions:
     learn_rate: float = 0.01
     learn_tokens: int = 2048
     learn_from: Literal["quantized", "full"] = "quantized"
+    learn_metric: Literal["end", "plain"] = "end"
+    importance_tokens: int = 8192
 
     def __post_init__(self) -> None:
         """Check the values.
@@ -76,11 +81,15 @@ class AwqOptions:
             or not 0 < self.learn_rate <= 1
             or self.learn_tokens < 1
             or self.learn_from not in ("quantized", "full")
+            or self.learn_metric not in ("end", "plain")
+            or self.importance_tokens < 1
         ):
             raise UsageError(
                 "The options of learned rounding cannot be meant",
                 why=f"learn_steps {self.learn_steps} >= 0, learn_rate {self.learn_rate} above 0 and at most 1, "
-                f"learn_tokens {self.learn_tokens} >= 1, learn_from {self.learn_from!r} one of quantized, full",
+                f"learn_tokens {self.learn_tokens} >= 1, learn_from {self.learn_from!r} one of quantized, full, "
+                f"learn_metric {self.learn_metric!r} one of end, plain, "
+                f"importance_tokens {self.importance_tokens} >= 1",
             )
 
 

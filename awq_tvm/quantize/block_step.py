@@ -32,6 +32,7 @@ class BlockTask:
         roundings: of its linears; those of a group have one group size.
         search_tokens: tokens on which modules and the block are run to judge them.
         loss_mask: tokens that count in losses, bool [S, L]; at least one in the first sample.
+        importance: of directions of the block's output for learning, float32 [H, H]; None for all alike.
     """
 
     block: torch.nn.Module
@@ -42,6 +43,7 @@ class BlockTask:
     roundings: Roundings
     search_tokens: int
     loss_mask: Tensor
+    importance: Tensor | None = None
 
     @property
     def search_samples(self) -> int:
@@ -128,6 +130,7 @@ def _learn(
         inputs,
         targets,
         task.loss_mask,
+        task.importance,
         steps=options.learn_steps,
         rate=options.learn_rate,
         batch_tokens=options.learn_tokens,
@@ -157,7 +160,8 @@ def _relative_loss(task: BlockTask, result: BlockResult, inputs: Samples, target
         one, mask = slice(sample, sample + 1), task.loss_mask[sample]
         if bool(mask.any()):
             output = task.run(inputs[one], weights)
-            errors.append(float(relative_error(that_count(output, mask), that_count(targets[one], mask))))
+            output, target = that_count(output, mask), that_count(targets[one], mask)
+            errors.append(float(relative_error(output, target, task.importance)))
     return sum(errors) / len(errors)
 
 

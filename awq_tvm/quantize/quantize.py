@@ -33,6 +33,7 @@ from awq_tvm.quantize.calibration import Calibration, calibrate, check_request, 
 from awq_tvm.quantize.card import model_card
 from awq_tvm.quantize.group_quantize import Rounding, choose_group_size
 from awq_tvm.quantize.hidden_states import FULL, QUANTIZED
+from awq_tvm.quantize.importance import measure_importance
 from awq_tvm.quantize.journal import Journal
 from awq_tvm.quantize.memory import peak_memory
 from awq_tvm.quantize.names import in_network_terms
@@ -157,6 +158,8 @@ def quantize_checkpoint(
                 widths = _widths(journal, checkpoint, text, rounding, budget, options, progress)
                 chosen = plan_of(widths, rounding)
                 plan = replace(chosen, exceptions={**chosen.exceptions, **vocabulary})
+            if text is not None and options.learn_steps and options.learn_metric == "end":
+                _measure_importance(journal, checkpoint, text, options, seed, progress)
             learns_from = QUANTIZED if options.learn_steps and options.learn_from == QUANTIZED else FULL
             streams = tuple(dict.fromkeys((FULL, learns_from)))
             stream = BlockStream(
@@ -290,6 +293,28 @@ def _widths(
         )
         journal.record_widths(allocate(sensitivities, budget, symmetric=rounding.symmetric))
     return journal.widths or {}
+
+
+def _measure_importance(
+    journal: Journal,
+    checkpoint: Checkpoint,
+    text: Calibration,
+    options: AwqOptions,
+    seed: int,
+    progress: ProgressCallback,
+) -> None:
+    """Put into the journal what of a change of each block's output counts, once."""
+    if not journal.has_importance:
+        samples = -(-options.importance_tokens // text.token_ids.shape[1])
+        matrices = measure_importance(
+            checkpoint,
+            torch.from_numpy(text.token_ids[:samples]),
+            torch.from_numpy(text.loss_mask[:samples]),
+            journal,
+            seed=seed,
+            progress=progress,
+        )
+        journal.record_importance((index, matrix.numpy()) for index, matrix in matrices)
 
 
 def _linears(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:

@@ -104,6 +104,7 @@ def test_without_steps_nothing_is_learned(tmp_path):
             task.inputs[QUANTIZED],
             targets,
             task.loss_mask,
+            None,
             steps=0,
             rate=0.01,
             batch_tokens=48,
