@@ -35,6 +35,7 @@ class BlockReport:
         loss_after: by what was kept, None without calibration.
         seconds: it took.
         groups: its groups of linears; empty without calibration.
+        short_experts: how many of its experts were chosen for too few tokens, and so were measured on all.
     """
 
     index: int
@@ -42,6 +43,7 @@ class BlockReport:
     loss_after: float | None
     seconds: float
     groups: tuple[GroupReport, ...]
+    short_experts: int = 0
 
     @classmethod
     def from_note(cls, note: Mapping[str, Any]) -> BlockReport:
@@ -149,7 +151,12 @@ class BlockStream:
             if QUANTIZED in self._streams:
                 leaving[QUANTIZED] = self._advance_quantized(task, result, index + 1)
         report = BlockReport(
-            index, result.loss_rtn, result.loss, time.monotonic() - started, tuple(result.groups)
+            index,
+            result.loss_rtn,
+            result.loss,
+            time.monotonic() - started,
+            tuple(result.groups),
+            result.short_experts,
         )
         self._journal.record(_to_arrays(result), asdict(report), leaving)
         self._inputs = leaving

@@ -37,7 +37,7 @@ from awq_tvm.quantize.group_quantize import Rounding, choose_group_size
 from awq_tvm.quantize.hidden_states import FULL, QUANTIZED
 from awq_tvm.quantize.journal import Journal
 from awq_tvm.quantize.names import in_network_terms
-from awq_tvm.quantize.report import QuantizeReport
+from awq_tvm.quantize.report import QuantizeReport, warnings_about_experts
 from awq_tvm.quantize.rounding_plan import RoundingPlan, Roundings
 from awq_tvm.quantize.sensitivity import measure_sensitivities
 from awq_tvm.quantize.torch_model import fast_matmul, quiet_transformers, read_weight
@@ -173,7 +173,7 @@ def quantize_checkpoint(
             calibration_sha256=text.sha256 if text else None,
             calibration_tokens=int(text.token_ids.size) if text else 0,
             peak_memory_bytes=_peak_memory(),
-            warnings=text.warnings if text else (),
+            warnings=(*(text.warnings if text else ()), *warnings_about_experts(blocks)),
         )
         names = checkpoint.names
         write_quantized_checkpoint(
