@@ -13,10 +13,14 @@ from torch import Tensor
 from awq_tvm.errors import CheckpointError
 from awq_tvm.quantize.architecture import LinearGroup
 from awq_tvm.quantize.block_calls import run_block
+from awq_tvm.quantize.plain_linears import experts_in
 
 # Above this many inputs the full second moment of a linear's input costs more memory than it saves time:
 # 8192^2 float32 is 256 MB.
 _FULL_MOMENT_LIMIT = 8192
+
+FEWEST_TOKENS_OF_AN_EXPERT = 128
+"""An expert that was chosen for fewer tokens is measured on all: as many as the largest usual group has inputs."""
 
 
 class Samples(Protocol):
@@ -45,15 +49,16 @@ def that_count(hidden: Tensor, loss_mask: Tensor) -> Tensor:
     """The tokens of a sample that count in losses.
 
     Args:
-        hidden: [1, L, H], or [n, H] where tokens were picked already, as experts get them: these count all.
+        hidden: [1, L, H] or [L, H]; or [n, H] with the tokens that a router picked: these count all.
         loss_mask: bool [L].
 
     Returns:
-        [1, n, H], the very tensor where all count.
+        [1, n, H] or [n, H], the very tensor where all count.
     """
-    if hidden.dim() < 3 or bool(loss_mask.all()):
+    # A router picks a token once, and in their order: as many as there are is all of them.
+    if hidden.shape[-2] != loss_mask.shape[0] or bool(loss_mask.all()):
         return hidden
-    return hidden[:, loss_mask]
+    return hidden[..., loss_mask, :]
 
 
 @dataclass
@@ -67,6 +72,7 @@ class InputStatistics:
         moment: float32 [K, K], (X' X) / T, or None where the group is judged by running a module.
         calls: of the module the group is judged by, on the tokens kept for the search; empty where moment is
             enough.
+        short: the linears are of an expert that got too few tokens; all this is of what it makes of all tokens.
     """
 
     group: LinearGroup
@@ -74,6 +80,7 @@ class InputStatistics:
     moments: Tensor
     moment: Tensor | None
     calls: list[Call] = field(default_factory=list)
+    short: bool = False
 
 
 def run_and_measure(
@@ -90,6 +97,9 @@ def run_and_measure(
     loss_mask: Tensor | None = None,
 ) -> list[InputStatistics]:
     """Run a block on all samples, one at a time, and measure the inputs of its linears.
+
+    Experts that were hardly chosen are run once more, on all tokens: what the calibration text does not ask of them
+    another text may.
 
     Args:
         block: a filled block.
@@ -112,37 +122,72 @@ def run_and_measure(
     if loss_mask is None:
         loss_mask = torch.ones(hidden.shape[:2], dtype=torch.bool)
     meters = [_Meter(group, block, group_widths[group.name]) for group in groups]
-    for sample in range(hidden.shape[0]):
+
+    def run(sample: int, measuring: Sequence[_Meter]) -> Tensor:
         with _metering(
             block,
-            meters,
+            measuring,
             sample,
             loss_mask[sample],
             keep=sample < search_samples,
             stride=token_stride,
             where=where,
         ):
-            output = run_block(block, hidden[sample : sample + 1], kwargs)
+            return run_block(block, hidden[sample : sample + 1], kwargs)
+
+    for sample in range(hidden.shape[0]):
+        output = run(sample, meters)
         _require_finite(output, where, sample)
         keep_output(output)
+    short = [meter for meter in meters if meter.group.expert_of and meter.tokens < FEWEST_TOKENS_OF_AN_EXPERT]
+    if short:
+        for meter in short:
+            meter.start_anew_on_all_tokens()
+        with _asked_all(block, [meter.group for meter in short]):
+            for sample in range(hidden.shape[0]):
+                run(sample, short)
     return [meter.finish() for meter in meters]
+
+
+@contextmanager
+def _asked_all(block: torch.nn.Module, groups: Sequence[LinearGroup]) -> Iterator[None]:
+    """Let the experts that have these groups, and no others, answer for all tokens."""
+    numbers: dict[str, set[int]] = {}
+    for group in groups:
+        below = group.linears[0].removeprefix(f"{group.expert_of}.")
+        numbers.setdefault(group.expert_of, set()).add(int(below.partition(".")[0]))
+    sets = experts_in(block)
+    try:
+        for path, asked in numbers.items():
+            sets[path].asked_all = tuple(sorted(asked))
+        yield
+    finally:
+        for experts in sets.values():
+            experts.asked_all = None
 
 
 class _Meter:
     """Sums over the input of one group of linears."""
 
     def __init__(self, group: LinearGroup, block: torch.nn.Module, group_width: int) -> None:
-        self.group = group
-        width = block.get_submodule(group.linears[0]).in_features
+        self.group, self.group_width, self.short = group, group_width, False
+        self.width = block.get_submodule(group.linears[0]).in_features
+        self.judged_by_moment = group.judged_by in group.linears and self.width <= _FULL_MOMENT_LIMIT
+        self._start()
+
+    def _start(self) -> None:
         self.tokens = 0
-        self.absolute = torch.zeros(width, dtype=torch.float64)
-        self.judged_by_moment = group.judged_by in group.linears and width <= _FULL_MOMENT_LIMIT
+        self.absolute = torch.zeros(self.width, dtype=torch.float64)
         if self.judged_by_moment:
-            self.moment = torch.zeros(width, width)
+            self.moment = torch.zeros(self.width, self.width)
         else:
-            self.moment = torch.zeros(width // group_width, group_width, group_width)
-        self.group_width = group_width
+            self.moment = torch.zeros(self.width // self.group_width, self.group_width, self.group_width)
         self.calls: list[Call] = []
+
+    def start_anew_on_all_tokens(self) -> None:
+        """Forget what was measured on too few tokens."""
+        self.short = True
+        self._start()
 
     def measure(self, inputs: Tensor) -> None:
         tokens = inputs.reshape(-1, inputs.shape[-1])
@@ -158,8 +203,9 @@ class _Meter:
         mean_absolute = (self.absolute / self.tokens).float()
         moment = self.moment / self.tokens
         if not self.judged_by_moment:
-            return InputStatistics(self.group, mean_absolute, moment, None, self.calls)
-        return InputStatistics(self.group, mean_absolute, _diagonal_blocks(moment, self.group_width), moment)
+            return InputStatistics(self.group, mean_absolute, moment, None, self.calls, self.short)
+        blocks = _diagonal_blocks(moment, self.group_width)
+        return InputStatistics(self.group, mean_absolute, blocks, moment, short=self.short)
 
 
 def _diagonal_blocks(moment: Tensor, width: int) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from awq_tvm.quantize.block_calls import catch_block_arguments
 from awq_tvm.quantize.families import Family, family_of
+from awq_tvm.quantize.plain_linears import experts_in
 from awq_tvm.quantize.torch_model import build_skeleton
 from awq_tvm.quantize.trace import (
     FEW_TOKENS,
@@ -49,6 +50,8 @@ class LinearGroup:
         followers: modules that read the same input and stay in full precision, such as the router of a mixture
             of experts; their weights take the scales too.
         measured_at: the module whose input is that of the group, on all tokens.
+        expert_of: path of the experts one of which has the linears, and gets only the tokens that are routed to
+            it; "" where the linears get all tokens.
     """
 
     name: str
@@ -62,6 +65,7 @@ class LinearGroup:
     norm_offset: float = 0.0
     followers: tuple[str, ...] = ()
     measured_at: str = ""
+    expert_of: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +154,8 @@ def architectures_of(model: PreTrainedModel, family: Family) -> list[Architectur
             of_block = {tokens: each[index] for tokens, each in arguments.items()}
             with torch.no_grad():
                 groups = _groups(TracedBlock(block, of_block, model.config.hidden_size))
+            for path, experts in experts_in(block).items():
+                groups = _for_all_experts(groups, path, len(experts))
             traced[kind] = Architecture(family.base, family.blocks, groups)
         found.append(traced[kind])
     return found
@@ -196,7 +202,7 @@ def _same_inputs(block: TracedBlock) -> list[_SameInput]:
 
 
 def _group(block: TracedBlock, one: _SameInput, found: list[_SameInput], name: str) -> LinearGroup:
-    judged_by = _common_module(one.linears)
+    judged_by = _common_module(one.linears + one.followers)
     feeding = {other.feeder: other.rows for other in found if other.rows}
     norm_fed = one.feeder is not None and not one.rows
     return LinearGroup(
@@ -216,6 +222,42 @@ def _group(block: TracedBlock, one: _SameInput, found: list[_SameInput], name: s
         followers=tuple(one.followers),
         measured_at=(one.followers or one.linears)[0],
     )
+
+
+def _for_all_experts(groups: tuple[LinearGroup, ...], path: str, count: int) -> tuple[LinearGroup, ...]:
+    """What was found with the first expert alone, for all of them: they read the same, each feeds its own."""
+    first = f"{path}.0."
+
+    def of(number: int, names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(
+            f"{path}.{number}.{name.removeprefix(first)}" if name.startswith(first) else name
+            for name in names
+        )
+
+    def of_all(names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(name for number in range(count) for name in of(number, names)))
+
+    found = []
+    for group in groups:
+        if not group.judged_by.startswith(first):
+            shared = of_all(group.linears), of_all(group.clip_in_paper)
+            found.append(replace(group, linears=shared[0], clip_in_paper=shared[1]))
+            continue
+        for number in range(count):
+            linears = of(number, group.linears)
+            judged_by, measured_at = of(number, (group.judged_by, group.measured_at))
+            one = replace(
+                group,
+                name=f"{group.name.partition(' of ')[0]} of {linears[0]}",
+                linears=linears,
+                feeder=None if group.feeder is None else of(number, (group.feeder,))[0],
+                judged_by=judged_by,
+                clip_in_paper=of(number, group.clip_in_paper),
+                measured_at=measured_at,
+                expert_of=path,
+            )
+            found.append(one)
+    return tuple(found)
 
 
 def _common_module(linears: list[str]) -> str:

@@ -143,6 +143,7 @@ class BlockResult:
         row_scales: what the rows of a linear were divided by, float32 [N], by path; none is 1.
         loss_rtn: mean squared change of the block's output by rounding to nearest, None without calibration.
         loss: by what was kept, None without calibration.
+        short_experts: how many experts were chosen for too few tokens, and so were measured on all.
     """
 
     quantized: dict[str, Quantized] = field(default_factory=dict)
@@ -152,6 +153,7 @@ class BlockResult:
     row_scales: dict[str, Tensor] = field(default_factory=dict)
     loss_rtn: float | None = None
     loss: float | None = None
+    short_experts: int = 0
 
     def weights(self) -> dict[str, Tensor]:
         """All parameters of the block as they are written, float32 by path below the block."""

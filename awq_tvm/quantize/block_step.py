@@ -110,6 +110,7 @@ def quantize_block(
         result = _learn(task, result, statistics, targets, options)
     if options.guard:
         require_never_worse(result, task.where)
+    result.short_experts = sum(one.short for one in statistics)
     return result, targets
 
 

@@ -37,6 +37,7 @@ class BlockReport:
         seconds: it took.
         groups: its groups of linears; empty without calibration.
         peak_memory_bytes: of this process while the block was done.
+        short_experts: how many of its experts were chosen for too few tokens, and so were measured on all.
     """
 
     index: int
@@ -45,6 +46,7 @@ class BlockReport:
     seconds: float
     groups: tuple[GroupReport, ...]
     peak_memory_bytes: int
+    short_experts: int = 0
 
     @classmethod
     def from_note(cls, note: Mapping[str, Any]) -> BlockReport:
@@ -158,7 +160,13 @@ class BlockStream:
                 leaving[QUANTIZED] = self._advance_quantized(task, result, index + 1)
         seconds, groups = time.monotonic() - started, tuple(result.groups)
         report = BlockReport(
-            index, result.loss_rtn, result.loss, seconds, groups, peak_memory_bytes=memory.take_peak()
+            index,
+            result.loss_rtn,
+            result.loss,
+            seconds,
+            groups,
+            peak_memory_bytes=memory.take_peak(),
+            short_experts=result.short_experts,
         )
         self._journal.record(_to_arrays(result), asdict(report), leaving)
         self._inputs = leaving

@@ -47,7 +47,14 @@ FAMILIES: Mapping[str, Family] = {
     "gpt_neox": Family("gpt_neox", "gpt_neox.layers", (("lm_head.", "embed_out."),)),
     "gpt2": Family("transformer", "transformer.h", transposed=("c_attn", "c_proj", "c_fc")),
     "gpt_bigcode": _GPT,
-    "mixtral": Family(spelling=((".mlp.", ".block_sparse_moe."),)),
+    "mixtral": Family(
+        spelling=(
+            (".mlp.", ".block_sparse_moe."),
+            (".gate_proj.", ".w1."),
+            (".down_proj.", ".w2."),
+            (".up_proj.", ".w3."),
+        )
+    ),
     "qwen2_moe": _LLAMA,
     "qwen3_moe": _LLAMA,
     "deepseek_v2": _LLAMA,

@@ -55,8 +55,14 @@ class _Offsets:
         q = self.unclamped().clamp_(0, self.levels)
         return q.sub_(self.zeros).mul_(self.scales).view(self.shape).requires_grad_()
 
-    def take_gradient(self, gradient: Tensor) -> None:
-        """Turn the gradient of the weight, [N, K], into that of the offsets; clamped weights have none."""
+    def take_gradient(self, gradient: Tensor | None) -> None:
+        """Turn the gradient of the weight, [N, K], into that of the offsets; clamped weights have none.
+
+        An expert that no token of a step was routed to has none at all, and stays as it is in that step.
+        """
+        if gradient is None:
+            self.offset.grad = None
+            return
         q = self.unclamped()
         inside = (q >= 0) & (q <= self.levels)
         self.offset.grad = gradient.view_as(self.position) * self.scales * inside
@@ -126,9 +132,7 @@ def learn_rounding(
                 )
                 error.backward()
         for name, one_linear in learned.items():
-            gradient = weights[name].grad
-            if gradient is not None:
-                one_linear.take_gradient(gradient)
+            one_linear.take_gradient(weights[name].grad)
         optimizer.step()
         for one_linear in learned.values():
             one_linear.offset.data.clamp_(-0.5, 0.5)

@@ -37,7 +37,7 @@ from awq_tvm.quantize.importance import measure_importance
 from awq_tvm.quantize.journal import Journal
 from awq_tvm.quantize.memory import peak_memory
 from awq_tvm.quantize.names import in_network_terms
-from awq_tvm.quantize.report import QuantizeReport
+from awq_tvm.quantize.report import QuantizeReport, warnings_about_experts
 from awq_tvm.quantize.report_request import request_report
 from awq_tvm.quantize.rounding_plan import RoundingPlan, Roundings
 from awq_tvm.quantize.sensitivity import measure_sensitivities
@@ -189,7 +189,7 @@ def quantize_checkpoint(
             calibration_sha256=text.sha256 if text else None,
             calibration_tokens=int(text.token_ids.size) if text else 0,
             peak_memory_bytes=peak_memory(),
-            warnings=text.warnings if text else (),
+            warnings=(*(text.warnings if text else ()), *warnings_about_experts(blocks)),
         )
         recipe, name, model_type = (
             _recipe(report, options),

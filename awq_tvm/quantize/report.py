@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from awq_tvm.quantize.activations import FEWEST_TOKENS_OF_AN_EXPERT
 from awq_tvm.quantize.block_stream import BlockReport
 from awq_tvm.quantize.report_text import Quality
 
@@ -58,3 +59,15 @@ class QuantizeReport:
     def as_dict(self) -> dict[str, Any]:
         """The report as JSON values."""
         return {**asdict(self), "out": str(self.out)}
+
+
+def warnings_about_experts(blocks: Sequence[BlockReport]) -> tuple[str, ...]:
+    """What the user should know of experts that the calibration text hardly asked; empty where all were asked."""
+    short = sum(block.short_experts for block in blocks)
+    if not short:
+        return ()
+    concerned = sum(block.short_experts > 0 for block in blocks)
+    return (
+        f"{short} experts in {concerned} of {len(blocks)} blocks were chosen for fewer than "
+        f"{FEWEST_TOKENS_OF_AN_EXPERT} calibration tokens each; they were measured on all tokens instead",
+    )

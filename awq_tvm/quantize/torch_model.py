@@ -16,6 +16,7 @@ from awq_tvm.checkpoint import Checkpoint
 from awq_tvm.errors import CheckpointError
 from awq_tvm.quantize.families import Family, family_of
 from awq_tvm.quantize.names import in_network_terms
+from awq_tvm.quantize.plain_linears import replace_by_linears
 
 # Of a config.json, what describes the files and not the network.
 _NOT_THE_NETWORK = (
@@ -47,7 +48,7 @@ def build_skeleton(config: Mapping[str, Any]) -> PreTrainedModel:
 
     Returns:
         A causal language model in evaluation mode, its parameters on the "meta" device, its rotary tables
-        computed.
+        computed, and every matrix of its blocks a linear.
 
     Raises:
         UnsupportedError: an unknown family.
@@ -60,6 +61,7 @@ def build_skeleton(config: Mapping[str, Any]) -> PreTrainedModel:
         with _parameters_on_meta():
             # Attention as the family computes it best; some have scores that only plain products can cap.
             model = AutoModelForCausalLM.from_config(parsed, dtype=torch.float32)
+            replace_by_linears(model)
     except _BAD_CONFIG as error:
         raise CheckpointError(
             "No network can be made from the config",

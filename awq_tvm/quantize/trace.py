@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from awq_tvm.quantize.plain_linears import experts_in
+
 # What a run of the block on one or on a few tokens is called with besides hidden states.
 Arguments = Mapping[int, Mapping[str, Any]]
 
@@ -43,7 +45,7 @@ class Probe:
 
 
 class TracedBlock:
-    """A copy of a block whose linears answer at random.
+    """A copy of a block whose linears answer at random, with only the first of its experts, for all tokens.
 
     Attributes:
         linears: the linears that can be quantized, by path.
@@ -67,6 +69,9 @@ class TracedBlock:
         self.linears: dict[str, nn.Linear] = {}
         self.routers: list[str] = []
         self.norms: dict[str, int] = {}
+        for experts in experts_in(self._block).values():
+            del experts[1:]
+            experts.asked_all = (0,)
         for path, module in self._block.named_modules():
             if isinstance(module, nn.Linear) and module.out_features > 1:
                 self.linears[path] = module

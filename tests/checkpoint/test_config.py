@@ -48,6 +48,11 @@ def test_defaults_are_those_of_transformers(family: str) -> None:
         assert ours["num_key_value_heads"] == theirs.num_key_value_heads
 
 
+def test_a_window_of_nothing_is_no_mistake_where_none_is_used() -> None:
+    config = tiny_config("qwen2", sliding_window=0, use_sliding_window=False)
+    assert normalise_config(config, "here")["sliding_window"] == 0
+
+
 def test_a_null_sliding_window_stays_null() -> None:
     assert normalise_config(tiny_config("mistral", sliding_window=None), "here")["sliding_window"] is None
 

@@ -16,6 +16,7 @@ from awq_tvm.quantize.block_calls import catch_block_inputs, run_block
 from awq_tvm.quantize.families import family_of
 from awq_tvm.quantize.folding import absorb_into_norm, mean_over_shared_rows, scales_of_rows
 from awq_tvm.quantize.names import in_network_terms
+from awq_tvm.quantize.plain_linears import replace_by_linears
 from awq_tvm.quantize.quantize import quantize_checkpoint
 from awq_tvm.quantize.torch_model import build_model
 from tests.quantize.tiny_models import (
@@ -29,6 +30,14 @@ from tests.quantize.tiny_models import (
 
 # What feeds each group of linears, in the order of the data flow: a norm or a linear; None where a nonlinear
 # activation is between.
+_EXPERTS = tuple(f"mlp.experts.{number}.up_proj" for number in range(4))
+_COMPRESSED = (
+    "input_layernorm",
+    "self_attn.q_a_layernorm",
+    "self_attn.kv_a_layernorm",
+    "self_attn.kv_b_proj",
+)
+_LESS_COMPRESSED = ("input_layernorm", "self_attn.kv_a_layernorm", "self_attn.kv_b_proj")
 FEEDERS = {
     "gemma2": ("input_layernorm", "self_attn.v_proj", "pre_feedforward_layernorm", "mlp.up_proj"),
     "gemma3_text": ("input_layernorm", "self_attn.v_proj", "pre_feedforward_layernorm", "mlp.up_proj"),
@@ -40,18 +49,43 @@ FEEDERS = {
     "falcon-rw": ("input_layernorm", "self_attention.query_key_value", "post_attention_layernorm", None),
     "bloom": ("input_layernorm", "self_attention.query_key_value", "post_attention_layernorm", None),
     "mpt": ("norm_1", "attn.Wqkv", "norm_2", None),
+    **dict.fromkeys(("gpt2", "gpt_bigcode", "gpt_bigcode-mha"), ("ln_1", "attn.c_attn", "ln_2", None)),
+    "mixtral": ("input_layernorm", "self_attn.v_proj", "post_attention_layernorm", *_EXPERTS),
+    "qwen3_moe": ("input_layernorm", "self_attn.v_proj", "post_attention_layernorm", *_EXPERTS),
+    # Blocks that differ: the first has an MLP.
+    "qwen2_moe": (
+        ("input_layernorm", "self_attn.v_proj", "post_attention_layernorm", "mlp.up_proj"),
+        (
+            "input_layernorm",
+            "self_attn.v_proj",
+            "post_attention_layernorm",
+            "mlp.shared_expert.up_proj",
+            *_EXPERTS,
+        ),
+    ),
+    "deepseek_v2": (
+        (*_COMPRESSED, "post_attention_layernorm", "mlp.up_proj"),
+        (*_COMPRESSED, "post_attention_layernorm", *_EXPERTS, "mlp.shared_experts.up_proj"),
+    ),
+    "deepseek_v2-lite": (
+        (*_LESS_COMPRESSED, "post_attention_layernorm", "mlp.up_proj"),
+        (*_LESS_COMPRESSED, "post_attention_layernorm", *_EXPERTS, "mlp.shared_experts.up_proj"),
+    ),
 }
 
 
-# Whose search is tried in every run of the tests: norms of 1 + weight, and fused projections.
-QUICK = ("gemma2", "phi3")
+# Whose search is tried in every run of the tests: norms of 1 + weight, fused projections, [K, N] matrices, experts.
+QUICK = ("gemma2", "phi3", "gpt2", "qwen2_moe")
 
 
 @pytest.mark.parametrize("name", FEEDERS)
 def test_tracing_finds_what_feeds_each_group(name):
     model = tiny_model(name)
-    for architecture in architectures_of(model, family_of(model.config.to_dict())):
-        assert tuple(group.feeder for group in architecture.groups) == FEEDERS[name]
+    replace_by_linears(model)
+    feeders = FEEDERS[name] if isinstance(FEEDERS[name][0], tuple) else (FEEDERS[name],) * 2
+    architectures = architectures_of(model, family_of(model.config.to_dict()))
+    for architecture, of_block in zip(architectures, feeders, strict=True):
+        assert tuple(group.feeder for group in architecture.groups) == of_block
         offsets = {group.norm_offset for group in architecture.groups if group.feeder and not group.rows}
         assert offsets == {1.0 if name.startswith("gemma") else 0.0}
 
@@ -66,6 +100,7 @@ def test_traced_linears_are_those_of_the_checkpoint_reader(name):
 def test_folding_leaves_the_full_precision_output_unchanged(name):
     """Random scales, far from 1, moved from every group into what feeds it; the model's logits stay."""
     model = tiny_model(name)
+    replace_by_linears(model)
     family = family_of(model.config.to_dict())
     ids = torch.randint(0, VOCABULARY, (1, 24), generator=torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(5)
@@ -113,6 +148,7 @@ def _fold(block, group, generator):
 def test_the_quantized_model_computes_with_the_dequantized_weights(tmp_path, name, method):
     """Logits of the folder read back are those of the original network with the written weights put in."""
     original = save_tiny_model(tmp_path / "model", name)
+    replace_by_linears(original)
     report = quantize_checkpoint(
         str(tmp_path / "model"),
         tmp_path / "q",
@@ -140,8 +176,9 @@ def test_the_quantized_model_computes_with_the_dequantized_weights(tmp_path, nam
             original.get_parameter(written.names.in_network(parameter)).copy_(values)
         same = original(ids).logits
     assert float((found - same).abs().max()) <= 1e-5 * float(same.abs().max())
-    # Scales that were folded wrongly give a relative error of about 1.4.
-    assert float((found - wanted).norm() / wanted.norm()) < 0.1
+    # Scales that were folded wrongly give a relative error of about 1.4. Most tokens count, not all: where a router
+    # all but hesitates, a small change before it sends a token to another expert.
+    assert float(((found - wanted).norm(dim=-1) / wanted.norm(dim=-1)).median()) < 0.1
     if method == "awq":
         assert all(block.loss_after <= block.loss_before for block in report.blocks)
 

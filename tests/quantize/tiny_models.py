@@ -30,6 +30,19 @@ _DECODER: Mapping[str, Any] = {
     "head_dim": 16,
     "max_position_embeddings": 256,
 }
+_GPT = {**_SIZES, "n_inner": 128, "n_positions": 256, "tie_word_embeddings": True}
+_EXPERTS = {**_DECODER, "moe_intermediate_size": 64, "num_experts_per_tok": 2}
+_DEEPSEEK = {
+    **_EXPERTS,
+    "num_key_value_heads": 4,
+    "n_routed_experts": 4,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 16,
+}
 _FALCON = {**_SIZES, "model_type": "falcon"}
 
 # The families that can be compiled too: seven linears a block.
@@ -56,6 +69,32 @@ ALL_FAMILIES: Mapping[str, Mapping[str, Any]] = {
     "falcon-rw": {**_FALCON, "multi_query": False, "parallel_attn": False, "bias": True, "alibi": True},
     "bloom": {**_SIZES, "n_layer": 2, "n_head": 4},
     "mpt": {**_SIZES, "d_model": 64, "n_layers": 2, "n_heads": 4, "max_seq_len": 256},
+    "gpt2": _GPT,
+    # One head of keys and values, or one for each head of queries.
+    "gpt_bigcode": _GPT,
+    "gpt_bigcode-mha": {**_GPT, "model_type": "gpt_bigcode", "multi_query": False},
+    "mixtral": {**_DECODER, "num_local_experts": 4, "num_experts_per_tok": 2},
+    # An MLP in the first block, experts and a shared one behind a gate in the second.
+    "qwen2_moe": {
+        **_EXPERTS,
+        "num_experts": 4,
+        "shared_expert_intermediate_size": 96,
+        "mlp_only_layers": [0],
+    },
+    "qwen3_moe": {**_EXPERTS, "num_experts": 4, "norm_topk_prob": True},
+    # Compressed queries, keys and values; an MLP, then experts and a shared one without a gate.
+    "deepseek_v2": {**_DEEPSEEK, "q_lora_rank": 32},
+    # Its small sister: queries are not compressed, values are wider than keys, experts are chosen by groups.
+    "deepseek_v2-lite": {
+        **_DEEPSEEK,
+        "model_type": "deepseek_v2",
+        "q_lora_rank": None,
+        "v_head_dim": 32,
+        "topk_method": "group_limited_greedy",
+        "n_group": 2,
+        "topk_group": 1,
+        "routed_scaling_factor": 2.0,
+    },
 }
 
 
