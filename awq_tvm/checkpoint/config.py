@@ -46,7 +46,20 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
         "attention_bias": False,
         "head_dim": 128,
     },
+    "gemma3_text": {
+        "tie_word_embeddings": True,
+        "rms_norm_eps": 1e-6,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "max_position_embeddings": 131072,
+        "head_dim": 256,
+        "attention_bias": False,
+        "sliding_window": 4096,
+        "rope_theta": 1000000.0,
+        "rope_local_base_freq": 10000.0,
+    },
 }
+# Their layers have RoPE of two kinds; where rope_parameters says so, no other key does.
+_ROPE_BY_LAYER_TYPE = ("gemma3_text",)
 
 # rope_type -> the numbers it needs. Unknown types are refused: a wrong RoPE gives plausible nonsense.
 _ROPE_TYPES: Mapping[str, tuple[str, ...]] = {
@@ -89,6 +102,8 @@ def normalise_config(config: Mapping[str, Any], where: str) -> dict[str, Any]:
         problems.append(f"model_type is {model_type!r}; it must name the architecture")
         model_type = ""
     for key, value in FAMILIES.get(model_type, {}).items():
+        if key.startswith("rope_") and _differs_by_layer_type(config.get("rope_parameters")):
+            continue
         # A null counts as silence, but for sliding_window it says "none".
         if result.get(key) is None and not (key == "sliding_window" and key in result):
             result[key] = value
@@ -117,8 +132,8 @@ def _unify_rope(result: dict[str, Any], parameters: object, problems: list[str])
         result["rope_scaling"] = None
         return
     merged = dict(parameters or scaling or {})
-    if any(isinstance(value, dict) for value in merged.values()):  # one set per layer type, as Gemma 3 has
-        if result.get("model_type") in FAMILIES:
+    if _differs_by_layer_type(merged):  # one set per layer type, as Gemma 3 has
+        if result.get("model_type") in FAMILIES and result.get("model_type") not in _ROPE_BY_LAYER_TYPE:
             problems.append("rope_parameters differ by layer type, which this architecture does not have")
         result["rope_parameters"], result["rope_scaling"] = merged, None
         return
@@ -136,6 +151,10 @@ def _unify_rope(result: dict[str, Any], parameters: object, problems: list[str])
     if rope_type == "yarn" and "max_position_embeddings" in result:
         merged.setdefault("original_max_position_embeddings", result["max_position_embeddings"])
     result["rope_scaling"] = merged
+
+
+def _differs_by_layer_type(parameters: object) -> bool:
+    return isinstance(parameters, dict) and any(isinstance(value, dict) for value in parameters.values())
 
 
 def _check_counts(config: dict[str, Any], *, required: bool) -> list[str]:

@@ -17,7 +17,7 @@ def expected_tensors(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]] | 
         config: as `config.normalise_config` returns it.
     """
     model_type = config["model_type"]
-    if model_type not in ("llama", "mistral", "qwen2", "qwen3"):
+    if model_type not in ("llama", "mistral", "qwen2", "qwen3", "gemma3_text"):
         return None
     hidden, vocab = config["hidden_size"], config["vocab_size"]
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocab, hidden)}
@@ -44,7 +44,9 @@ def _decoder_layer(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     }
     shapes: dict[str, tuple[int, ...]] = {f"{name}.weight": shape for name, shape in linears.items()}
     shapes |= {"input_layernorm.weight": (hidden,), "post_attention_layernorm.weight": (hidden,)}
-    if config["model_type"] == "qwen3":
+    if config["model_type"] == "gemma3_text":
+        shapes |= {f"{name}_feedforward_layernorm.weight": (hidden,) for name in ("pre", "post")}
+    if config["model_type"] in ("qwen3", "gemma3_text"):
         shapes |= {"self_attn.q_norm.weight": (head_dim,), "self_attn.k_norm.weight": (head_dim,)}
     for name, (rows, _) in linears.items():
         if _has_bias(config, name):

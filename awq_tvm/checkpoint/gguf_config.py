@@ -10,12 +10,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from awq_tvm.checkpoint.config import normalise_config
+from awq_tvm.checkpoint.gguf_gemma3 import gemma3_keys
+from awq_tvm.checkpoint.gguf_values import shortest
 from awq_tvm.errors import CheckpointError, UnsupportedError
 
 ROPE_FACTORS = "rope_freqs.weight"
 
-# general.architecture, which is also the model_type -> class. Mistral is stored as llama.
-_ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+# general.architecture -> model_type, class. Mistral is stored as llama.
+_ARCHITECTURES = {
+    "llama": ("llama", "LlamaForCausalLM"),
+    "qwen2": ("qwen2", "Qwen2ForCausalLM"),
+    "qwen3": ("qwen3", "Qwen3ForCausalLM"),
+    "gemma3": ("gemma3_text", "Gemma3ForCausalLM"),
+}
 
 _NUMBERS = {
     "embedding_length": "hidden_size",
@@ -64,11 +71,12 @@ def synthesise_config(
         raise UnsupportedError(
             "a mixture of experts", where=where, why=f"{architecture}.expert_count is not 0"
         )
-    config: dict[str, Any] = {"architectures": [_ARCHITECTURES[architecture]], "model_type": architecture}
+    model_type, class_name = _ARCHITECTURES[architecture]
+    config: dict[str, Any] = {"architectures": [class_name], "model_type": model_type}
     for key, name in _NUMBERS.items():
         value = _one_value(metadata.get(f"{architecture}.{key}"), f"{architecture}.{key}", where)
         if value is not None:
-            config[name] = _shortest(value) if isinstance(value, float) else value
+            config[name] = shortest(value) if isinstance(value, float) else value
     config["head_dim"] = _head_dim(metadata, architecture, config)
     config["vocab_size"] = shapes.get("token_embd.weight", (metadata.get(f"{architecture}.vocab_size"),))[0]
     config["tie_word_embeddings"] = "output.weight" not in shapes
@@ -76,7 +84,10 @@ def synthesise_config(
         config["attention_bias"] = "blk.0.attn_q.bias" in shapes
     if architecture == "llama":
         config["mlp_bias"] = "blk.0.ffn_gate.bias" in shapes
-    config["hidden_act"] = "silu"
+    if architecture == "gemma3":
+        config |= gemma3_keys(metadata, config, where)
+    else:
+        config["hidden_act"] = "silu"
     config["rope_scaling"] = _rope_scaling(metadata, architecture, where)
     for name in ("bos", "eos", "padding"):
         config[f"{name.replace('padding', 'pad')}_token_id"] = metadata.get(f"tokenizer.ggml.{name}_token_id")
@@ -101,7 +112,10 @@ def _head_dim(metadata: Mapping[str, Any], architecture: str, config: Mapping[st
     rotary = metadata.get(f"{architecture}.rope.dimension_count")
     if explicit is not None or architecture == "llama":
         return rotary if explicit is None else explicit
-    if architecture == "qwen3":  # transformers' default of 128 must not stand in for what llama.cpp divides
+    if architecture in (
+        "qwen3",
+        "gemma3",
+    ):  # transformers' default must not stand in for what llama.cpp divides
         hidden, heads = config.get("hidden_size"), config.get("num_attention_heads")
         if isinstance(hidden, int) and isinstance(heads, int) and heads > 0:
             return hidden // heads
@@ -134,7 +148,7 @@ def _rope_scaling(metadata: Mapping[str, Any], architecture: str, where: str) ->
     for key, name in optional.items():
         value = metadata.get(prefix + key)
         if value is not None:
-            scaling[name] = _shortest(value) if isinstance(value, float) else value
+            scaling[name] = shortest(value) if isinstance(value, float) else value
     return scaling
 
 
@@ -166,7 +180,7 @@ def _llama3_scaling(
         return None
     scaling = {
         "rope_type": "llama3",
-        "factor": _shortest(float(factors.max())),
+        "factor": shortest(float(factors.max())),
         "low_freq_factor": 1.0,
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192,
@@ -178,8 +192,3 @@ def _llama3_scaling(
             fix="give the Hugging Face folder of the model instead",
         )
     return scaling
-
-
-def _shortest(value: float) -> float:
-    """Return the shortest decimal that is the same float32: 9.999999747e-06 was written as 1e-05."""
-    return float(str(np.float32(value)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from awq_tvm.checkpoint.base import Checkpoint, TensorInfo
 from awq_tvm.checkpoint.expected_tensors import check_weights
 from awq_tvm.checkpoint.gguf_config import ROPE_FACTORS, synthesise_config
+from awq_tvm.checkpoint.gguf_gemma3 import NORM_OFFSET
 from awq_tvm.checkpoint.gguf_header import GgufHeader, GgufTensor, parse_header
 from awq_tvm.checkpoint.gguf_tokenizer import synthesise_side_files
 from awq_tvm.checkpoint.safetensors_file import map_file
@@ -39,15 +40,25 @@ _LAYER = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+_GEMMA3_LAYER = _LAYER | {
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
 _BLOCK = re.compile(r"blk\.(?P<index>0|[1-9][0-9]*)\.(?P<name>[a-z_]+)\.(?P<kind>weight|bias)", re.ASCII)
 _HUGGING_FACE_LAYER = re.compile(r"model\.layers\.(?P<index>0|[1-9][0-9]*)\.(?P<inner>[a-z_.]+)", re.ASCII)
 _PLAIN = re.compile(r"(?P<name>[a-z_]+)\.(?P<kind>weight|bias)", re.ASCII)
 
 
-def hugging_face_name(name: str) -> str | None:
-    """Return the transformers name of a GGUF tensor of a Llama-like model, or None if it has none."""
+def hugging_face_name(name: str, architecture: str = "llama") -> str | None:
+    """Return the transformers name of a GGUF tensor, or None if it has none.
+
+    Args:
+        name: in the file.
+        architecture: the file's general.architecture.
+    """
     if match := _BLOCK.fullmatch(name):
-        inner = _LAYER.get(match["name"])
+        inner = (_GEMMA3_LAYER if architecture == "gemma3" else _LAYER).get(match["name"])
         return inner and f"model.layers.{match['index']}.{inner}.{match['kind']}"
     if match := _PLAIN.fullmatch(name):
         outer = _TOP.get(match["name"])
@@ -56,7 +67,7 @@ def hugging_face_name(name: str) -> str | None:
 
 
 def gguf_name(name: str) -> str | None:
-    """Undo `hugging_face_name`; None for a tensor that GGUF has no name for."""
+    """Undo `hugging_face_name` for Llama-like models; None for a tensor that GGUF has no name for."""
     module, _, kind = name.rpartition(".")
     if kind not in ("weight", "bias"):
         return None
@@ -94,11 +105,12 @@ class _Stored:
     shape: tuple[int, ...]
     begin: int
     byte_shape: tuple[int, ...]
-    unpermute: int | None
+    unpermute: int | None = None
+    minus: float = 0.0
 
 
 def open_gguf(path: Path, source: str) -> Checkpoint:
-    """Open a .gguf file of a Llama, Mistral, Qwen2 or Qwen3 model.
+    """Open a .gguf file of a Llama, Mistral, Qwen2, Qwen3 or Gemma 3 model.
 
     Args:
         path: the file.
@@ -119,12 +131,15 @@ def open_gguf(path: Path, source: str) -> Checkpoint:
         None if factors is None else _dequantize(data, factors),
         str(path),
     )
-    heads = _permuted_heads(header.metadata, config)
+    architecture = header.metadata["general.architecture"]
+    heads = _permuted_heads(architecture, config)
     by_name: dict[str, _Stored] = {}
     for gguf_name, tensor in stored.items():
-        name = hugging_face_name(gguf_name)
+        name = hugging_face_name(gguf_name, architecture)
         if name is not None:
             by_name[name] = _with_heads(tensor, gguf_name, heads)
+            if architecture == "gemma3" and name.endswith("norm.weight"):
+                by_name[name] = replace(by_name[name], minus=NORM_OFFSET)
         elif gguf_name != ROPE_FACTORS:
             by_name[gguf_name] = tensor  # the check below lists it as extra, under the name it has
     check_weights(config, {name: tensor.shape for name, tensor in by_name.items()}, str(path))
@@ -176,7 +191,7 @@ def _locate(name: str, tensor: GgufTensor, header: GgufHeader, size: int, path: 
             why=f"bytes {begin} to {begin + nbytes} of {size}",
             fix="get an undamaged copy of this file",
         )
-    return _Stored(kind, tensor.shape, begin, byte_shape, None)
+    return _Stored(kind, tensor.shape, begin, byte_shape)
 
 
 def _refuse_overlap(stored: Mapping[str, _Stored], path: Path) -> None:
@@ -200,13 +215,15 @@ def _dequantize(data: Any, tensor: _Stored) -> NDArray[np.float32]:
     raw = np.frombuffer(data, np.uint8, count, tensor.begin) if count else np.empty(0, np.uint8)
     with np.errstate(all="ignore"):  # NaN and Inf are found, and named, by Checkpoint.read
         values = np.asarray(dequantize(raw.reshape(tensor.byte_shape), tensor.ggml_type), np.float32)
+        if tensor.minus:
+            values = values - np.float32(tensor.minus)
     values = values.reshape(tensor.shape)
     return values if tensor.unpermute is None else unpermute_heads(values, tensor.unpermute)
 
 
-def _permuted_heads(metadata: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, int]:
+def _permuted_heads(architecture: str, config: Mapping[str, Any]) -> dict[str, int]:
     """Return which tensors of a layer llama.cpp has permuted, and their number of heads."""
-    if metadata["general.architecture"] != "llama":
+    if architecture != "llama":
         return {}
     return {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
 
@@ -214,8 +231,4 @@ def _permuted_heads(metadata: Mapping[str, Any], config: Mapping[str, Any]) -> d
 def _with_heads(tensor: _Stored, gguf_name: str, heads: Mapping[str, int]) -> _Stored:
     match = _BLOCK.fullmatch(gguf_name)
     count = heads.get(match["name"]) if match else None
-    return (
-        tensor
-        if count is None
-        else _Stored(tensor.ggml_type, tensor.shape, tensor.begin, tensor.byte_shape, count)
-    )
+    return tensor if count is None else replace(tensor, unpermute=count)

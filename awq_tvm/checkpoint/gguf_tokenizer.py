@@ -50,7 +50,7 @@ _PRE_TOKENIZERS = {
 }
 
 # Tokens that end a turn, if the chat template uses them: GGUF's eos is often the end of a document instead.
-_TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>")
+_TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>")
 
 
 @dataclass(frozen=True)
@@ -255,11 +255,12 @@ def _merges_by_score(
 def _add_special_tokens(tokenizer: Tokenizer, vocabulary: _Vocabulary) -> None:
     from tokenizers import AddedToken, processors
 
-    for token, kind in zip(vocabulary.tokens, vocabulary.types, strict=True):
-        if kind in (_UNKNOWN, _CONTROL):
-            tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True)])
-        elif kind == _USER_DEFINED:
-            tokenizer.add_tokens([AddedToken(token, normalized=False, special=False)])
+    # All at once: each call goes over everything that was added before, and Gemma adds thousands.
+    typed = list(zip(vocabulary.tokens, vocabulary.types, strict=True))
+    special = [token for token, kind in typed if kind in (_UNKNOWN, _CONTROL)]
+    others = [token for token, kind in typed if kind == _USER_DEFINED]
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])
+    tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in others])
     bos = [vocabulary.tokens[vocabulary.special["bos"]]] if vocabulary.add_bos else []
     eos = [vocabulary.tokens[vocabulary.special["eos"]]] if vocabulary.add_eos else []
     if bos or eos:

@@ -34,12 +34,15 @@ def test_defaults_are_those_of_transformers(family: str) -> None:
     given = {key: value for key, value in tiny_config(family).items() if key in sizes}
     ours = normalise_config({"model_type": family, **given}, "here")
     theirs = transformers.AutoConfig.for_model(family, **given)
-    names = ["rms_norm_eps", "tie_word_embeddings", "hidden_act", "max_position_embeddings"]
-    names += [
-        name for name in ("attention_bias", "mlp_bias", "use_sliding_window") if name in FAMILIES[family]
-    ]
+    names = ["rms_norm_eps", "tie_word_embeddings", "max_position_embeddings"]
+    optional = ("attention_bias", "mlp_bias", "use_sliding_window", "hidden_act", "hidden_activation")
+    names += [name for name in optional if name in FAMILIES[family]]
     assert {name: ours[name] for name in names} == {name: getattr(theirs, name) for name in names}
-    assert ours["rope_theta"] == theirs.rope_parameters["rope_theta"]
+    rope = theirs.rope_parameters
+    if family == "gemma3_text":
+        assert ours["rope_local_base_freq"] == rope["sliding_attention"]["rope_theta"]
+        rope = rope["full_attention"]
+    assert ours["rope_theta"] == rope["rope_theta"]
     assert ours["head_dim"] == (getattr(theirs, "head_dim", None) or 32 // 4)
     if family == "mistral":
         assert ours["sliding_window"] == theirs.sliding_window
@@ -149,6 +152,13 @@ def test_parameters_by_layer_type_are_left_alone_where_unknown() -> None:
     nested = {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}
     result = normalise_config({"model_type": "something_new", "rope_parameters": nested}, "here")
     assert result["rope_parameters"] == nested
+    flat = tiny_config("gemma3_text")
+    gemma = {key: value for key, value in flat.items() if not key.startswith("rope_")}
+    result = normalise_config({**gemma, "rope_parameters": nested}, "here")
+    assert result["rope_parameters"] == nested
+    assert "rope_theta" not in result
+    assert "rope_local_base_freq" not in result
+    assert normalise_config(gemma, "here")["rope_local_base_freq"] == 10000.0
 
 
 def test_200_megabytes_are_not_parsed() -> None:

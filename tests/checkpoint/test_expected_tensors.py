@@ -18,6 +18,7 @@ VARIANTS = [
     ("qwen2", {"tie_word_embeddings": True}),
     ("qwen3", {}),
     ("qwen3", {"attention_bias": True}),
+    ("gemma3_text", {"tie_word_embeddings": True}),
 ]
 
 

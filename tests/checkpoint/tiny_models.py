@@ -18,6 +18,16 @@ CLASSES = {
     "mistral": "MistralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
+    "gemma3_text": "Gemma3ForCausalLM",
+}
+# Two windows of 3 tokens; heads that are scaled as their size says, as all but one Gemma are.
+GEMMA3 = {
+    "hidden_activation": "gelu_pytorch_tanh",
+    "layer_types": ["sliding_attention", "full_attention"],
+    "sliding_window": 3,
+    "query_pre_attn_scalar": HEAD_DIM,
+    "rope_theta": 50000.0,
+    "rope_local_base_freq": 1000.0,
 }
 
 
@@ -38,6 +48,9 @@ def tiny_config(family: str = "llama", **changes: Any) -> dict[str, Any]:
         "tie_word_embeddings": False,
         "hidden_act": "silu",
     }
+    if family == "gemma3_text":
+        del config["hidden_act"]
+        config |= GEMMA3
     return config | changes
 
 
@@ -73,7 +86,10 @@ def tiny_weights(config: dict[str, Any], dtype: Any = np.float32, seed: int = 0)
                 shapes[f"{name}.bias"] = shape[:1]
         shapes[f"{where}.input_layernorm.weight"] = (HIDDEN,)
         shapes[f"{where}.post_attention_layernorm.weight"] = (HIDDEN,)
-        if family == "qwen3":
+        if family == "gemma3_text":
+            shapes[f"{where}.pre_feedforward_layernorm.weight"] = (HIDDEN,)
+            shapes[f"{where}.post_feedforward_layernorm.weight"] = (HIDDEN,)
+        if family in ("qwen3", "gemma3_text"):
             shapes[f"{where}.self_attn.q_norm.weight"] = (HEAD_DIM,)
             shapes[f"{where}.self_attn.k_norm.weight"] = (HEAD_DIM,)
     shapes["model.norm.weight"] = (HIDDEN,)
@@ -194,15 +210,20 @@ GGUF_NAMES = {
     "input_layernorm": "attn_norm",
     "post_attention_layernorm": "ffn_norm",
 }
+GEMMA3_NAMES = GGUF_NAMES | {
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
 
 
-def gguf_name(name: str) -> str:
+def gguf_name(name: str, arch: str = "llama") -> str:
     top = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
     module, _, kind = name.rpartition(".")
     if module in top:
         return f"{top[module]}.{kind}"
     _, _, layer, inner = module.split(".", 3)
-    return f"blk.{layer}.{GGUF_NAMES[inner]}.{kind}"
+    return f"blk.{layer}.{(GEMMA3_NAMES if arch == 'gemma3' else GGUF_NAMES)[inner]}.{kind}"
 
 
 # 48 tokens: <unk> <s> </s>, letters and a few merges, so that text can be encoded.
@@ -234,7 +255,7 @@ def save_gguf(
     extra_raw: tuple[dict[str, np.ndarray], gguf.GGMLQuantizationType] | None = None,
 ) -> Path:
     """Write a GGUF as llama.cpp's converter would; `types` quantizes tensors, by Hugging Face name."""
-    arch = config["model_type"]
+    arch = config["model_type"].removesuffix("_text")
     path.unlink(missing_ok=True)
     writer = gguf.GGUFWriter(path, arch)
     writer.add_context_length(config["max_position_embeddings"])
@@ -246,6 +267,10 @@ def save_gguf(
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_rope_freq_base(config["rope_theta"])
     writer.add_key_length(config["head_dim"])
+    if arch == "gemma3":
+        writer.add_sliding_window(config["sliding_window"])
+        writer.add_rope_freq_base_swa(config["rope_local_base_freq"])
+        writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in config["layer_types"]])
     if tokens is not None:
         writer.add_tokenizer_model("gpt2")
         writer.add_tokenizer_pre("smollm")
@@ -274,8 +299,10 @@ def save_gguf(
             array = permute_heads(array, config["num_attention_heads"])
         if arch == "llama" and ".k_proj." in name:
             array = permute_heads(array, config["num_key_value_heads"])
+        if arch == "gemma3" and name.endswith("norm.weight"):
+            array = array + 1
         kind = (types or {}).get(name, gguf.GGMLQuantizationType.F32)
-        writer.add_tensor(gguf_name(name), gguf.quants.quantize(array, kind), raw_dtype=kind)
+        writer.add_tensor(gguf_name(name, arch), gguf.quants.quantize(array, kind), raw_dtype=kind)
     for name, array in (extra or {}).items():
         writer.add_tensor(name, array)
     for name, array in (extra_raw[0] if extra_raw else {}).items():
