@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -260,11 +261,21 @@ def test_resume_after_kill_is_bit_identical(tmp_path):
     assert not (tmp_path / "q.journal").exists()
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As many threads here as in the runs that are killed: a run is resumed with as many only."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def _finish(process: subprocess.Popen[str]) -> tuple[int, str]:
     output, _ = process.communicate(timeout=300)
     return process.returncode, output
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_two_runs_on_one_output(tmp_path):
     """The second is refused while the first lives, and may go on once it is dead."""
     save_tiny_model(tmp_path / "model", num_hidden_layers=3)
