@@ -318,6 +318,7 @@ class _BlockSearch:
             rounding = self._roundings[name]
             limits = _clip(name, scaled, scales, measured, rounding, self._options) if clip else None
             quantized[name] = quantize(scaled, rounding, limits)
+            del scaled  # as large as what comes next
             effective[name] = quantized[name].dequantize().div_(scales)
             if rows is not None:
                 effective[name].mul_(rows.unsqueeze(1))
