@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +51,8 @@ class WeightFolder:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.tensors: dict[str, TensorInfo] = {}
-        self._reads: dict[str, Callable[[str], NDArray[Any]]] = {}
+        self._files: dict[str, SafetensorsFile] = {}
+        self._read_last: SafetensorsFile | None = None
         names, weight_map = _shards(folder)
         paths = [safe_file(folder, name) for name in names]
         for name, path in zip(names, paths, strict=True):
@@ -65,8 +65,14 @@ class WeightFolder:
             )
 
     def read(self, name: str) -> NDArray[Any]:
-        """Return one tensor as a read-only view of its file."""
-        return self._reads[name](name)
+        """Return one tensor as a read-only view of its file.
+
+        Memory that earlier reads took is given back; their views stay good, and are read from the file again.
+        """
+        if self._read_last is not None:
+            self._read_last.give_back()
+        self._read_last = self._files[name]
+        return self._files[name].read(name)
 
     def _add(self, shard: str, file: SafetensorsFile, weight_map: dict[str, str] | None) -> None:
         for name, info in file.tensors.items():
@@ -77,7 +83,7 @@ class WeightFolder:
                     why=f"{name} is in {shard}; the index says {weight_map.get(name, 'nothing about it')}",
                 )
             self.tensors[name] = info
-            self._reads[name] = file.read
+            self._files[name] = file
 
 
 def read_side_files(folder: Path) -> dict[str, bytes]:

@@ -91,6 +91,14 @@ class SafetensorsFile:
         flat = np.frombuffer(self._map, entry.dtype, count, self._data_start + entry.begin)
         return flat.reshape(entry.info.shape)
 
+    def give_back(self) -> None:
+        """Let go of the memory that what was read takes; views of it stay good, and are read again when used.
+
+        Pages of a mapped file count as this process's memory until the system needs them.
+        """
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
+
     def _error(self, what: str, why: str, tensor: str | None = None) -> CheckpointError:
         where = str(self.path) if tensor is None else f"{self.path}, tensor {tensor!r}"
         return CheckpointError(what, where=where, why=why, fix="get an undamaged copy of this file")

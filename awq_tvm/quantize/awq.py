@@ -345,6 +345,7 @@ class _BlockSearch:
             limits = _clip(name, scaled, scales, measured, rounding, self._options) if clip else None
             quantized[name] = quantize(scaled, rounding, limits)
             outside += 0 if limits is None else count_outside(scaled, limits)
+            del scaled  # as large as what comes next
             effective[name] = quantized[name].dequantize().div_(scales)
             if rows is not None:
                 effective[name].mul_(rows.unsqueeze(1))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor
 from awq_tvm.quantize.activations import InputStatistics, Samples, run_and_measure, that_count
 from awq_tvm.quantize.architecture import Architecture
 from awq_tvm.quantize.awq import AwqOptions, BlockResult, quantize_block_awq, quantize_block_rtn
+from awq_tvm.quantize.group_quantize import Quantized
 from awq_tvm.quantize.hidden_states import FULL, HiddenStates, HiddenStatesWriter
 from awq_tvm.quantize.judge import comparable, judge_of
 from awq_tvm.quantize.learned_rounding import learn_rounding, relative_error
@@ -55,6 +58,28 @@ class BlockTask:
         """The block's output with some parameters replaced, float32 [1, L, H] -> float32 [1, L, H]."""
         output = torch.func.functional_call(self.block, dict(weights), (hidden,), dict(self.arguments))
         return output[0] if isinstance(output, tuple) else output
+
+    def run_quantized(self, hidden: Tensor, result: BlockResult) -> Tensor:
+        """The block's output as it would be written, float32 [1, L, H] -> float32 [1, L, H].
+
+        Each linear is dequantized when it is called and forgotten then: all at once would take as much memory as
+        the block itself.
+        """
+
+        def take(linear: torch.nn.Linear, _inputs: Any, quantized: Quantized) -> None:
+            kept[linear] = linear.weight
+            linear.weight = torch.nn.Parameter(quantized.dequantize(), requires_grad=False)
+
+        def put_back(linear: torch.nn.Linear, *_: Any) -> None:
+            linear.weight = kept.pop(linear)
+
+        kept: dict[torch.nn.Linear, torch.nn.Parameter] = {}
+        with ExitStack() as hooks:
+            for name, quantized in result.quantized.items():
+                linear = self.block.get_submodule(name)
+                hooks.callback(linear.register_forward_pre_hook(partial(take, quantized=quantized)).remove)
+                hooks.callback(linear.register_forward_hook(put_back, always_call=True).remove)
+            return self.run(hidden, {name: weight.float() for name, weight in result.dense.items()})
 
 
 def quantize_block(
@@ -199,10 +224,10 @@ def block_loss(task: BlockTask, result: BlockResult, inputs: Samples, targets: S
     Returns:
         The mean square of output - target.
     """
-    weights, total, count = result.weights(), 0.0, 0
+    total, count = 0.0, 0
     for sample in range(task.search_samples):
         one = slice(sample, sample + 1)
-        change = task.run(inputs[one], weights).sub_(targets[one])
+        change = task.run_quantized(inputs[one], result).sub_(targets[one])
         change = that_count(change, task.loss_mask[sample])
         total += float(torch.linalg.vector_norm(change, dtype=torch.float64)) ** 2
         count += change.numel()

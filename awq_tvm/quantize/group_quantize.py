@@ -7,7 +7,7 @@ so the error that a search sees is the error on disk.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +21,8 @@ BITS = tuple(range(2, 9))
 
 _LARGEST_HALF = 65504.0
 _SMALLEST_HALF = 2.0**-24
+# Weights worked on at once, where what is made of them on the way would be as large as the weight.
+_WEIGHTS_AT_ONCE = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,8 @@ class Quantized:
         """The weights that q stands for, float32 [N, K]."""
         rows, groups = self.scales.shape
         q = self.q.view(rows, groups, -1).to(torch.float32)
-        return ((q - self.zeros.unsqueeze(-1)) * self.scales.float().unsqueeze(-1)).view(rows, -1)
+        # In place: these are the largest tensors there are.
+        return q.sub_(self.zeros.unsqueeze(-1)).mul_(self.scales.float().unsqueeze(-1)).view(rows, -1)
 
 
 def choose_group_size(requested: str | int, in_features: Mapping[str, int]) -> int:
@@ -201,12 +204,31 @@ def round_trip_groups(
     return q.sub_(zeros.unsqueeze(-1)).mul_(scales.unsqueeze(-1))
 
 
-def round_trip(weight: Tensor, rounding: Rounding) -> Tensor:
-    """What a weight becomes by rounding to nearest, float32 [N, K] -> float32 [N, K]."""
+def round_trip(weight: Tensor, rounding: Rounding, scales: Tensor | None = None) -> Tensor:
+    """What a weight becomes by rounding to nearest, for the input as it is without scales.
+
+    Args:
+        weight: float32 [N, K].
+        rounding: bits, group size, which divides K, and symmetry.
+        scales: what the columns are multiplied by before they are rounded, float32 [K], > 0; None for nothing.
+
+    Returns:
+        float32 [N, K], divided by the scales again.
+    """
     rows, width = weight.shape
-    groups = weight.view(rows, -1, rounding.width(width))
-    limits = group_range(groups)
-    return round_trip_groups(groups, *limits, rounding.levels, rounding.symmetric).view(rows, width)
+    result = torch.empty_like(weight)
+    for some in _some_rows(rows, width):
+        part = weight[some] if scales is None else weight[some] * scales
+        groups = part.view(part.shape[0], -1, rounding.width(width))
+        rounded = round_trip_groups(groups, *group_range(groups), rounding.levels, rounding.symmetric)
+        result[some] = rounded.view_as(part) if scales is None else rounded.view_as(part).div_(scales)
+    return result
+
+
+def _some_rows(rows: int, width: int) -> Iterator[slice]:
+    """Some rows of a matrix at a time, so that what is made of them on the way stays small."""
+    count = max(1, _WEIGHTS_AT_ONCE // width)
+    return (slice(start, start + count) for start in range(0, rows, count))
 
 
 def quantize(weight: Tensor, rounding: Rounding, limits: tuple[Tensor, Tensor] | None = None) -> Quantized:
@@ -224,8 +246,10 @@ def quantize(weight: Tensor, rounding: Rounding, limits: tuple[Tensor, Tensor] |
     groups = weight.view(rows, -1, rounding.width(width))
     low, high = limits if limits is not None else group_range(groups)
     scales, zeros = scales_and_zeros(low, high, rounding.levels, rounding.symmetric)
-    q = round_groups(groups, scales, zeros, rounding.levels)
-    return Quantized(q.to(torch.uint8).view(rows, width), scales.half(), zeros.to(torch.uint8))
+    q = torch.empty(rows, width, dtype=torch.uint8)
+    for some in _some_rows(rows, width):
+        q[some] = round_groups(groups[some], scales[some], zeros[some], rounding.levels).view(-1, width)
+    return Quantized(q, scales.half(), zeros.to(torch.uint8))
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:

@@ -73,10 +73,7 @@ def search_scales(
         if 0 < step <= steps and step not in losses:
             scales = scales_for(mean_absolute, step / steps)
             losses[step] = judge.loss(
-                {
-                    name: round_trip(weight * scales, roundings[name]).div_(scales)
-                    for name, weight in weights.items()
-                }
+                {name: round_trip(weight, roundings[name], scales) for name, weight in weights.items()}
             )
 
     # The loss is smooth in the exponent: every other step first, then the neighbours of the best.

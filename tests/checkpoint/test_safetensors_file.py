@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load, save_file
 
+from awq_tvm.checkpoint.folder import WeightFolder
 from awq_tvm.checkpoint.safetensors_file import DTYPES, SafetensorsFile
 from awq_tvm.errors import CheckpointError
 
@@ -150,3 +151,27 @@ def test_no_flipped_or_cut_byte_escapes_as_another_error(data: st.DataObject, tm
     total = sum(file.read(name).nbytes for name in file.tensors)
     header = int.from_bytes(content[:8], "little")
     assert total == cut - 8 - header
+
+
+def _mapped_memory() -> int:
+    """Bytes of mapped files that count as this process's memory now."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssFile"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the system does not tell what is mapped")
+def test_what_was_read_does_not_stay_in_memory(tmp_path: Path) -> None:
+    """Two shards of four tensors of 8 MB: never more than one counts, and views read before stay good."""
+    size = 1 << 23
+    for shard in "ab":
+        tensors = {f"{shard}{index}": np.full(size, 10 * index, np.uint8) for index in range(4)}
+        save_file(tensors, tmp_path / f"{shard}.safetensors")
+    weight_map = {f"{shard}{index}": f"{shard}.safetensors" for shard in "ab" for index in range(4)}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    folder = WeightFolder(tmp_path)
+    before, views = _mapped_memory(), []
+    for name in weight_map:
+        views.append(folder.read(name))
+        assert int(views[-1].sum(dtype=np.int64)) == 10 * int(name[1]) * size
+        assert _mapped_memory() - before < 2 * size
+    assert [int(view[-1]) for view in views] == [0, 10, 20, 30] * 2

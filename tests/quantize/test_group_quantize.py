@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from awq_tvm.checkpoint import PER_CHANNEL
 from awq_tvm.errors import UsageError
+from awq_tvm.quantize import group_quantize
 from awq_tvm.quantize.group_quantize import (
     Rounding,
     choose_group_size,
@@ -100,6 +101,21 @@ def test_symmetric_groups_err_by_half_a_step_in_the_middle_of_the_levels(bits):
     # Both a row whose largest and one whose smallest weight decides are among the fifty.
     assert float(quantized.q.min()) == 0
     assert float(quantized.q.max()) == (1 << bits) - 1
+
+
+@pytest.mark.parametrize("rows", [1, 3, 7])
+@pytest.mark.parametrize("rounding", [Rounding(4, 32), Rounding(3, PER_CHANNEL), Rounding(4, 64, True)])
+def test_some_rows_at_a_time_give_the_same_bits(monkeypatch, rounding, rows):
+    weight = torch.randn(7, 192, generator=torch.Generator().manual_seed(5))
+    scales = torch.rand(192, generator=torch.Generator().manual_seed(6)) + 0.5
+    whole, rounded = quantize(weight * scales, rounding), round_trip(weight * scales, rounding) / scales
+    monkeypatch.setattr(group_quantize, "_WEIGHTS_AT_ONCE", rows * 192)
+    parts = quantize(weight * scales, rounding)
+    assert torch.equal(parts.q, whole.q)
+    assert torch.equal(parts.scales, whole.scales)
+    assert torch.equal(parts.zeros, whole.zeros)
+    assert torch.equal(round_trip(weight, rounding, scales), rounded)
+    assert torch.equal(round_trip(weight, rounding), quantize(weight, rounding).dequantize())
 
 
 @pytest.mark.parametrize("value", [3.25, -0.7, 1000.0])

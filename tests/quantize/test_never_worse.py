@@ -14,7 +14,7 @@ from awq_tvm.quantize.block_calls import catch_block_inputs
 from awq_tvm.quantize.block_step import BlockTask, block_loss, quantize_block, require_never_worse
 from awq_tvm.quantize.group_quantize import Rounding
 from awq_tvm.quantize.hidden_states import FULL, QUANTIZED, HiddenStates, HiddenStatesWriter
-from tests.quantize.tiny_models import VOCABULARY, tiny_model
+from tests.quantize.tiny_models import ALL_FAMILIES, VOCABULARY, tiny_model
 
 OPTIONS = AwqOptions(scale_steps=6)
 
@@ -60,16 +60,16 @@ SHAPES = {"several": (3, 24), "one sample": (1, 24), "one token": (1, 1), "singl
 
 
 def _task(folder, family, hurt, shape, rounding) -> BlockTask:
-    model = tiny_model(family, num_hidden_layers=1)
+    model = tiny_model(family)
     architecture = architecture_of(model.config.to_dict())
     ids = torch.randint(0, VOCABULARY, shape, generator=torch.Generator().manual_seed(1))
     _, arguments = catch_block_inputs(model, architecture, ids[:1])
-    hidden = model.model.embed_tokens(ids)
+    hidden = model.get_input_embeddings()(ids)
     hurt(model, hidden)
     writer = HiddenStatesWriter(folder / "in", tuple(hidden.shape))
     writer.append(hidden)
     return BlockTask(
-        block=model.model.layers[0],
+        block=model.get_submodule(architecture.blocks)[0],
         where="model.layers.0",
         architecture=architecture,
         arguments=arguments[0],
@@ -101,6 +101,23 @@ def test_whatever_flows_through(tmp_path, hurt, shape):
             rounded = quantize_block_rtn(task.block, task.architecture, task.roundings, task.where)
             assert result.loss == block_loss(task, result, task.inputs[FULL], targets)
             assert result.loss_rtn == block_loss(task, rounded, task.inputs[FULL], targets)
+
+
+@pytest.mark.parametrize("family", ALL_FAMILIES)
+def test_linears_dequantized_when_called_compute_the_same(tmp_path, family):
+    """To the last bit what all of them at once compute; and the block is left as it was."""
+    with torch.no_grad():
+        task = _task(tmp_path, family, lambda *_: None, (1, 24), Rounding(3, 32))
+        before = {name: weight.clone() for name, weight in task.block.state_dict().items()}
+        rounded = quantize_block_rtn(task.block, task.architecture, task.roundings, task.where)
+        hidden = task.inputs[FULL][:1]
+        assert torch.equal(task.run_quantized(hidden, rounded), task.run(hidden, rounded.weights()))
+        with pytest.raises(RuntimeError):
+            task.run_quantized(hidden[..., :-1], rounded)
+    after = task.block.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in task.block.modules())
 
 
 @pytest.mark.parametrize("guard", [True, False])
