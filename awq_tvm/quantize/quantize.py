@@ -5,19 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, fields, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from awq_tvm.checkpoint import (
     PER_CHANNEL,
     Checkpoint,
-    QuantizedWeight,
     check_linears_fit,
     open_checkpoint,
     write_quantized_checkpoint,
@@ -25,24 +22,24 @@ from awq_tvm.checkpoint import (
 from awq_tvm.errors import UnsupportedError, UsageError
 from awq_tvm.output_folder import check_output
 from awq_tvm.progress import ProgressCallback, ProgressEvent, ignore_progress
-from awq_tvm.quantize.architecture import Architecture, architecture_of, linears_of
-from awq_tvm.quantize.awq import METHODS, AwqOptions, half
-from awq_tvm.quantize.bit_allocation import allocate, parse_budget, plan_of
-from awq_tvm.quantize.block_stream import BlockStream, from_arrays
-from awq_tvm.quantize.calibration import Calibration, calibrate, check_request, default_for
+from awq_tvm.quantize.architecture import architecture_of, linears_of
+from awq_tvm.quantize.awq import METHODS, AwqOptions
+from awq_tvm.quantize.bit_allocation import parse_budget, plan_of
+from awq_tvm.quantize.block_stream import BlockStream
+from awq_tvm.quantize.calibration import check_request, default_for
 from awq_tvm.quantize.card import model_card
+from awq_tvm.quantize.finished import dense_tensors, quantized_linears
 from awq_tvm.quantize.group_quantize import Rounding, choose_group_size
 from awq_tvm.quantize.hidden_states import FULL, QUANTIZED
-from awq_tvm.quantize.importance import measure_importance
 from awq_tvm.quantize.journal import Journal
 from awq_tvm.quantize.memory import peak_memory
 from awq_tvm.quantize.names import in_network_terms
+from awq_tvm.quantize.preparation import bit_widths, calibration_text, keep_importance
 from awq_tvm.quantize.report import QuantizeReport, warnings_about_experts
 from awq_tvm.quantize.report_request import request_report
-from awq_tvm.quantize.rounding_plan import RoundingPlan, Roundings
-from awq_tvm.quantize.sensitivity import measure_sensitivities
-from awq_tvm.quantize.torch_model import fast_matmul, quiet_transformers, read_weight
-from awq_tvm.quantize.vocabulary import quantize_rows, roundings_of_vocabulary
+from awq_tvm.quantize.rounding_plan import RoundingPlan
+from awq_tvm.quantize.torch_model import fast_matmul, quiet_transformers
+from awq_tvm.quantize.vocabulary import roundings_of_vocabulary
 
 RTN = "rtn"
 # Learning needs more text than searching: it chooses for every weight, not for every channel.
@@ -152,14 +149,14 @@ def quantize_checkpoint(
         **(_identity_of_search(wanted, options) if calibrated else {}),
     }
     with Journal(out.with_name(f"{out.name}.journal"), settings, resume=resume) as journal:
-        text = _calibration_text(journal, checkpoint, wanted, progress) if calibrated else None
+        text = calibration_text(journal, checkpoint, wanted, progress) if calibrated else None
         with torch.no_grad(), fast_matmul():
             if budget is not None and text is not None:
-                widths = _widths(journal, checkpoint, text, rounding, budget, options, progress)
+                widths = bit_widths(journal, checkpoint, text, rounding, budget, options, progress)
                 chosen = plan_of(widths, rounding)
                 plan = replace(chosen, exceptions={**chosen.exceptions, **vocabulary})
             if text is not None and options.learn_steps and options.learn_metric == "end":
-                _measure_importance(journal, checkpoint, text, options, seed, progress)
+                keep_importance(journal, checkpoint, text, options, seed, progress)
             learns_from = QUANTIZED if options.learn_steps and options.learn_from == QUANTIZED else FULL
             streams = tuple(dict.fromkeys((FULL, learns_from)))
             stream = BlockStream(
@@ -210,11 +207,11 @@ def quantize_checkpoint(
             scheme=names.scheme_on_disk(plan.scheme()),
             dense=(
                 (names.on_disk(name), array)
-                for name, array in _dense(checkpoint, architecture, journal, plan, vocabulary)
+                for name, array in dense_tensors(checkpoint, architecture, journal, plan, vocabulary)
             ),
             quantized=(
                 (names.on_disk(name), weight)
-                for name, weight in _quantized(checkpoint, architecture, journal, plan, vocabulary)
+                for name, weight in quantized_linears(checkpoint, architecture, journal, plan, vocabulary)
             ),
             side_files={**checkpoint.side_files, "recipe.json": json.dumps(recipe, indent=2).encode()},
             card=card,
@@ -272,51 +269,6 @@ def _budget(bits: int | str, method: str) -> float | None:
     return budget
 
 
-def _widths(
-    journal: Journal,
-    checkpoint: Checkpoint,
-    text: Calibration,
-    rounding: Rounding,
-    budget: float,
-    options: AwqOptions,
-    progress: ProgressCallback,
-) -> dict[str, int]:
-    """The bit width of every linear, chosen once; a resumed run goes on with what the journal has."""
-    if journal.widths is None:
-        sensitivities = measure_sensitivities(
-            checkpoint,
-            text.token_ids,
-            rounding,
-            options=options,
-            progress=progress,
-            loss_mask=text.loss_mask,
-        )
-        journal.record_widths(allocate(sensitivities, budget, symmetric=rounding.symmetric))
-    return journal.widths or {}
-
-
-def _measure_importance(
-    journal: Journal,
-    checkpoint: Checkpoint,
-    text: Calibration,
-    options: AwqOptions,
-    seed: int,
-    progress: ProgressCallback,
-) -> None:
-    """Put into the journal what of a change of each block's output counts, once."""
-    if not journal.has_importance:
-        samples = -(-options.importance_tokens // text.token_ids.shape[1])
-        matrices = measure_importance(
-            checkpoint,
-            torch.from_numpy(text.token_ids[:samples]),
-            torch.from_numpy(text.loss_mask[:samples]),
-            journal,
-            seed=seed,
-            progress=progress,
-        )
-        journal.record_importance((index, matrix.numpy()) for index, matrix in matrices)
-
-
 def _linears(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:
     """(N, K) of every linear of the blocks, by full name: all are quantized."""
     if checkpoint.quantized:
@@ -370,62 +322,5 @@ def _identity_of_search(wanted: Mapping[str, Any], options: AwqOptions) -> dict[
     }
 
 
-def _calibration_text(
-    journal: Journal, checkpoint: Checkpoint, wanted: Mapping[str, Any], progress: ProgressCallback
-) -> Calibration:
-    """The calibration text: the journal's if an earlier run made it, else made now and kept there."""
-    kept = journal.read_text()
-    values: dict[str, Any]
-    if kept is not None:
-        values = {**kept[0], **kept[1]}
-        text = Calibration(**{**values, "warnings": tuple(values["warnings"])})
-    else:
-        progress(ProgressEvent("calibrate", 0, 1, wanted["calibration"]))
-        text = calibrate(checkpoint, **wanted, progress=progress)
-        values = {field.name: getattr(text, field.name) for field in fields(text)}
-        arrays = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
-        journal.record_text(arrays, {name: value for name, value in values.items() if name not in arrays})
-    progress(ProgressEvent("calibrate", 1, 1, f"{text.token_ids.size} tokens from {text.source}"))
-    return text
-
-
 def _resolved(calibration: str, checkpoint: Checkpoint) -> str:
     return default_for(checkpoint) if calibration == "default" else calibration
-
-
-def _outside_blocks(checkpoint: Checkpoint, architecture: Architecture) -> list[str]:
-    """Names of the dense tensors that belong to no block."""
-    return [name for name in checkpoint.tensors if not name.startswith(f"{architecture.blocks}.")]
-
-
-def _dense(
-    checkpoint: Checkpoint,
-    architecture: Architecture,
-    journal: Journal,
-    plan: RoundingPlan,
-    vocabulary: Roundings,
-) -> Iterator[tuple[str, npt.NDArray[Any]]]:
-    """Everything that is written as float16, one tensor at a time."""
-    for name in _outside_blocks(checkpoint, architecture):
-        if name.removesuffix(".weight") not in vocabulary:
-            yield name, half(read_weight(checkpoint, name), name).numpy()
-    for index in range(journal.finished):
-        where = f"{architecture.blocks}.{index}"
-        dense, _ = from_arrays(journal.read_block(index), where, plan)
-        yield from ((f"{where}.{name}", array) for name, array in dense.items())
-
-
-def _quantized(
-    checkpoint: Checkpoint,
-    architecture: Architecture,
-    journal: Journal,
-    plan: RoundingPlan,
-    vocabulary: Roundings,
-) -> Iterator[tuple[str, QuantizedWeight]]:
-    """The quantized matrices, the linears of one block in memory at a time."""
-    for name, rounding in vocabulary.items():
-        yield name, quantize_rows(checkpoint, name, rounding)
-    for index in range(journal.finished):
-        where = f"{architecture.blocks}.{index}"
-        _, quantized = from_arrays(journal.read_block(index), where, plan)
-        yield from ((f"{where}.{name}", weight) for name, weight in quantized.items())
