@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, fields, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,7 +37,7 @@ from awq_tvm.quantize.card import model_card
 from awq_tvm.quantize.group_quantize import Rounding, choose_group_size
 from awq_tvm.quantize.hidden_states import FULL, QUANTIZED
 from awq_tvm.quantize.journal import Journal
-from awq_tvm.quantize.names import in_network_terms
+from awq_tvm.quantize.names import NetworkView, in_network_terms
 from awq_tvm.quantize.report import QuantizeReport, warnings_about_experts
 from awq_tvm.quantize.rounding_plan import RoundingPlan, Roundings
 from awq_tvm.quantize.sensitivity import measure_sensitivities
@@ -165,7 +166,7 @@ def quantize_checkpoint(
             vocabulary={name: one.bits for name, one in vocabulary.items()},
             group_size=rounding.group_size,
             symmetric=symmetric,
-            bytes_before=sum(info.stored_bytes for info in checkpoint.tensors.values()),
+            bytes_before=sum(info.stored_bytes for info in checkpoint.files.tensors.values()),
             bytes_after=0,
             seconds=time.monotonic() - started,
             blocks=blocks,
@@ -178,18 +179,21 @@ def quantize_checkpoint(
         names = checkpoint.names
         write_quantized_checkpoint(
             out,
-            config=checkpoint.config,
+            config=checkpoint.files.config,
             scheme=names.scheme_on_disk(plan.scheme()),
-            dense=(
-                (names.on_disk(name), array)
-                for name, array in _dense(checkpoint, architecture, journal, plan, vocabulary)
+            dense=chain(
+                _carried(checkpoint),
+                (
+                    (names.on_disk(name), array)
+                    for name, array in _dense(checkpoint, architecture, journal, plan, vocabulary)
+                ),
             ),
             quantized=(
                 (names.on_disk(name), weight)
                 for name, weight in _quantized(checkpoint, architecture, journal, plan, vocabulary)
             ),
             side_files={**checkpoint.side_files, "recipe.json": _recipe(report, options)},
-            card=model_card(_name_of(checkpoint), checkpoint.config["model_type"], report, options),
+            card=model_card(_name_of(checkpoint), checkpoint.files.config["model_type"], report, options),
         )
         journal.remove()
     progress(ProgressEvent("write", 1, 1, str(out)))
@@ -292,12 +296,12 @@ def _name_of(checkpoint: Checkpoint) -> str:
     return source if source.startswith("hf:") or source == "demo" else checkpoint.path.name
 
 
-def _identity(checkpoint: Checkpoint) -> dict[str, Any]:
+def _identity(checkpoint: NetworkView) -> dict[str, Any]:
     """What tells this model from another, without reading its weights."""
     path = checkpoint.path
     files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
     return {
-        "config": hashlib.sha256(json.dumps(checkpoint.config, sort_keys=True).encode()).hexdigest(),
+        "config": hashlib.sha256(json.dumps(checkpoint.files.config, sort_keys=True).encode()).hexdigest(),
         "files": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files],
     }
 
@@ -340,6 +344,12 @@ def _calibration_text(
 def _outside_blocks(checkpoint: Checkpoint, architecture: Architecture) -> list[str]:
     """Names of the dense tensors that belong to no block."""
     return [name for name in checkpoint.tensors if not name.startswith(f"{architecture.blocks}.")]
+
+
+def _carried(checkpoint: NetworkView) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+    """What sees, as float16, one tensor at a time, by the names of the files."""
+    for name in checkpoint.carried:
+        yield name, half(read_weight(checkpoint.files, name), name).numpy()
 
 
 def _dense(
