@@ -71,6 +71,10 @@ _ROPE_TYPES: Mapping[str, tuple[str, ...]] = {
     "longrope": ("short_factor", "long_factor"),
 }
 
+# Models that see. Their rotary embedding is that of their text_config, or has three directions: its spelling stays as
+# it is, which transformers reads and nothing here.
+_OTHER_ROPE = ("gemma3", "llava", "qwen2_vl")
+
 
 def parse_config(raw: bytes, where: str) -> dict[str, Any]:
     """Parse, check and normalise the bytes of a config.json.
@@ -127,6 +131,10 @@ def _unify_rope(result: dict[str, Any], parameters: object, problems: list[str])
         problems.append(f"rope_parameters is {parameters!r:.80}; it must be an object")
         return
     scaling = result.get("rope_scaling")
+    if result.get("model_type") in _OTHER_ROPE:
+        if parameters is not None:
+            result["rope_parameters"] = parameters
+        return
     if scaling is not None and not isinstance(scaling, dict):
         problems.append(f"rope_scaling is {scaling!r:.80}; it must be an object or null")
         result["rope_scaling"] = None
@@ -192,7 +200,7 @@ def _check_rope(config: dict[str, Any]) -> list[str]:
     if theta is not None and not _is_positive(theta):
         problems.append(f"rope_theta is {theta!r:.80}; it must be a finite number > 0")
     scaling = config.get("rope_scaling")
-    if scaling is None:
+    if scaling is None or config.get("model_type") in _OTHER_ROPE:
         return problems
     rope_type = scaling["rope_type"]
     if not isinstance(rope_type, str) or rope_type not in _ROPE_TYPES:

@@ -29,6 +29,9 @@ SIDE_FILES = {
     "generation_config.json": 1_000_000,
     "chat_template.jinja": 1_000_000,
     "chat_template.json": 1_000_000,
+    "preprocessor_config.json": 1_000_000,
+    "processor_config.json": 1_000_000,
+    "video_preprocessor_config.json": 1_000_000,
     "recipe.json": 1_000_000,
     "LICENSE": 1_000_000,
 }

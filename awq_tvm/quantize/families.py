@@ -61,6 +61,32 @@ FAMILIES: Mapping[str, Family] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Seeing:
+    """A model that sees, and where its files have the language model in it.
+
+    Attributes:
+        languages: model types that the language model may have, and the families that compute the same on text.
+        layouts: what names of the language model's base and of its head begin with on disk; the first layout
+            that finds an embedding is meant.
+    """
+
+    languages: Mapping[str, str]
+    layouts: tuple[tuple[str, str], ...]
+
+
+# As transformers 5 names its modules; then as it writes them to disk, and wrote them before.
+_NESTED = ("model.language_model.", "lm_head.")
+_OUTSIDE = ("language_model.model.", "language_model.lm_head.")
+_FLAT = ("model.", "lm_head.")
+
+SEEING: Mapping[str, Seeing] = {
+    "llava": Seeing({name: name for name in ("llama", "mistral", "qwen2")}, (_NESTED, _OUTSIDE)),
+    "qwen2_vl": Seeing({"qwen2_vl_text": "qwen2"}, (_NESTED, _FLAT)),
+    "gemma3": Seeing({"gemma3_text": "gemma3_text"}, (_NESTED, _OUTSIDE)),
+}
+
+
 def family_of(config: Mapping[str, Any]) -> Family:
     """Look the model's family up.
 
@@ -78,7 +104,7 @@ def family_of(config: Mapping[str, Any]) -> Family:
         raise UnsupportedError(
             f"Models of type {model_type!r} cannot be quantized yet",
             where="config.json: model_type",
-            why=f"known are {', '.join(sorted(FAMILIES))}",
+            why=f"known are {', '.join(sorted({*FAMILIES, *SEEING}))}",
             fix="see docs/adding-a-model.md for how a family is added",
         )
     return FAMILIES[model_type]

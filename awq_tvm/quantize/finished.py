@@ -7,49 +7,54 @@ from typing import Any
 
 import numpy.typing as npt
 
-from awq_tvm.checkpoint import Checkpoint, QuantizedWeight
+from awq_tvm.checkpoint import QuantizedWeight
 from awq_tvm.quantize.architecture import Architecture
 from awq_tvm.quantize.awq import half
 from awq_tvm.quantize.block_stream import from_arrays
 from awq_tvm.quantize.journal import Journal
+from awq_tvm.quantize.names import NetworkView
 from awq_tvm.quantize.rounding_plan import RoundingPlan, Roundings
 from awq_tvm.quantize.torch_model import read_weight
 from awq_tvm.quantize.vocabulary import quantize_rows
 
 
 def dense_tensors(
-    checkpoint: Checkpoint,
+    checkpoint: NetworkView,
     architecture: Architecture,
     journal: Journal,
     plan: RoundingPlan,
     vocabulary: Roundings,
 ) -> Iterator[tuple[str, npt.NDArray[Any]]]:
-    """Everything that is written as float16, one tensor at a time."""
+    """Everything that is written as float16, one tensor at a time, by its name in the files."""
+    on_disk = checkpoint.names.on_disk
+    for name in checkpoint.carried:
+        yield name, half(read_weight(checkpoint.files, name), name).numpy()
     for name in _outside_blocks(checkpoint, architecture):
         if name.removesuffix(".weight") not in vocabulary:
-            yield name, half(read_weight(checkpoint, name), name).numpy()
+            yield on_disk(name), half(read_weight(checkpoint, name), name).numpy()
     for index in range(journal.finished):
         where = f"{architecture.blocks}.{index}"
         dense, _ = from_arrays(journal.read_block(index), where, plan)
-        yield from ((f"{where}.{name}", array) for name, array in dense.items())
+        yield from ((on_disk(f"{where}.{name}"), array) for name, array in dense.items())
 
 
 def quantized_linears(
-    checkpoint: Checkpoint,
+    checkpoint: NetworkView,
     architecture: Architecture,
     journal: Journal,
     plan: RoundingPlan,
     vocabulary: Roundings,
 ) -> Iterator[tuple[str, QuantizedWeight]]:
-    """The quantized matrices, the linears of one block in memory at a time."""
+    """The quantized matrices by their names in the files, the linears of one block in memory at a time."""
+    on_disk = checkpoint.names.on_disk
     for name, rounding in vocabulary.items():
-        yield name, quantize_rows(checkpoint, name, rounding)
+        yield on_disk(name), quantize_rows(checkpoint, name, rounding)
     for index in range(journal.finished):
         where = f"{architecture.blocks}.{index}"
         _, quantized = from_arrays(journal.read_block(index), where, plan)
-        yield from ((f"{where}.{name}", weight) for name, weight in quantized.items())
+        yield from ((on_disk(f"{where}.{name}"), weight) for name, weight in quantized.items())
 
 
-def _outside_blocks(checkpoint: Checkpoint, architecture: Architecture) -> list[str]:
+def _outside_blocks(checkpoint: NetworkView, architecture: Architecture) -> list[str]:
     """Names of the dense tensors that belong to no block."""
     return [name for name in checkpoint.tensors if not name.startswith(f"{architecture.blocks}.")]

@@ -33,7 +33,7 @@ from awq_tvm.quantize.group_quantize import Rounding, choose_group_size
 from awq_tvm.quantize.hidden_states import FULL, QUANTIZED
 from awq_tvm.quantize.journal import Journal
 from awq_tvm.quantize.memory import peak_memory
-from awq_tvm.quantize.names import in_network_terms
+from awq_tvm.quantize.names import NetworkView, in_network_terms
 from awq_tvm.quantize.preparation import bit_widths, calibration_text, keep_importance
 from awq_tvm.quantize.report import QuantizeReport, warnings_about_experts
 from awq_tvm.quantize.report_request import request_report
@@ -178,7 +178,7 @@ def quantize_checkpoint(
             vocabulary={name: one.bits for name, one in vocabulary.items()},
             group_size=rounding.group_size,
             symmetric=symmetric,
-            bytes_before=sum(info.stored_bytes for info in checkpoint.tensors.values()),
+            bytes_before=sum(info.stored_bytes for info in checkpoint.files.tensors.values()),
             bytes_after=0,
             seconds=time.monotonic() - started,
             blocks=blocks,
@@ -191,7 +191,7 @@ def quantize_checkpoint(
         recipe, name, model_type = (
             _recipe(report, options),
             _name_of(checkpoint),
-            checkpoint.config["model_type"],
+            checkpoint.files.config["model_type"],
         )
 
         def card(written: Path) -> str:
@@ -203,16 +203,10 @@ def quantize_checkpoint(
         names = checkpoint.names
         write_quantized_checkpoint(
             out,
-            config=checkpoint.config,
+            config=checkpoint.files.config,
             scheme=names.scheme_on_disk(plan.scheme()),
-            dense=(
-                (names.on_disk(name), array)
-                for name, array in dense_tensors(checkpoint, architecture, journal, plan, vocabulary)
-            ),
-            quantized=(
-                (names.on_disk(name), weight)
-                for name, weight in quantized_linears(checkpoint, architecture, journal, plan, vocabulary)
-            ),
+            dense=dense_tensors(checkpoint, architecture, journal, plan, vocabulary),
+            quantized=quantized_linears(checkpoint, architecture, journal, plan, vocabulary),
             side_files={**checkpoint.side_files, "recipe.json": json.dumps(recipe, indent=2).encode()},
             card=card,
         )
@@ -296,12 +290,12 @@ def _name_of(checkpoint: Checkpoint) -> str:
     return source if source.startswith("hf:") or source == "demo" else checkpoint.path.name
 
 
-def _identity(checkpoint: Checkpoint) -> dict[str, Any]:
+def _identity(checkpoint: NetworkView) -> dict[str, Any]:
     """What tells this model from another, without reading its weights."""
     path = checkpoint.path
     files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
     return {
-        "config": hashlib.sha256(json.dumps(checkpoint.config, sort_keys=True).encode()).hexdigest(),
+        "config": hashlib.sha256(json.dumps(checkpoint.files.config, sort_keys=True).encode()).hexdigest(),
         "files": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files],
     }
 

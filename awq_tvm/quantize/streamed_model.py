@@ -28,7 +28,7 @@ class StreamedModel:
             CheckpointError: a weight is missing or has another shape.
         """
         self._checkpoint = in_network_terms(checkpoint)
-        self._family = family_of(checkpoint.config)
+        self._family = family_of(self._checkpoint.config)
         self._model = build_skeleton(self._checkpoint.config)
         self._returns_tuple = False
         self._arguments: dict[int, list[dict[str, Any]]] = {}

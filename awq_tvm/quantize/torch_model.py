@@ -9,35 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from awq_tvm.checkpoint import Checkpoint
 from awq_tvm.errors import CheckpointError
 from awq_tvm.quantize.families import Family, family_of
 from awq_tvm.quantize.names import in_network_terms
+from awq_tvm.quantize.network_config import parse_network_config, refusing_bad_configs
 from awq_tvm.quantize.plain_linears import replace_by_linears
-
-# Of a config.json, what describes the files and not the network.
-_NOT_THE_NETWORK = (
-    "model_type",
-    "quantization_config",
-    "torch_dtype",
-    "dtype",
-    "transformers_version",
-    "auto_map",
-)
-
-# What transformers raises for values that make no sense, from its checks or from arithmetic with them.
-_BAD_CONFIG = (
-    StrictDataclassError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    RuntimeError,
-    ArithmeticError,
-)
 
 
 def build_skeleton(config: Mapping[str, Any]) -> PreTrainedModel:
@@ -55,20 +34,12 @@ def build_skeleton(config: Mapping[str, Any]) -> PreTrainedModel:
         CheckpointError: a config from which no network can be made.
     """
     family_of(config)
-    values = {key: value for key, value in config.items() if key not in _NOT_THE_NETWORK}
-    try:
-        parsed = AutoConfig.for_model(config["model_type"], **values)
+    with refusing_bad_configs():
+        parsed = parse_network_config(config)
         with _parameters_on_meta():
             # Attention as the family computes it best; some have scores that only plain products can cap.
             model = AutoModelForCausalLM.from_config(parsed, dtype=torch.float32)
             replace_by_linears(model)
-    except _BAD_CONFIG as error:
-        raise CheckpointError(
-            "No network can be made from the config",
-            where="config.json",
-            why=f"{type(error).__name__}: {error}",
-            fix="take config.json from the model's publisher",
-        ) from error
     model.eval()
     model.requires_grad_(False)
     return model

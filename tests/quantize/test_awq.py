@@ -317,7 +317,7 @@ def test_options_refused(change):
 
 
 def test_unknown_family():
-    with pytest.raises(UnsupportedError, match="llama, mistral"):
+    with pytest.raises(UnsupportedError, match="llama, llava, mistral"):
         architecture_of({"model_type": "rwkv"})
     with pytest.raises(UnsupportedError):
         architecture_of({})

@@ -102,6 +102,12 @@ def tiny_model(family: str, **changes: Any) -> PreTrainedModel:
     """A random model whose norms, biases and weights are far enough from their defaults to show mistakes."""
     settings = {"model_type": family, **ALL_FAMILIES[family], **changes}
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings), dtype=torch.float32)
+    randomize(model)
+    return model.eval()
+
+
+def randomize(model: PreTrainedModel) -> None:
+    """Move all parameters far from their defaults; every one is a float16."""
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -112,7 +118,6 @@ def tiny_model(family: str, **changes: Any) -> PreTrainedModel:
                 parameter.copy_(((1.0 + 0.2 * noise) * loud).half().float())
             else:
                 parameter.copy_((noise * (0.1 if name.endswith("bias") else 0.15)).half().float())
-    return model.eval()
 
 
 def save_tiny_model(folder: Path, family: str = "llama", **changes: Any) -> PreTrainedModel:
