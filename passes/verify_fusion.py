@@ -9,7 +9,7 @@ import tvm
 from awq_tvm import ir_attrs
 from awq_tvm.errors import UnsupportedError
 from awq_tvm.passes.rewrite import Bindings
-from awq_tvm.schedules.parameter_plan import ParameterPlan, QuantizedSource
+from awq_tvm.schedules.parameter_plan import ParameterPlan
 
 
 @tvm.transform.module_pass(opt_level=0, name="VerifyFusion")
@@ -30,8 +30,8 @@ class VerifyFusion:
         for _, value in bindings:
             found = bindings.prim_func(value, ir_attrs.OP_DEQUANTIZE)
             if found is not None:
-                source = plan.sources[found[0].args[1][0].name]
-                unfused += source.modules if isinstance(source, QuantizedSource) else source.tensors
+                name = found[0].args[1][0].name
+                unfused += plan.dense(name).tensors if plan.is_dense(name) else plan.quantized(name).modules
         if unfused:
             raise UnsupportedError(
                 "a quantized weight was not fused into the operation that uses it",

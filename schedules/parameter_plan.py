@@ -42,7 +42,18 @@ class QuantizedSource:
     array: int
 
 
-Source = DenseSource | QuantizedSource
+@dataclass(frozen=True)
+class OrderSource:
+    """The order in which a linear's inputs are gathered, int32 [K]: that of the columns of its packed weight.
+
+    Args:
+        module: checkpoint name of a linear that was quantized in activation order.
+    """
+
+    module: str
+
+
+Source = DenseSource | QuantizedSource | OrderSource
 
 
 @dataclass(frozen=True)
@@ -94,6 +105,8 @@ class ParameterPlan:
             if kind == "DenseSource":
                 fields["tensors"] = tuple(fields["tensors"])
                 sources[name] = DenseSource(**fields)
+            elif kind == "OrderSource":
+                sources[name] = OrderSource(**fields)
             else:
                 fields["modules"] = tuple(fields["modules"])
                 sources[name] = QuantizedSource(**fields)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from awq_tvm.checkpoint.finite import first_nonfinite
+from awq_tvm.checkpoint.group_order import columns_by_group, order_problem
 from awq_tvm.checkpoint.module_targets import matching_target
 from awq_tvm.errors import AwqTvmError, CheckpointError, UsageError
 
@@ -48,6 +49,7 @@ class QuantizationScheme:
         zero_point: True for asymmetric groups; False means every zero point is 2 ** (bits - 1).
         modules_to_not_convert: names of linears kept dense.
         exceptions: modules that are quantized otherwise, by a target as in `module_targets`.
+        act_order: True if the channels of a group need not be neighbours, see `QuantizedWeight.group_of`.
 
     Raises:
         UsageError: if bits or group_size is out of range.
@@ -58,6 +60,7 @@ class QuantizationScheme:
     zero_point: bool = True
     modules_to_not_convert: tuple[str, ...] = ()
     exceptions: Mapping[str, QuantizationScheme] = field(default_factory=dict)
+    act_order: bool = False
 
     def __post_init__(self) -> None:
         size = 1 if self.group_size == PER_CHANNEL else self.group_size
@@ -85,7 +88,9 @@ def scheme_problem(bits: object, group_size: object) -> str | None:
 
 @dataclass(frozen=True, eq=False)
 class QuantizedWeight:
-    """One quantized linear: W[n, k] = (q[n, k] - zeros[n, k // group_size]) * scales[n, k // group_size].
+    """One quantized linear: W[n, k] = (q[n, k] - zeros[n, g]) * scales[n, g] with g = k // group_size.
+
+    Where it was quantized in activation order, g is group_of[k] instead.
 
     Attributes:
         q: uint8 [N, K], each below 2 ** bits.
@@ -93,6 +98,8 @@ class QuantizedWeight:
         zeros: uint8 [N, G], each below 2 ** bits.
         bits: width of a value, 2 to 8.
         group_size: input channels in a group; divides K.
+        group_of: int32 [K], the group of each channel, group_size of them in each; None where groups are of
+            neighbours, in order.
 
     Raises:
         CheckpointError: if a shape, a dtype or a range is not as said above.
@@ -103,6 +110,7 @@ class QuantizedWeight:
     zeros: NDArray[np.uint8]
     bits: int
     group_size: int
+    group_of: NDArray[np.int32] | None = None
 
     def __post_init__(self) -> None:
         if problem := self._problem():
@@ -123,6 +131,10 @@ class QuantizedWeight:
         groups = (self.out_features, self.in_features // self.group_size)
         if self.scales.shape != groups or self.zeros.shape != groups:
             return f"scales {self.scales.shape} and zeros {self.zeros.shape} must both be {groups}"
+        if self.group_of is not None and (
+            problem := order_problem(self.group_of, self.in_features, self.group_size)
+        ):
+            return problem
         for name, array in (("q", self.q), ("zeros", self.zeros)):
             if self.bits < 8 and array.size and int(array.max()) >> self.bits:
                 return f"{name} holds {int(array.max())}, which does not fit {self.bits} bits"
@@ -144,10 +156,28 @@ class QuantizedWeight:
 
     def dequantize(self) -> NDArray[np.float32]:
         """Return W as float32 [N, K]."""
+        if self.group_of is not None:
+            values = self.q.astype(np.float32)
+            values -= self.zeros.astype(np.float32)[:, self.group_of]
+            values *= self.scales.astype(np.float32)[:, self.group_of]
+            return values
         groups = self.q.reshape(*self.scales.shape, self.group_size).astype(np.float32)
         groups -= self.zeros.astype(np.float32)[:, :, None]
         groups *= self.scales.astype(np.float32)[:, :, None]
         return groups.reshape(self.q.shape)
+
+    def side_by_side(self) -> tuple[QuantizedWeight, NDArray[np.int32] | None]:
+        """Return the weight with the channels of each group next to each other, and where they came from.
+
+        Returns:
+            A weight with group_of None, and int32 [K]: its column i is column order[i] of this weight; None
+            where nothing moved.
+        """
+        if self.group_of is None:
+            return self, None
+        order = columns_by_group(self.group_of)
+        q = np.ascontiguousarray(self.q[:, order])
+        return QuantizedWeight(q, self.scales, self.zeros, self.bits, self.group_size), order
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,6 +5,8 @@ and up, no bit unused (compressed-tensors 0.20; releases before it left bits unu
 which is told apart by the width and refused). weight_zero_point int32 [ceil(N * bits / 32), G] is packed the
 same way, down the columns. weight_scale [N, G], weight_shape int64 [2] = [N, K]. The library counts from
 -(2 ** (bits - 1)) and adds that offset before it packs, so what is packed is our unsigned q and z.
+weight_g_idx int32 [K] is the group of each column where actorder is "group"; releases from 0.20 on have no such
+weights any more.
 Source: compressed-tensors, compressors/pack_quantized.
 """
 
@@ -18,6 +20,7 @@ from numpy.typing import NDArray
 
 from awq_tvm.checkpoint.base import PER_CHANNEL, QuantizationScheme, QuantizedWeight, TensorInfo
 from awq_tvm.checkpoint.compressed_tensors_config import describe, parse_scheme
+from awq_tvm.checkpoint.group_order import COMPRESSED_TENSORS_ORDER, in_order
 from awq_tvm.checkpoint.packed_format import FLOATS, exact_float16, shapes_of
 from awq_tvm.errors import CheckpointError, UnsupportedError
 
@@ -65,8 +68,9 @@ class PackQuantized:
 
     def suffixes(self, scheme: QuantizationScheme) -> tuple[str, ...]:
         """Return the names of the tensors of a linear; symmetric ones store no zero points."""
-        common = ("weight_packed", "weight_scale", "weight_shape")
-        return (*common, "weight_zero_point") if scheme.zero_point else common
+        names = ["weight_packed", "weight_scale", "weight_shape"]
+        names += ["weight_zero_point"] if scheme.zero_point else []
+        return (*names, COMPRESSED_TENSORS_ORDER) if scheme.act_order else tuple(names)
 
     def parse_scheme(self, config: Mapping[str, Any], where: str) -> QuantizationScheme:
         """Read quantization_config.
@@ -102,9 +106,11 @@ class PackQuantized:
             "weight_scale": FLOATS,
             "weight_shape": ("int64", "int32"),
             "weight_zero_point": ("int32",),
+            COMPRESSED_TENSORS_ORDER: ("int32", "int64"),
         }
+        vectors = ("weight_shape", COMPRESSED_TENSORS_ORDER)
         for suffix, info in infos.items():
-            if info.dtype not in dtypes[suffix] or len(info.shape) != (1 if suffix == "weight_shape" else 2):
+            if info.dtype not in dtypes[suffix] or len(info.shape) != (1 if suffix in vectors else 2):
                 raise CheckpointError("a packed tensor has the wrong dtype or rank", why=shapes_of(infos))
         outputs, groups = scale.shape
         bits = scheme.bits
@@ -131,7 +137,7 @@ class PackQuantized:
         return outputs, features
 
     def pack(self, weight: QuantizedWeight, scheme: QuantizationScheme) -> dict[str, NDArray[Any]]:
-        """Return weight_packed, weight_scale, weight_shape and, if asymmetric, weight_zero_point.
+        """Return weight_packed, weight_scale, weight_shape; if asymmetric weight_zero_point; any weight_g_idx.
 
         Raises:
             CheckpointError: if the scheme is symmetric and a zero point is not the middle.
@@ -149,10 +155,15 @@ class PackQuantized:
                 why=f"every zero point must be {1 << (weight.bits - 1)} where zero_point is false",
                 fix="set zero_point to true",
             )
+        if scheme.act_order:
+            order = weight.group_of
+            arrays[COMPRESSED_TENSORS_ORDER] = (
+                in_order(weight.in_features, weight.group_size) if order is None else order
+            )
         return arrays
 
     def unpack(self, arrays: Mapping[str, NDArray[Any]], scheme: QuantizationScheme) -> QuantizedWeight:
-        """Undo `pack`, bit for bit.
+        """Undo `pack`, bit for bit; but that the reader of the folder adds the order of the groups.
 
         Raises:
             CheckpointError: if weight_shape contradicts the other shapes, or a scale is not finite and > 0.

@@ -107,8 +107,9 @@ def _scheme_of(group: Mapping[str, Any], ignored: Any, where: str, refused: list
     refused += [f"{key} is not null" for key in ("input_activations", "output_activations") if group.get(key)]
     if group.get("format") not in (None, _FORMAT):
         refused.append(f"format is {group['format']!r:.80}")
-    if weights.get("actorder") not in (None, False, "static", "weight"):
-        refused.append(f"weights.actorder is {weights['actorder']!r:.80}")
+    actorder = weights.get("actorder")
+    if actorder not in (None, False, True, "static", "weight", "group") or (by_channel and actorder):
+        refused.append(f"weights.actorder is {actorder!r:.80}" + (" by channel" if by_channel else ""))
     if by_channel and size not in (None, -1):
         refused.append(f"weights.group_size is {size!r:.80} by channel")
     symmetric = weights.get("symmetric", True)
@@ -116,6 +117,7 @@ def _scheme_of(group: Mapping[str, Any], ignored: Any, where: str, refused: list
     if refused:  # what the other values mean is not known
         return QuantizationScheme(4, PER_CHANNEL)
     scheme = checked_scheme(weights.get("num_bits"), 1 if by_channel else size, zero_point, ignored, where)
+    scheme = replace(scheme, act_order=actorder is True or actorder == "group")
     return replace(scheme, group_size=PER_CHANNEL) if by_channel else scheme
 
 
@@ -153,5 +155,5 @@ def _weights(scheme: QuantizationScheme) -> dict[str, Any]:
         "strategy": "channel" if by_channel else "group",
         "group_size": None if by_channel else scheme.group_size,
         "dynamic": False,
-        "actorder": None,
+        "actorder": "group" if scheme.act_order else None,
     }

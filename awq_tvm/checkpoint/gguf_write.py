@@ -10,7 +10,7 @@ import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -194,9 +194,7 @@ def _quantized_loader(checkpoint: Checkpoint, linear: str, kind: str) -> Callabl
     def load() -> NDArray[Any]:
         weight = checkpoint.read_quantized(linear)
         order = _row_order(checkpoint, linear, weight.out_features)
-        weight = QuantizedWeight(
-            weight.q[order], weight.scales[order], weight.zeros[order], weight.bits, weight.group_size
-        )
+        weight = replace(weight, q=weight.q[order], scales=weight.scales[order], zeros=weight.zeros[order])
         exact = exact_blocks(weight, kind)
         where = f"{checkpoint.path}, linear {linear}"
         return _encoded(weight.dequantize(), kind, where) if exact is None else exact
@@ -231,7 +229,7 @@ def exact_blocks(weight: QuantizedWeight, kind: str) -> NDArray[np.uint8] | None
 
     Returns: uint8 [N, bytes of a row].
     """
-    if weight.group_size % BLOCK or kind not in ("q4_0", "q4_1", "q8_0"):
+    if weight.group_size % BLOCK or weight.group_of is not None or kind not in ("q4_0", "q4_1", "q8_0"):
         return None
     outputs, features = weight.q.shape
     shape = (outputs, features // BLOCK, BLOCK)

@@ -3,7 +3,7 @@
 qweight int32 [K * bits / 32, N] is one little-endian bit stream down each column: value k at bits k * bits
 and up. qzeros int32 [G, N * bits / 32] is packed the same way along the rows; scales float16 [G, N]. Files
 whose checkpoint_format is "gptq" store zero points minus one, those of "gptq_v2" as they are. g_idx int32
-[K], where present, is the group of each input channel; see `group_order`.
+[K], where present, is the group of each input channel; see `group_order`. It is read with the folder.
 Source: AutoGPTQ, auto_gptq/nn_modules/qlinear; GPTQModel, gptqmodel/utils/model.py.
 """
 

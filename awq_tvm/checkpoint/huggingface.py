@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from awq_tvm.checkpoint.config import MAX_CONFIG_BYTES, parse_config
 from awq_tvm.checkpoint.expected_tensors import check_weights, expected_tensors
 from awq_tvm.checkpoint.folder import WeightFolder, read_side_files, safe_file
 from awq_tvm.checkpoint.formats import format_of
-from awq_tvm.checkpoint.group_order import ORDER_SUFFIXES, check_group_order
+from awq_tvm.checkpoint.group_order import COMPRESSED_TENSORS_ORDER, ORDER_SUFFIXES, read_group_order
 from awq_tvm.checkpoint.json_file import read_bounded
+from awq_tvm.checkpoint.module_targets import matching_target
 from awq_tvm.checkpoint.packed_format import PackedFormat
-from awq_tvm.errors import AwqTvmError, CheckpointError
+from awq_tvm.errors import AwqTvmError, CheckpointError, UnsupportedError
 
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
@@ -43,12 +45,14 @@ def open_folder(folder: Path, source: str) -> Checkpoint:
     _untie(config, tensors, weights)
     shapes = {name: info.shape for name, info in tensors.items()}
     linears: dict[str, dict[str, TensorInfo]] = {}
+    orders: dict[str, NDArray[np.int32]] = {}
     if packed is not None and scheme is not None:
         linears = _take_linears(packed, scheme, tensors, str(folder))
         packed_shapes = {}
         for name, infos in linears.items():
             packed_shapes[name] = _check_linear(packed, infos, scheme.of(name), f"{folder}, linear {name}")
-        _take_orders(tensors, weights, packed_shapes, scheme)
+        orders = _take_orders(packed, tensors, weights, packed_shapes, scheme)
+        scheme = _with_act_order(scheme, orders)
         _drop_zero_biases(config, tensors, weights, linears)
         shapes = {name: info.shape for name, info in tensors.items()}
         shapes |= {f"{name}.weight": shape for name, shape in packed_shapes.items()}
@@ -63,7 +67,9 @@ def open_folder(folder: Path, source: str) -> Checkpoint:
         tensors=tensors,
         quantized=tuple(linears),
         load_dense=weights.read,
-        load_quantized=_linear_loader(packed, scheme, weights, linears) if packed and scheme else None,
+        load_quantized=_linear_loader(packed, scheme, weights, linears, orders)
+        if packed and scheme
+        else None,
         load_side_files=lambda: read_side_files(folder),
     )
 
@@ -73,10 +79,14 @@ def _linear_loader(
     scheme: QuantizationScheme,
     weights: WeightFolder,
     linears: Mapping[str, Iterable[str]],
+    orders: Mapping[str, NDArray[np.int32]],
 ) -> Callable[[str], QuantizedWeight]:
-    return lambda name: packed.unpack(
-        {suffix: weights.read(f"{name}.{suffix}") for suffix in linears[name]}, scheme.of(name)
-    )
+    def load(name: str) -> QuantizedWeight:
+        arrays = {suffix: weights.read(f"{name}.{suffix}") for suffix in linears[name]}
+        weight = packed.unpack(arrays, scheme.of(name))
+        return replace(weight, group_of=orders[name]) if name in orders else weight
+
+    return load
 
 
 def _quantization(section: object, where: str) -> tuple[PackedFormat | None, QuantizationScheme | None]:
@@ -134,19 +144,42 @@ def _take_linears(
 
 
 def _take_orders(
+    packed: PackedFormat,
     tensors: dict[str, TensorInfo],
     weights: WeightFolder,
     shapes: Mapping[str, tuple[int, int]],
     scheme: QuantizationScheme,
-) -> None:
-    """Drop the g_idx of every linear, after a check that it says nothing new."""
+) -> dict[str, NDArray[np.int32]]:
+    """Move the g_idx of every linear out of `tensors`; return those that scatter the channels of a group."""
+    orders = {}
     for name, (_, features) in shapes.items():
-        for suffix in ORDER_SUFFIXES:
+        for suffix in ORDER_SUFFIXES.values():
             key = f"{name}.{suffix}"
             if key in weights.tensors:
                 tensors.pop(key, None)
+                stored = weights.read(key)
+                if suffix == COMPRESSED_TENSORS_ORDER and stored.size and (stored == -1).all():
+                    continue  # as the library leaves it where nothing was reordered
                 where = f"{weights.folder}, linear {name}"
-                check_group_order(weights.read(key), features, scheme.of(name).width(features), where)
+                order = read_group_order(stored, features, scheme.of(name).width(features), where)
+                if order is None:
+                    continue
+                if ORDER_SUFFIXES.get(packed.name) != suffix:
+                    raise UnsupportedError(
+                        "weights in activation order, in a format that has none",
+                        where=where,
+                        why=f"{suffix} scatters the groups; {packed.name} readers do not look at it",
+                        fix="quantize the original model with this tool",
+                    )
+                orders[name] = order
+    return orders
+
+
+def _with_act_order(scheme: QuantizationScheme, scattered: Iterable[str]) -> QuantizationScheme:
+    """Return a scheme that says act_order where a linear has it, whatever config.json said."""
+    targets = {matching_target(name, scheme.exceptions) for name in scattered}
+    exceptions = {name: replace(one, act_order=name in targets) for name, one in scheme.exceptions.items()}
+    return replace(scheme, act_order=None in targets, exceptions=exceptions)
 
 
 def _drop_zero_biases(

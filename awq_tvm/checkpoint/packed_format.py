@@ -43,7 +43,7 @@ class PackedFormat(Protocol):
         """Return (N, K) from the infos of all suffixes; CheckpointError if they disagree."""
 
     def unpack(self, arrays: Mapping[str, NDArray[Any]], scheme: QuantizationScheme) -> QuantizedWeight:
-        """Return the linear that the arrays of all suffixes hold, every value exactly."""
+        """Return the linear that the arrays of all suffixes hold, every value exactly, its groups in order."""
 
 
 class WritableFormat(PackedFormat, Protocol):
@@ -102,6 +102,8 @@ def refuses_as_awq(scheme: QuantizationScheme) -> str | None:
     """Say why AutoAWQ's layouts cannot store a scheme, or None."""
     if scheme.bits != 4:
         return f"bits is {scheme.bits}; AutoAWQ's layouts are for 4 bits"
+    if scheme.act_order:
+        return "AutoAWQ's layouts have the channels of a group side by side, and no g_idx"
     if scheme.exceptions or scheme.group_size == PER_CHANNEL:
         return "AutoAWQ's layouts have one group size and one bit width for the linears, and nothing else"
     return None if scheme.zero_point else "AutoAWQ's layouts always have zero points"

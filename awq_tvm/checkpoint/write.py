@@ -123,6 +123,12 @@ def _packed_linear(
             where=place,
             why=f"{weight.bits} bits, group_size {weight.group_size}; not {scheme.bits}, {scheme.group_size}",
         )
+    if weight.group_of is not None and not scheme.act_order:
+        raise CheckpointError(
+            "a linear is quantized otherwise than the scheme says",
+            where=place,
+            why="the channels of its groups are scattered, and act_order is false",
+        )
     try:
         arrays = packed.pack(weight, scheme)
     except CheckpointError as error:

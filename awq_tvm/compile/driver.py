@@ -180,7 +180,9 @@ def _precision(checkpoint: Checkpoint, target: Target, activations: str) -> Prec
     quantized = {}
     if checkpoint.scheme is not None:
         schemes = {name: checkpoint.scheme.of(name) for name in checkpoint.quantized}
-        quantized = {name: QuantizedShape(one.bits, one.group_size) for name, one in schemes.items()}
+        quantized = {
+            name: QuantizedShape(one.bits, one.group_size, one.act_order) for name, one in schemes.items()
+        }
     return Precision(target.compute_dtype, "float16", activations, quantized)
 
 

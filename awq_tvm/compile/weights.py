@@ -9,7 +9,7 @@ import numpy as np
 
 from awq_tvm.errors import CheckpointError
 from awq_tvm.schedules.layout import DENSE_LAYOUTS, LAYOUTS
-from awq_tvm.schedules.parameter_plan import DenseSource, ParameterPlan, QuantizedSource
+from awq_tvm.schedules.parameter_plan import DenseSource, OrderSource, ParameterPlan, QuantizedSource
 from awq_tvm.schedules.spec import MatmulSpec
 
 if TYPE_CHECKING:
@@ -36,6 +36,9 @@ def packed_weights(checkpoint: Checkpoint, plan: ParameterPlan) -> Iterator[tupl
         if isinstance(source, DenseSource):
             yield name, _dense(checkpoint, source)
             continue
+        if isinstance(source, OrderSource):
+            yield name, _order(checkpoint, source)
+            continue
         # The arrays of one weight follow each other, so one packed weight is kept at a time.
         key = (source.modules, source.layout)
         if key not in packed:
@@ -57,8 +60,14 @@ def _dense(checkpoint: Checkpoint, source: DenseSource) -> Array:
     return cast if source.layout is None else DENSE_LAYOUTS[source.layout].pack(cast)[0]
 
 
+def _order(checkpoint: Checkpoint, source: OrderSource) -> Array:
+    weight = checkpoint.read_quantized(source.module)
+    order = weight.side_by_side()[1]
+    return np.arange(weight.in_features, dtype=np.int32) if order is None else order
+
+
 def _pack(checkpoint: Checkpoint, source: QuantizedSource) -> tuple[Array, ...]:
-    parts = [checkpoint.read_quantized(module) for module in source.modules]
+    parts = [checkpoint.read_quantized(module).side_by_side()[0] for module in source.modules]
     q, scales, zeros = (
         np.concatenate([getattr(part, field) for part in parts]) for field in ("q", "scales", "zeros")
     )

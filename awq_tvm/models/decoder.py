@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import op
 
+from awq_tvm.errors import UnsupportedError
 from awq_tvm.models.layers import Embedding, QuantizedEmbedding, RMSNorm, make_linear, take_rows
 
 if TYPE_CHECKING:
@@ -100,6 +101,13 @@ class DecoderModel(nn.Module):
         """Declare the trunk."""
         super().__init__()
         spec = precision.spec("model.embed_tokens", config.hidden_size, config.vocab_size)
+        if precision.act_order("model.embed_tokens"):
+            raise UnsupportedError(
+                "a token embedding quantized in activation order",
+                where="model.embed_tokens",
+                why="its rows are read as they are, so there is no input that could be put in order",
+                fix="quantize the original model with this tool",
+            )
         self.embed_tokens = (
             QuantizedEmbedding(spec)
             if spec is not None

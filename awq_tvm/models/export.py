@@ -20,7 +20,7 @@ from awq_tvm.models.mistral import MistralForCausalLM
 from awq_tvm.models.qwen2 import Qwen2ForCausalLM
 from awq_tvm.models.qwen3 import Qwen3ForCausalLM
 from awq_tvm.schedules.layout import LAYOUTS
-from awq_tvm.schedules.parameter_plan import DenseSource, ParameterPlan, QuantizedSource, Source
+from awq_tvm.schedules.parameter_plan import DenseSource, OrderSource, ParameterPlan, QuantizedSource, Source
 from awq_tvm.schedules.spec import MatmulSpec
 
 if TYPE_CHECKING:
@@ -127,6 +127,9 @@ def _plan(
     for variable, (exported_name, parameter) in zip(variables, parameters, strict=True):
         name = exported_name.removeprefix(f"{_MODEL}.")
         module, _, suffix = name.rpartition(".")
+        if precision.act_order(module) and suffix == "input_order":
+            sources[variable.name] = OrderSource(module)
+            continue
         if module not in precision.quantized or suffix not in suffixes:
             sources[variable.name] = DenseSource((name,), parameter.dtype)
             continue

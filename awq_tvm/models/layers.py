@@ -22,6 +22,11 @@ def take_rows(table: nn.Tensor, indices: nn.Tensor) -> nn.Tensor:
     return wrap_nested(relax.op.take(table._expr, indices._expr, axis=0, mode="clip"), "take")
 
 
+def take_columns(x: nn.Tensor, indices: nn.Tensor) -> nn.Tensor:
+    """x[:, indices], with indices out of range as in ``take_rows``."""
+    return wrap_nested(relax.op.take(x._expr, indices._expr, axis=1, mode="clip"), "take")
+
+
 class Linear(nn.Module):
     """y[n, out] = x[n, in] @ W[out, in].T + bias[out], W unquantized."""
 
@@ -42,9 +47,13 @@ class Linear(nn.Module):
 
 
 class QuantizedLinear(nn.Module):
-    """A linear whose weight is a dequantize PrimFunc over codes, scales and zero points."""
+    """A linear whose weight is a dequantize PrimFunc over codes, scales and zero points.
 
-    def __init__(self, spec: MatmulSpec, *, bias: bool) -> None:
+    The weight of one that was quantized in activation order has its columns put side by side, group by group, when
+    it is packed; its inputs are gathered in the same order.
+    """
+
+    def __init__(self, spec: MatmulSpec, *, bias: bool, act_order: bool = False) -> None:
         """Declare the arrays of the row layout, in which every model is exported."""
         super().__init__()
         self.spec = spec
@@ -52,9 +61,12 @@ class QuantizedLinear(nn.Module):
         for array in layout.arrays(spec):
             setattr(self, array.suffix, nn.Parameter(array.shape, array.dtype))
         self.bias = nn.Parameter((spec.out_features,), spec.dtype) if bias else None
+        self.input_order = nn.Parameter((spec.in_features,), "int32") if act_order else None
 
     def forward(self, x: nn.Tensor) -> nn.Tensor:
         """Apply to x[n, in]."""
+        if self.input_order is not None:
+            x = take_columns(x, self.input_order)
         layout, shape = LAYOUTS["row"], (self.spec.out_features, self.spec.in_features)
         weight = op.tensor_ir_op(
             dequantize(self.spec, layout),
@@ -112,6 +124,7 @@ class QuantizedEmbedding(nn.Module):
 
     project = QuantizedLinear.forward
     bias = None
+    input_order = None
 
 
 class RMSNorm(nn.Module):
@@ -134,7 +147,7 @@ def make_linear(
     """A quantized linear where the checkpoint has one under ``name``, a plain one elsewhere."""
     spec = precision.spec(name, in_features, out_features)
     if spec is not None:
-        return QuantizedLinear(spec, bias=bias)
+        return QuantizedLinear(spec, bias=bias, act_order=precision.act_order(name))
     return Linear(
         in_features, out_features, bias=bias, weight_dtype=precision.weight_dtype, dtype=precision.dtype
     )

@@ -11,10 +11,14 @@ from awq_tvm.schedules.spec import MatmulSpec
 
 @dataclass(frozen=True)
 class QuantizedShape:
-    """Bits and group size of one quantized weight of the checkpoint; -1 is one group a row."""
+    """Bits and group size of one quantized weight of the checkpoint; -1 is one group a row.
+
+    Where ``act_order`` is set, the channels of a group need not be neighbours in the checkpoint.
+    """
 
     bits: int
     group_size: int
+    act_order: bool = False
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,10 @@ class Precision:
     def spec(self, name: str, in_features: int, out_features: int) -> MatmulSpec | None:
         """The spec of the linear ``name``, or None where the checkpoint holds it unquantized."""
         return self.quantized_spec(name, in_features, out_features) if name in self.quantized else None
+
+    def act_order(self, name: str) -> bool:
+        """Whether the inputs of the linear ``name`` must be put in the order of its groups."""
+        return name in self.quantized and self.quantized[name].act_order
 
     def quantized_spec(self, name: str, in_features: int, out_features: int) -> MatmulSpec:
         """The spec of the quantized linear ``name``.

@@ -62,6 +62,11 @@ def spoiled_scale(value: float) -> np.ndarray:
         ({"scales": spoiled_scale(-1.0)}, r"scales\[2, 1\] is -1.0"),
         ({"scales": spoiled_scale(np.nan)}, r"scales\[2, 1\] is nan"),
         ({"scales": spoiled_scale(np.inf)}, r"scales\[2, 1\] is inf"),
+        ({"group_of": np.zeros(31, np.int32)}, r"groups are int32 \[31\]; needed: int32 \[32\]"),
+        ({"group_of": np.zeros(32, np.int64)}, r"groups are int64 \[32\]"),
+        ({"group_of": np.zeros(32, np.int32)}, "group 0 has 32 channels; needed: 8"),
+        ({"group_of": np.arange(32, dtype=np.int32)}, "in group 0 or 31 of 4"),
+        ({"group_of": np.arange(-1, 31, dtype=np.int32)}, "in group -1 or 30 of 4"),
     ],
 )
 def test_quantized_weight_refuses(change: dict[str, Any], message: str) -> None:

@@ -1,4 +1,4 @@
-"""gptq and group_order: the bytes as AutoGPTQ makes them, and what is refused."""
+"""gptq: the bytes as AutoGPTQ makes them, and what is refused."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from awq_tvm.checkpoint import QuantizationScheme
 from awq_tvm.checkpoint.base import TensorInfo
 from awq_tvm.checkpoint.formats import format_of
 from awq_tvm.checkpoint.gptq import Gptq
-from awq_tvm.checkpoint.group_order import check_group_order
 from awq_tvm.errors import CheckpointError, UnsupportedError
 
 from .tiny_models import assert_same, gptq_arrays, infos_of, random_weight
@@ -151,20 +150,3 @@ def test_shapes_refused(suffix: str, dtype: str, shape: tuple[int, ...], message
     assert Gptq().check(infos, scheme) == (32, 64)  # the good twin
     with pytest.raises(CheckpointError, match=message):
         Gptq().check(infos | {suffix: TensorInfo(dtype, shape, "", 0)}, scheme)
-
-
-@pytest.mark.parametrize(
-    ("order", "kind", "message"),
-    [
-        (np.repeat([1, 0], 4), UnsupportedError, "activation order"),
-        (np.tile([0, 1], 4), UnsupportedError, "activation order"),
-        (np.zeros(7, int), CheckpointError, r"needed: integers \[8\] below 2"),
-        (np.full(8, 2), CheckpointError, "needed: integers"),
-        (np.full(8, -1), CheckpointError, "needed: integers"),
-        (np.zeros(8), CheckpointError, "needed: integers"),
-    ],
-)
-def test_orders_refused(order: np.ndarray, kind: type[Exception], message: str) -> None:
-    check_group_order(np.repeat([0, 1], 4), 8, 4, "here")  # the good twin
-    with pytest.raises(kind, match=message):
-        check_group_order(order, 8, 4, "here")

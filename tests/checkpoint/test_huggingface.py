@@ -283,7 +283,7 @@ def no_linears(weights: dict[str, np.ndarray], config: dict[str, Any]) -> None:
     [
         (drop(f"{UP}.scales"), CheckpointError, "incomplete"),
         (drop(f"{UP}.qweight"), CheckpointError, "missing: model.layers.0.mlp.up_proj.weight"),
-        (add(f"{UP}.g_idx", [3, 2, 1, 0] * 8), UnsupportedError, "activation order"),
+        (add(f"{UP}.g_idx", [3, 2, 1, 0] * 8), UnsupportedError, "in a format that has none"),
         (add(f"{UP}.g_idx", [0] * 31), CheckpointError, "does not give each input channel a group"),
         (add(f"{UP}.bias", [0, 1] * 32), CheckpointError, "extra: model.layers.0.mlp.up_proj.bias"),
         (add(f"{UP}.surplus"), CheckpointError, "extra: model.layers.0.mlp.up_proj.surplus"),

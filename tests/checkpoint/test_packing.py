@@ -199,7 +199,12 @@ def ct_section(**weights: Any) -> dict[str, Any]:
         (ct_section(type="float"), UnsupportedError, "weights.type is 'float'"),
         (ct_section(strategy="tensor"), UnsupportedError, "weights.strategy is 'tensor'"),
         (ct_section(strategy="channel"), UnsupportedError, "weights.group_size is 8 by channel"),
-        (ct_section(actorder="group"), UnsupportedError, "weights.actorder is 'group'"),
+        (ct_section(actorder="random"), UnsupportedError, "weights.actorder is 'random'"),
+        (
+            ct_section(actorder="group", strategy="channel", group_size=-1),
+            UnsupportedError,
+            "weights.actorder is 'group' by channel",
+        ),
         (ct_section() | {"format": "int-quantized"}, UnsupportedError, "format is 'int-quantized'"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,13 @@ def random_weight(
     )
 
 
+def scattered_weight(shape: tuple[int, int], bits: int, group_size: int, **options: Any) -> QuantizedWeight:
+    """The same with channels drawn into groups by chance."""
+    weight = random_weight(shape, bits, group_size, **options)
+    groups = np.random.default_rng(options.get("seed", 0)).permutation(shape[1]) // group_size
+    return replace(weight, group_of=groups.astype(np.int32))
+
+
 def infos_of(arrays: dict[str, np.ndarray]) -> dict[str, TensorInfo]:
     return {
         name: TensorInfo(array.dtype.name, array.shape, "", array.nbytes) for name, array in arrays.items()
@@ -151,6 +159,9 @@ def assert_same(left: QuantizedWeight, right: QuantizedWeight) -> None:
     np.testing.assert_array_equal(left.zeros, right.zeros)
     np.testing.assert_array_equal(left.scales.view(np.uint16), right.scales.view(np.uint16))
     assert (left.bits, left.group_size) == (right.bits, right.group_size)
+    assert (left.group_of is None) == (right.group_of is None)
+    if left.group_of is not None:
+        np.testing.assert_array_equal(left.group_of, right.group_of)
 
 
 def gemv_arrays(weight: QuantizedWeight) -> dict[str, np.ndarray]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -103,6 +103,16 @@ def round_to_nearest(weight: Array, bits: int, group_size: int) -> QuantizedWeig
     )
 
 
+def scattered(weight: Array, bits: int, group_size: int, seed: int) -> QuantizedWeight:
+    """The same with groups of channels drawn by chance, as a quantizer that goes by activation order makes."""
+    order = np.random.default_rng(seed).permutation(weight.shape[1])
+    sorted_columns = round_to_nearest(weight[:, order], bits, group_size)
+    q, group_of = np.empty_like(sorted_columns.q), np.empty(len(order), np.int32)
+    q[:, order] = sorted_columns.q
+    group_of[order] = np.arange(len(order)) // group_size
+    return replace(sorted_columns, q=q, group_of=group_of)
+
+
 def save_quantized(
     model: Any,
     folder: Path,
@@ -112,9 +122,10 @@ def save_quantized(
     embedding: bool = False,
     exceptions: Mapping[str, QuantizationScheme] | None = None,
     side_files: Mapping[str, bytes] | None = None,
+    act_order: bool = False,
 ) -> Path:
     """Quantize the layers' linears, the embedding if asked, and `exceptions` in place; write a checkpoint."""
-    scheme = QuantizationScheme(bits, group_size, exceptions=exceptions or {})
+    scheme = QuantizationScheme(bits, group_size, exceptions=exceptions or {}, act_order=act_order)
     state = {name: array.numpy() for name, array in model.state_dict().items()}
     config = model.config.to_dict()
     linears = {
@@ -127,6 +138,10 @@ def save_quantized(
             or name in scheme.exceptions
         )
     }
+    for seed, name in enumerate(linears):
+        one, array = scheme.of(name), state[f"{name}.weight"]
+        if one.act_order:
+            linears[name] = scattered(array, one.bits, one.width(array.shape[1]), seed)
     with torch.no_grad():
         for name, weight in linears.items():
             model.get_submodule(name).weight.copy_(torch.from_numpy(weight.dequantize()))
@@ -196,6 +211,7 @@ def compile_quantized(
     group_size: int = 32,
     embedding: bool = False,
     exceptions: Mapping[str, QuantizationScheme] | None = None,
+    act_order: bool = False,
     **options: Any,
 ) -> Compiled:
     """Quantize the model in place, save, compile for this machine with float activations."""
@@ -206,6 +222,7 @@ def compile_quantized(
         group_size=group_size,
         embedding=embedding,
         exceptions=exceptions,
+        act_order=act_order,
     )
     return _compile(model, checkpoint, folder / "bundle", {"activations": "float", **options})
 
