@@ -27,6 +27,9 @@ from awq_tvm.quantize.streamed_model import StreamedModel
 
 # What F is made of by the identity: a few thousand tokens do not show every direction.
 _EVEN = 0.1
+# Behind the blocks every token is by itself. Logits, their softmax and its gradient of a whole sample would take
+# gigabytes where the vocabulary is large.
+_TOKENS_AT_ONCE = 128
 
 
 def measure_importance(
@@ -86,13 +89,17 @@ def _gradient_of_drawn(
     model: StreamedModel, ids: Tensor, hidden: Tensor, mask: Tensor, generator: torch.Generator
 ) -> Tensor:
     """Gradient of the log-likelihood of tokens that the model draws, summed over those that count: [1, L, H]."""
-    hidden.requires_grad_()
-    with torch.enable_grad(), fast_gradients():
-        logits = model.logits(ids, hidden)[mask].log_softmax(dim=-1)
-        drawn = torch.multinomial(logits.detach().exp(), 1, generator=generator)
-        logits.gather(1, drawn).sum().backward()
-    assert hidden.grad is not None
-    return hidden.grad
+    gradients = []
+    for start in range(0, hidden.shape[1], _TOKENS_AT_ONCE):
+        some = slice(start, start + _TOKENS_AT_ONCE)
+        leaving = hidden[:, some].clone().requires_grad_()
+        with torch.enable_grad(), fast_gradients():
+            likelihood = model.logits(ids[:, some], leaving)[mask[some]].log_softmax(dim=-1)
+            if likelihood.numel():
+                drawn = torch.multinomial(likelihood.detach().exp(), 1, generator=generator)
+                likelihood.gather(1, drawn).sum().backward()
+        gradients.append(torch.zeros_like(leaving) if leaving.grad is None else leaving.grad)
+    return torch.cat(gradients, dim=1)
 
 
 def _importance(gradients: list[Tensor], leaving: HiddenStates, loss_mask: Tensor, index: int) -> Tensor:

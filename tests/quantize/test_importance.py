@@ -85,6 +85,19 @@ def test_it_is_the_fisher_information_of_the_whole_model(tmp_path, monkeypatch, 
         assert float(matrix.diagonal().mean()) == pytest.approx(1.0, rel=1e-4)
 
 
+def test_tokens_may_be_taken_some_at_a_time(tmp_path, monkeypatch):
+    """The same gradients: the last part is shorter, and of one part nothing counts."""
+    save_tiny_model(tmp_path / "model")
+    ids, mask = _ids(samples=1), torch.ones(1, 20, dtype=torch.bool)
+    mask[0, 8:16] = False
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "whole" / "model").symlink_to(tmp_path / "model")
+    whole = _measure(tmp_path / "whole", ids, mask)
+    monkeypatch.setattr(importance, "_TOKENS_AT_ONCE", 8)
+    for index, matrix in _measure(tmp_path, ids, mask).items():
+        assert float((matrix - whole[index]).norm() / whole[index].norm()) < 1e-2
+
+
 def test_an_error_is_weighed_by_its_direction():
     generator = torch.Generator().manual_seed(0)
     target, change = (torch.randn(1, 5, 8, generator=generator) for _ in range(2))
