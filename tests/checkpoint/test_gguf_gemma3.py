@@ -153,7 +153,7 @@ def test_tokenizer_as_gemma_has_it(tmp_path: Path) -> None:
 
 
 def test_llama_cpp_computes_the_same(tmp_path: Path) -> None:
-    """The file that all these tests write is one that llama.cpp runs, past the windows, to our logits."""
+    """The file that these tests write is one that llama.cpp runs, past the windows, to our logits."""
     llama_cpp = pytest.importorskip("llama_cpp")
     from awq_tvm.quantize.reference import reference_logits
 
