@@ -150,3 +150,22 @@ def test_tokenizer_as_gemma_has_it(tmp_path: Path) -> None:
     ]
     assert tokenizer.decode(encoded.ids, skip_special_tokens=True) == text.removesuffix("<end_of_turn>")
     assert json.loads(files["generation_config.json"])["eos_token_id"] == [1, 5]
+
+
+def test_llama_cpp_computes_the_same(tmp_path: Path) -> None:
+    """The file that these tests write is one that llama.cpp runs, past the windows, to our logits."""
+    llama_cpp = pytest.importorskip("llama_cpp")
+    from awq_tvm.quantize.reference import reference_logits
+
+    config = tiny_config("gemma3_text", tie_word_embeddings=True, rope_local_base_freq=10000.0)
+    weights = {
+        name: values * 0.3 if values.ndim == 2 else values for name, values in tiny_weights(config).items()
+    }
+    file = save_gguf(tmp_path / "m.gguf", config, weights)
+    ids = [1, 5, 17, 40, 9, 9, 23, 30, 31, 2, 7]
+    model = llama_cpp.Llama(str(file), n_ctx=64, n_threads=1, logits_all=True, verbose=False)
+    model.eval(ids)
+    found = np.array(model._scores[: len(ids)])
+    model.close()
+    expected = reference_logits(str(file))(np.array(ids))
+    assert np.linalg.norm(found - expected) < 0.002 * np.linalg.norm(expected)

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from awq_tvm.checkpoint import Checkpoint, QuantizationScheme, QuantizedWeight, open_checkpoint
-from awq_tvm.checkpoint.config import FAMILIES
 from awq_tvm.checkpoint.gguf_file import gguf_name, hugging_face_name, permuted_rows, unpermute_heads
+from awq_tvm.checkpoint.gguf_metadata import ARCHITECTURES
 from awq_tvm.checkpoint.gguf_tokenizer import _PRE_TOKENIZERS, _splitter, pre_tokenizer_name
 from awq_tvm.checkpoint.gguf_write import KINDS, exact_blocks, write_gguf
 from awq_tvm.checkpoint.write import write_quantized_checkpoint
@@ -120,7 +120,7 @@ def test_names_and_row_order_are_undone_by_the_reader() -> None:
     assert permuted_rows(8, 1).tolist() == [0, 4, 1, 5, 2, 6, 3, 7]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ARCHITECTURES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_dense_models_come_back(tmp_path: Path, side_files: dict[str, bytes], family: str, kind: str) -> None:
     checkpoint = dense(tmp_path / "a", side_files, family=family, tie_word_embeddings=kind == "q4_0")
@@ -420,7 +420,7 @@ def gentle(config: dict[str, Any], weights: dict[str, np.ndarray], files: dict[s
             weights[name] = values * np.float16(0.2)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ARCHITECTURES)
 @pytest.mark.parametrize("kind", ["f16", "q8_0", "q4_1"])
 def test_llama_cpp_computes_the_same(
     tmp_path: Path, side_files: dict[str, bytes], family: str, kind: str
