@@ -5,13 +5,16 @@ VENV := .venv
 STAMP := $(VENV)/.installed
 RUN := $(VENV)/bin/python
 
-.PHONY: help demo test test-full lint format clean
+.PHONY: help demo test test-full lint format clean bench-quality bench-quality-peers bench-memory
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       quantize, compile and run a small real model, and measure it"
 	@echo "make test       linters, type checks and the fast tests"
 	@echo "make test-full  the same with the slow tests"
+	@echo "make bench-quality TEXT=FILE        every recipe and every step left out, on a text of yours"
+	@echo "make bench-quality-peers TEXT=FILE  ours beside AutoRound, llm-compressor and HQQ"
+	@echo "make bench-memory                   memory of three blocks as wide as Llama-2-70B's"
 	@echo "make format     let ruff rewrite what it can"
 	@echo "make clean      remove what was built, the environment included"
 
@@ -37,6 +40,21 @@ test: lint
 
 test-full: lint
 	$(RUN) -m pytest -q
+
+# TEXT is a UTF-8 text to score on, CALIBRATION one to calibrate on: see docs/quality.md.
+TEXT ?= $(error give a text to score on: make $@ TEXT=FILE)
+CALIBRATION ?= default
+ABLATIONS := rtn,paper,awq without clip,awq without value scales,awq,learned rounding alone,awq+ without scales,$\
+	awq+ without clip,awq+ on full-precision inputs,awq+ by the plain error,awq+
+
+bench-quality: $(STAMP)
+	$(RUN) -m benchmarks.quality --text $(TEXT) --calibration $(CALIBRATION) --recipes "$(ABLATIONS)"
+
+bench-quality-peers: $(STAMP)
+	$(RUN) -m benchmarks.quality_peers --text $(TEXT) --calibration $(CALIBRATION)
+
+bench-memory: $(STAMP)
+	$(RUN) -m benchmarks.memory_quantize
 
 format: $(STAMP)
 	$(VENV)/bin/ruff check --fix .
