@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--context", type=int, default=1024)
     parser.add_argument("--autoround-steps", type=int, default=200, help="200 is AutoRound's default")
     parser.add_argument("--autoround-batch", type=int, default=8, help="8 is AutoRound's default")
-    parser.add_argument("--hqq-zeros", choices=("integer", "float"), default="integer")
+    parser.add_argument("--hqq-zeros", choices=("integer", "float"), default="float")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--timeout", type=int, default=7200, help="seconds that a quantizer may take")
     parser.add_argument("--environments", type=Path, default=ROOT / "build" / "peers")
