@@ -186,7 +186,7 @@ def test_a_resumed_run_keeps_the_widths(tmp_path, monkeypatch):
 
     with pytest.raises(StopError):
         _run(tmp_path, "q", bits="auto:3.6", group_size=32, progress=stop)
-    monkeypatch.setattr("awq_tvm.quantize.quantize.measure_sensitivities", None)
+    monkeypatch.setattr("awq_tvm.quantize.preparation.measure_sensitivities", None)
     resumed = _run(tmp_path, "q", bits="auto:3.6", group_size=32, resume=True)
     monkeypatch.undo()
     whole = _run(tmp_path, "whole", bits="auto:3.6", group_size=32)

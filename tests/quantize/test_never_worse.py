@@ -14,6 +14,7 @@ from awq_tvm.quantize.block_calls import catch_block_inputs
 from awq_tvm.quantize.block_step import BlockTask, block_loss, quantize_block, require_never_worse
 from awq_tvm.quantize.group_quantize import Rounding
 from awq_tvm.quantize.hidden_states import FULL, QUANTIZED, HiddenStates, HiddenStatesWriter
+from awq_tvm.quantize.plain_linears import replace_by_linears
 from tests.quantize.tiny_models import ALL_FAMILIES, VOCABULARY, tiny_model
 
 OPTIONS = AwqOptions(scale_steps=6)
@@ -61,6 +62,7 @@ SHAPES = {"several": (3, 24), "one sample": (1, 24), "one token": (1, 1), "singl
 
 def _task(folder, family, hurt, shape, rounding) -> BlockTask:
     model = tiny_model(family)
+    replace_by_linears(model)
     architecture = architecture_of(model.config.to_dict())
     ids = torch.randint(0, VOCABULARY, shape, generator=torch.Generator().manual_seed(1))
     _, arguments = catch_block_inputs(model, architecture, ids[:1])
