@@ -1,6 +1,6 @@
 """HQQ: scales and zero points that fit the weights, without calibration (Badri and Shaji, 2023).
 
-Its own zero points are fractions. Here they are rounded to integers, as all other quantizers have them, and the
+Its own zero points are fractions. To have them as all other quantizers do, they are rounded to integers and the
 weights rounded anew; `--hqq-zeros float` leaves both as they are.
 """
 
