@@ -2,6 +2,7 @@
 
     python -m benchmarks.memory_quantize                    3 blocks as wide as Llama 2 70B, awq
     python -m benchmarks.memory_quantize --blocks 2 --hidden 1024 --intermediate 2816 --heads 8 --kv-heads 2
+    python -m benchmarks.memory_quantize --blocks 1 --samples 2 -- --scale-steps 2 --clip none      the peak, sooner
 
 The blocks are written shard by shard in bfloat16 to a folder below --folder, never whole in memory, and quantized in
 a process of its own by the command a user types. Prints one JSON line: the peak of the resident set, the peaks of its
@@ -49,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--bar", type=float, default=6.0, help="GiB that the peak may have")
     parser.add_argument("--timeout", type=float, default=7200, help="seconds that quantizing may take")
     parser.add_argument("--folder", type=Path, help="where there is room: 6 GB for the default")
+    parser.add_argument("more", nargs="*", help="after --: more arguments of `quantize`")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         write_model(Path(folder) / "model", options)
@@ -160,6 +162,7 @@ def quantize(folder: Path, options: argparse.Namespace) -> dict[str, Any] | None
     command = [sys.executable, "-m", "awq_tvm", "quantize", str(folder / "model"), "-o", str(folder / "out")]
     command += ["--method", options.method, "--calibration", str(folder / "text.txt"), "--json"]
     command += ["--samples", str(options.samples), "--sequence-length", str(options.sequence_length)]
+    command += options.more
     environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads), "PYTHONPATH": str(ROOT)}
     started, highest = time.monotonic(), dict.fromkeys(_STATUS, 0)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)

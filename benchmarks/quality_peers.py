@@ -56,12 +56,14 @@ class Peer:
 
 
 _LLM_COMPRESSOR = ("torch==2.13.0", "transformers==5.17.0", "llmcompressor==0.14.0.1")
+_HQQ = (*NEWEST, "hqq==0.2.8.post1")
 PEERS = {
     "autoround": Peer(
         "autoround", (*NEWEST, "auto-round==0.16.1"), options=("autoround_steps", "autoround_batch")
     ),
     "llm-compressor-awq": Peer("llm_compressor", _LLM_COMPRESSOR, ("--algorithm", "awq")),
-    "hqq": Peer("hqq", (*NEWEST, "hqq==0.2.8.post1"), options=("hqq_zeros",)),
+    "hqq": Peer("hqq", _HQQ, ("--hqq-zeros=integer",)),
+    "hqq-float": Peer("hqq", _HQQ, ("--hqq-zeros=float",)),
     "gptq": Peer("llm_compressor", _LLM_COMPRESSOR, ("--algorithm", "gptq")),
 }
 OURS = ("rtn", "paper", "awq", "awq+")
@@ -105,7 +107,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--context", type=int, default=1024)
     parser.add_argument("--autoround-steps", type=int, default=200, help="200 is AutoRound's default")
     parser.add_argument("--autoround-batch", type=int, default=8, help="8 is AutoRound's default")
-    parser.add_argument("--hqq-zeros", choices=("integer", "float"), default="float")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--timeout", type=int, default=7200, help="seconds that a quantizer may take")
     parser.add_argument("--environments", type=Path, default=ROOT / "build" / "peers")

@@ -1,7 +1,7 @@
 """HQQ: scales and zero points that fit the weights, without calibration (Badri and Shaji, 2023).
 
-What it fits are zero points that are fractions: more than the other formats can hold, and kept here, so that HQQ is
-at its best. `--hqq-zeros integer` rounds them, and the weights anew, which leaves little of the fit.
+Its own zero points are fractions. To have them as all other quantizers do, they are rounded to integers and the
+weights rounded anew; `--hqq-zeros float` leaves both as they are.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from peers.interface import read_job, snap
 def main() -> None:
     """Quantize by HQQ."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--hqq-zeros", choices=("integer", "float"), default="float")
+    parser.add_argument("--hqq-zeros", choices=("integer", "float"), default="integer")
     job = read_job(parser)
     model = job.load_model()
     weights = {}
