@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from tokenizers import Tokenizer
 
 from awq_tvm.checkpoint import Checkpoint
 from awq_tvm.errors import UsageError
@@ -19,11 +20,19 @@ from awq_tvm.quantize.documents import DocumentEncoder
 from awq_tvm.quantize.samples import cut, pack
 from awq_tvm.quantize.self_text import sample_from_model
 from awq_tvm.quantize.text_sources import python_help_topics, read_data_set, read_json_lines, read_text
-from awq_tvm.quantize.text_tokens import Document
+from awq_tvm.quantize.text_tokens import Document, unknown_token
 
 # Above this many weights the default text is not the model's own: it would take too long and too much memory.
 _MOST_WEIGHTS_THAT_WRITE = 10**9
 _JSON_LINES = (".jsonl", ".ndjson")
+# A text that the vocabulary does not fit has tokens below both. By characters alone Chinese would be below in a
+# vocabulary made for it (a character is nearly a word: 1.5 a token in Gemma 3's); by bytes alone Cyrillic letter by
+# letter would not, at two bytes each. SmolLM2 takes 4.1 and 4.1 of English, 2.3 and 2.4 of German, and is below both
+# with Russian (1.3 and 2.4), Greek, Arabic, Hindi, Chinese (0.6 and 1.7) and columns of numbers.
+_FEWEST_CHARACTERS, _FEWEST_BYTES = 1.5, 2.5
+# Smaller vocabularies are hardly more than an alphabet, and take many tokens for any text.
+_SMALLEST_VOCABULARY = 1000
+_MOST_UNKNOWN = 0.01
 
 
 @dataclass(frozen=True)
@@ -86,6 +95,7 @@ def calibrate(
         )
         mask = np.ones(token_ids.shape, dtype=bool)
         return Calibration(token_ids, mask, "the model itself, temperature 1", _sha256(token_ids, mask))
+    separator = separator_of(checkpoint.config)
     size: dict[str, int] = {"samples": samples, "sequence_length": sequence_length}
     one_text = calibration == "topics" or not _has_rows(calibration)
     with DocumentEncoder(checkpoint) as encoder:
@@ -101,19 +111,20 @@ def calibrate(
             else:
                 source, rows = Path(calibration).name, read_json_lines(Path(calibration), seed)
             documents = _enough(encoder, rows, samples * sequence_length)
+        misfits = _misfits(documents, encoder.tokenizer, separator, source)
     tokens = sum(document.ids.size for document in documents)
     if one_text and tokens >= samples * sequence_length:
         token_ids = cut(documents[0].ids, source, seed=seed, **size)
         mask = np.ones(token_ids.shape, dtype=bool)
     else:
-        token_ids, mask = pack(documents, separator_of(checkpoint.config), source, **size)
+        token_ids, mask = pack(documents, separator, source, **size)
     warnings: tuple[str, ...] = ()
     if tokens < samples * sequence_length:
         warnings = (
             f"the calibration text ({source}) has {tokens} tokens; {samples} samples of {sequence_length} tokens "
             f"need {samples * sequence_length}",
         )
-    return Calibration(token_ids, mask, source, _sha256(token_ids, mask), warnings)
+    return Calibration(token_ids, mask, source, _sha256(token_ids, mask), (*warnings, *misfits))
 
 
 def separator_of(config: Mapping[str, Any]) -> int | None:
@@ -125,6 +136,34 @@ def separator_of(config: Mapping[str, Any]) -> int | None:
         if isinstance(found, int):
             return found
     return None
+
+
+def _misfits(
+    documents: Sequence[Document], tokenizer: Tokenizer, separator: int | None, source: str
+) -> Iterator[str]:
+    """Warnings about text that the vocabulary is not made for; it says little about what the model is used for."""
+    tokens = sum(document.ids.size for document in documents)
+    if not tokens:
+        return
+    characters = sum(document.characters for document in documents) / tokens
+    size = sum(document.utf8_bytes for document in documents) / tokens
+    if (
+        characters < _FEWEST_CHARACTERS
+        and size < _FEWEST_BYTES
+        and tokenizer.get_vocab_size() >= _SMALLEST_VOCABULARY
+    ):
+        yield (
+            f"the model's vocabulary hardly fits the calibration text ({source}): a token is {characters:.1f} "
+            f"characters ({size:.1f} bytes), in text that it fits about 4; calibrate on what the model is used for"
+        )
+    # Some models end texts with the same token: then it says nothing.
+    if (unknown := unknown_token(tokenizer)) not in (None, separator):
+        share = sum(int((document.ids == unknown).sum()) for document in documents) / tokens
+        if share > _MOST_UNKNOWN:
+            yield (
+                f"{share:.1%} of the tokens of the calibration text ({source}) stand for what the model's vocabulary "
+                "lacks; calibrate on what the model is used for"
+            )
 
 
 def _has_rows(calibration: str) -> bool:

@@ -39,11 +39,14 @@ class DocumentEncoder:
 
     Raises:
         CheckpointError: the model has no tokenizer that can be read.
+
+    Attributes:
+        tokenizer: the model's own.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
-        self._tokenizer = load_tokenizer(checkpoint)
+        self.tokenizer = load_tokenizer(checkpoint)
         self._vocabulary: int = checkpoint.config["vocab_size"]
 
     def __enter__(self) -> DocumentEncoder:
@@ -92,9 +95,9 @@ class DocumentEncoder:
                 where=where,
                 why=f"character {error.start} is the lone surrogate U+{ord(text[error.start]):04X}",
             ) from None
-        ids = encode(self._tokenizer, text)
+        ids = encode(self.tokenizer, text)
         check_vocabulary(ids, where, self._vocabulary)
-        return Document(ids, len(text))
+        return Document(ids, len(text), len(text.encode()))
 
     def _conversation(self, turns: list[tuple[str, str]], where: str) -> Document:
         try:
@@ -107,7 +110,8 @@ class DocumentEncoder:
         except AwqTvmError as error:
             raise type(error)(error.what, where=where, why=error.why, fix=error.fix) from None
         check_vocabulary(ids, where, self._vocabulary)
-        return Document(ids, sum(len(piece.text) for piece in pieces))
+        text = "".join(piece.text for piece in pieces)
+        return Document(ids, len(text), len(text.encode()))
 
     @cached_property
     def _chat_tokenizer(self) -> prompt.Tokenizer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,11 +20,13 @@ class Document:
     Attributes:
         ids: its tokens, int64 [T].
         characters: how many it is written with.
+        utf8_bytes: how many they are in UTF-8.
         loss_mask: bool [T], the tokens that count in losses; None for all.
     """
 
     ids: npt.NDArray[np.int64]
     characters: int
+    utf8_bytes: int
     loss_mask: npt.NDArray[np.bool_] | None = None
 
     def counting(self) -> npt.NDArray[np.bool_]:
@@ -54,6 +57,14 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def unknown_token(tokenizer: Tokenizer) -> int | None:
+    """The token that stands for what the vocabulary lacks; None where it lacks nothing, or leaves it out."""
+    model = json.loads(tokenizer.to_str())["model"]
+    # Unigram has it as a number, the others as a word.
+    found: int | None = model.get("unk_id")
+    return tokenizer.token_to_id(model["unk_token"]) if model.get("unk_token") else found
 
 
 def encode(tokenizer: Tokenizer, text: str) -> npt.NDArray[np.int64]:

@@ -8,11 +8,13 @@ import json
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from awq_tvm.checkpoint import open_checkpoint
 from awq_tvm.errors import CheckpointError, UnsupportedError, UsageError
 from awq_tvm.quantize.calibration import calibrate, default_for, separator_of
-from awq_tvm.quantize.text_tokens import load_tokenizer
+from awq_tvm.quantize.text_sources import python_help_topics
+from awq_tvm.quantize.text_tokens import load_tokenizer, unknown_token
 from tests.quantize.tiny_models import save_tiny_model, write_text
 
 
@@ -72,6 +74,82 @@ def test_documents_without_text_are_no_calibration(tmp_path):
     save_tiny_model(tmp_path / "model")
     with pytest.raises(UsageError, match=r"(?s)is empty.*rows\.jsonl"):
         _calibrate(tmp_path / "model", _documents(tmp_path / "rows.jsonl", ["", "  "]), 1, 4)
+
+
+RUSSIAN = "Жили-были дед и баба, была внучка Маша, был и большой рыжий кот. " * 30  # noqa: RUF001 - Cyrillic is meant
+CHINESE = "从前有一个国王。他有一个女儿。长得非常美丽。但是非常骄傲。" * 30
+
+
+def _english_model(folder, kind, vocabulary=2000):
+    """A tiny model with a tokenizer trained on the beginning of the help topics."""
+    save_tiny_model(folder, vocab_size=vocabulary)
+    if kind == "byte-level":
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
+        special, alphabet = [], pre_tokenizers.ByteLevel.alphabet()
+    else:
+        tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+        special, alphabet = ["<unk>"], []
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(python_help_topics()[:100_000].split("\n\n"), trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "with unknown tokens"])
+def test_text_of_the_vocabularys_own_language_is_no_misfit(tmp_path, kind):
+    _english_model(tmp_path / "model", kind)
+    (tmp_path / "text.txt").write_text(python_help_topics()[200_000:220_000])
+    assert _calibrate(tmp_path / "model", tmp_path / "text.txt", 4, 64).warnings == ()
+
+
+@pytest.mark.parametrize("text", [RUSSIAN, CHINESE, "0.1234\n" * 300])
+def test_text_that_takes_a_token_a_letter_is_a_misfit(tmp_path, text):
+    """As one text and as documents; the numbers are in the warning."""
+    _english_model(tmp_path / "model", "byte-level")
+    (tmp_path / "text.txt").write_text(text)
+    _documents(tmp_path / "rows.jsonl", [text])
+    tokens = len(load_tokenizer(open_checkpoint(str(tmp_path / "model"))).encode(text).ids)
+    for name in ("text.txt", "rows.jsonl"):
+        (warning,) = _calibrate(tmp_path / "model", tmp_path / name, 2, 32).warnings
+        assert f"({name})" in warning
+        size = len(text.encode()) / tokens
+        assert f"a token is {len(text) / tokens:.1f} characters ({size:.1f} bytes)" in warning
+
+
+def test_a_vocabulary_that_is_an_alphabet_fits_any_text(tmp_path):
+    _english_model(tmp_path / "model", "byte-level", vocabulary=300)
+    (tmp_path / "text.txt").write_text(RUSSIAN)
+    assert _calibrate(tmp_path / "model", tmp_path / "text.txt", 2, 32).warnings == ()
+
+
+def test_text_that_the_vocabulary_lacks_is_a_misfit(tmp_path):
+    _english_model(tmp_path / "model", "with unknown tokens")
+    (tmp_path / "text.txt").write_text("The old man lived by the sea. " * 50 + CHINESE)
+    (warning,) = _calibrate(tmp_path / "model", tmp_path / "text.txt", 2, 32).warnings
+    tokenizer = load_tokenizer(open_checkpoint(str(tmp_path / "model")))
+    ids = np.array(tokenizer.encode((tmp_path / "text.txt").read_text()).ids)
+    assert f"{np.mean(ids == 0):.1%} of the tokens" in warning
+    # A model whose texts end with the unknown token.
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps({**config, "eos_token_id": 0}))
+    assert _calibrate(tmp_path / "model", tmp_path / "text.txt", 2, 32).warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("model", "unknown"),
+    [
+        (models.BPE({"a": 0}, []), None),
+        (models.BPE({"a": 0, "?": 1}, [], unk_token="?"), 1),
+        (models.WordLevel({"?": 0}, unk_token="?"), 0),
+        (models.Unigram([("a", 0.0), ("?", 0.0)], unk_id=1, byte_fallback=False), 1),
+        (models.Unigram([("a", 0.0)], unk_id=None, byte_fallback=False), None),
+    ],
+)
+def test_what_stands_for_what_is_lacking(model, unknown):
+    assert unknown_token(Tokenizer(model)) == unknown
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def test_a_conversation_is_what_transformers_makes_of_it(tmp_path):
     with DocumentEncoder(_checkpoint(tmp_path)) as encoder:
         found = encoder.row({"messages": harmless}, "line 1")
     assert found.ids.tolist() == expected
-    assert found.characters == len(theirs.decode(expected))
+    assert found.characters == found.utf8_bytes == len(theirs.decode(expected))
 
 
 def test_all_forms_of_a_conversation_are_the_same(tmp_path):
@@ -75,7 +75,7 @@ def test_text_in_a_conversation_is_no_control_token(tmp_path):
 def test_plain_texts(tmp_path, field):
     with DocumentEncoder(_checkpoint(tmp_path, None)) as encoder:
         found = encoder.row({field: "höhe", "prompt": "without response"}, "line 1")
-        assert (found.ids.size, found.characters) == (5, 4)
+        assert (found.ids.size, found.characters, found.utf8_bytes) == (5, 4, 5)
         assert encoder.row({field: " "}, "line 2") is None
         assert encoder.row({field: None}, "line 3") is None
 

@@ -34,7 +34,7 @@ def test_text_that_is_too_short(count, message):
     with pytest.raises(UsageError, match=message):
         _cut(range(count), 16, 100)
     with pytest.raises(UsageError, match=message):
-        pack([Document(np.arange(count), count)], None, "text", samples=16, sequence_length=100)
+        pack([Document(np.arange(count), count, count)], None, "text", samples=16, sequence_length=100)
 
 
 @given(
@@ -46,7 +46,7 @@ def test_text_that_is_too_short(count, message):
 def test_packing_takes_every_token_once(lengths, separator, samples, length):
     """Each token is a number of its own; what was asked for is a beginning, in order, with none left out."""
     bounds = np.cumsum([0, *lengths])
-    documents = [Document(np.arange(bounds[i], bounds[i + 1]), 0) for i in range(len(lengths))]
+    documents = [Document(np.arange(bounds[i], bounds[i + 1]), 0, 0) for i in range(len(lengths))]
     separators = 0 if separator is None else len(documents) - 1
     total = int(bounds[-1]) + separators
     if min(total, samples * length) < length:
@@ -76,7 +76,7 @@ def test_packing_takes_every_token_once(lengths, separator, samples, length):
 def test_the_mask_stays_with_its_tokens(masks, length):
     bounds = np.cumsum([0, *map(len, masks)])
     documents = [
-        Document(np.arange(bounds[i], bounds[i + 1]), 0, np.array(mask)) for i, mask in enumerate(masks)
+        Document(np.arange(bounds[i], bounds[i + 1]), 0, 0, np.array(mask)) for i, mask in enumerate(masks)
     ]
     wanted = np.flatnonzero(np.concatenate([document.counting() for document in documents]))
     if bounds[-1] < length or not wanted.size:
