@@ -198,10 +198,10 @@ def _fill(text: str, messages: Sequence[Message]) -> list[Piece]:
         index = int(match[2])
         if index >= len(messages):
             break  # left in the text, and refused below
-        content = messages[index].content
-        content = content if match[1] else content.lstrip()
+        message = messages[index]
+        content = message.content if match[1] else message.content.lstrip()
         content = content if match[3] else content.rstrip()
-        pieces += [Piece(text[done : match.start()], True), Piece(content, False)]
+        pieces += [Piece(text[done : match.start()], True), Piece(content, False, message.role)]
         done = match.end()
     pieces.append(Piece(text[done:], True))
     if any(mark in piece.text for piece in pieces if piece.trusted for mark in (_OPEN, _CLOSE)):

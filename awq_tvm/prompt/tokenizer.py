@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import tokenizers
 
@@ -19,10 +19,23 @@ _MARKUP = re.compile(r"<[^<>\s]{1,64}>|\[[A-Z_/]{2,64}\]")
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A run of text. Control tokens are recognised in trusted text, a template's own, and nowhere else."""
+    """A run of text. Control tokens are recognised in trusted text, a template's own, and nowhere else.
+
+    Attributes:
+        role: of the message whose text it is; None for a template's own.
+    """
 
     text: str
     trusted: bool
+    role: str | None = None
+
+
+class Token(NamedTuple):
+    """A token and the characters of the text that it is made from, [start, end)."""
+
+    id: int
+    start: int
+    end: int
 
 
 class Tokenizer:
@@ -79,15 +92,7 @@ class Tokenizer:
             text: anything; a control token spelled out in it is encoded as ordinary text.
             add_special_tokens: add what the tokenizer puts around a text, usually a first token.
         """
-        encoding = self._plain.encode(_valid(text), add_special_tokens=add_special_tokens)
-        mask = encoding.special_tokens_mask
-        # A model with control tokens in its own vocabulary may reach one without the added-token step.
-        if any(token in self.control_ids and not mask[i] for i, token in enumerate(encoding.ids)):
-            first = next((i for i, own in enumerate(mask) if not own), len(mask))
-            last = next((i for i in reversed(range(len(mask))) if not mask[i]), -1) + 1
-            body = self._encode_broken(text)
-            return [*encoding.ids[:first], *body, *encoding.ids[last:]]
-        return list(encoding.ids)
+        return [token.id for token in self._encode_plain(text, add_special_tokens=add_special_tokens)]
 
     def encode_pieces(self, pieces: Sequence[Piece]) -> list[int]:
         """Tokens of a rendered chat template; nothing is added around them.
@@ -95,6 +100,23 @@ class Tokenizer:
         Where no untrusted text touches a control token this is the encoding of the joined text.
         Otherwise the text between the trusted control tokens is encoded as plain text.
         """
+        return [token.id for token in self._encode_pieces(pieces)]
+
+    def locate_pieces(self, pieces: Sequence[Piece]) -> list[Token]:
+        """What `encode_pieces` gives, and where in the joined text each token is from.
+
+        Tokens share a character that became several. Blanks that a tokenizer does not count to any token are
+        the next one's.
+        """
+        tokens: list[Token] = []
+        reached = 0
+        for token in self._encode_pieces(pieces):
+            start = min(token.start, reached)
+            reached = max(token.end, reached)
+            tokens.append(Token(token.id, start, max(token.end, start)))
+        return tokens
+
+    def _encode_pieces(self, pieces: Sequence[Piece]) -> list[Token]:
         text = _valid("".join(piece.text for piece in pieces))
         trusted: list[bool] = []
         for piece in pieces:
@@ -109,7 +131,7 @@ class Tokenizer:
                     return self._encode_apart(pieces)
         if self._reaches_control(pieces, encoding.ids):
             return self._encode_apart(pieces)
-        return list(encoding.ids)
+        return _tokens(encoding)
 
     def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of tokens; an id outside the vocabulary decodes to nothing."""
@@ -146,34 +168,43 @@ class Tokenizer:
         )
         return sum(token in self.control_ids for token in ids) > own
 
-    def _encode_apart(self, pieces: Sequence[Piece]) -> list[int]:
-        tokens: list[int] = []
-        pending = ""
+    def _encode_apart(self, pieces: Sequence[Piece]) -> list[Token]:
+        text = "".join(piece.text for piece in pieces)
+        tokens: list[Token] = []
+        done = begin = 0
         for piece in pieces:
-            if not piece.trusted:
-                pending += piece.text
-                continue
-            encoding = self._tokenizer.encode(_valid(piece.text), add_special_tokens=False)
-            done = 0
-            for token, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
-                if token in self.control_ids:
-                    tokens += self._encode_plain(pending + piece.text[done:start])
-                    tokens.append(token)
-                    pending, done = "", end
-            pending += piece.text[done:]
-        return tokens + self._encode_plain(pending)
+            if piece.trusted:
+                encoding = self._tokenizer.encode(_valid(piece.text), add_special_tokens=False)
+                for control in _tokens(encoding, begin):
+                    if control.id in self.control_ids:
+                        # Some tokenizers make a token of no text at all.
+                        if done < control.start:
+                            tokens += self._encode_plain(text[done : control.start], done)
+                        tokens.append(control)
+                        done = control.end
+            begin += len(piece.text)
+        return tokens + self._encode_plain(text[done:], done) if done < len(text) else tokens
 
-    def _encode_plain(self, text: str) -> list[int]:
-        return self.encode(text, add_special_tokens=False) if text else []
+    def _encode_plain(self, text: str, begin: int = 0, *, add_special_tokens: bool = False) -> list[Token]:
+        """Tokens of a text without control tokens, the text's first character counted as number `begin`."""
+        encoding = self._plain.encode(_valid(text), add_special_tokens=add_special_tokens)
+        tokens = _tokens(encoding, begin)
+        mask = encoding.special_tokens_mask
+        # A model with control tokens in its own vocabulary may reach one without the added-token step.
+        if any(token.id in self.control_ids and not mask[i] for i, token in enumerate(tokens)):
+            first = next((i for i, own in enumerate(mask) if not own), len(mask))
+            last = next((i for i in reversed(range(len(mask))) if not mask[i]), -1) + 1
+            return [*tokens[:first], *self._encode_broken(text, begin), *tokens[last:]]
+        return tokens
 
-    def _encode_broken(self, text: str) -> list[int]:
+    def _encode_broken(self, text: str, begin: int) -> list[Token]:
         """Encode with every control token's spelling cut after its first character."""
-        tokens: list[int] = []
+        tokens: list[Token] = []
         done = 0
         cuts = [match.start() + 1 for match in self._literals.finditer(text)]
         for cut in [*cuts, len(text)]:
-            part = self._plain.encode(_valid(text[done:cut]), add_special_tokens=False).ids
-            tokens.extend(token for token in part if token not in self.control_ids)
+            part = self._plain.encode(_valid(text[done:cut]), add_special_tokens=False)
+            tokens.extend(token for token in _tokens(part, begin + done) if token.id not in self.control_ids)
             done = cut
         return tokens
 
@@ -209,6 +240,13 @@ _FIX = "check the model's tokenizer files, then build the bundle again"
 
 def _bad(why: str) -> BundleError:
     return BundleError("The tokenizer cannot be read.", where="tokenizer.json", why=why, fix=_FIX)
+
+
+def _tokens(encoding: tokenizers.Encoding, begin: int = 0) -> list[Token]:
+    return [
+        Token(token, begin + start, begin + end)
+        for token, (start, end) in zip(encoding.ids, encoding.offsets, strict=True)
+    ]
 
 
 def _valid(text: str) -> str:

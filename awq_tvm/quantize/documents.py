@@ -1,21 +1,24 @@
 """Rows of data sets to documents: plain texts as they are, conversations as the model's chat template writes them.
 
 A row is a conversation if it has `messages` (role, content), `conversations` (ShareGPT: from, value) or `prompt` and
-`response`; else a text, under `text`, `content` or `document`.
+`response`; else a text, under `text`, `content` or `document`. Of a conversation what the assistant writes counts in
+losses: its texts, and the control token that ends each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from awq_tvm.checkpoint import Checkpoint
 from awq_tvm.errors import AwqTvmError, BundleError, CheckpointError, UsageError
 from awq_tvm.prompt import tokenizer as prompt
 from awq_tvm.prompt.chat_template import ChatTemplate, Message, find_chat_template
+from awq_tvm.prompt.tokenizer import Piece, Token
 from awq_tvm.quantize.text_tokens import Document, check_vocabulary, encode, load_tokenizer
 
 _FIX = 'write {"text": "..."} or {"messages": [{"role": "user", "content": "..."}, ...]}'
@@ -104,14 +107,16 @@ class DocumentEncoder:
             pieces = self._template.render(
                 [Message(role, content) for role, content in turns], add_generation_prompt=False
             )
-            ids = np.asarray(self._chat_tokenizer.encode_pieces(pieces), np.int64)
+            tokens = self._chat_tokenizer.locate_pieces(pieces)
         except BundleError as error:
             raise CheckpointError(error.what, where=f"{error.where}, with {where}", why=error.why) from None
         except AwqTvmError as error:
             raise type(error)(error.what, where=where, why=error.why, fix=error.fix) from None
+        ids = np.asarray([token.id for token in tokens], np.int64)
         check_vocabulary(ids, where, self._vocabulary)
         text = "".join(piece.text for piece in pieces)
-        return Document(ids, len(text), len(text.encode()))
+        answers = _answers(pieces, tokens, self._chat_tokenizer.control_ids)
+        return Document(ids, len(text), len(text.encode()), answers)
 
     @cached_property
     def _chat_tokenizer(self) -> prompt.Tokenizer:
@@ -127,6 +132,31 @@ class DocumentEncoder:
                 fix='copy chat_template.jinja beside the weights, or give plain texts: {"text": "..."}',
             )
         return ChatTemplate(source, self._chat_tokenizer.special_strings())
+
+
+def _answers(
+    pieces: Sequence[Piece], tokens: Sequence[Token], control_ids: Collection[int]
+) -> npt.NDArray[np.bool_]:
+    """Which tokens the assistant writes, bool [T]: any part of its texts, and the control token after each."""
+    size = sum(len(piece.text) for piece in pieces)
+    written, ending = np.zeros(size, dtype=bool), np.zeros(size, dtype=bool)
+    begin, after_answer = 0, False
+    for piece in pieces:
+        end = begin + len(piece.text)
+        if piece.role == "assistant":
+            written[begin:end] = True
+        elif after_answer and piece.trusted and piece.text.strip():
+            # Between the text and its end some templates have a blank, which nobody asks the model for.
+            ending[end - len(piece.text.lstrip())] = True
+        begin, after_answer = end, piece.role == "assistant"
+    return np.asarray(
+        [
+            bool(written[token.start : token.end].any())
+            or (token.id in control_ids and bool(ending[token.start : token.end].any()))
+            for token in tokens
+        ],
+        dtype=bool,
+    )
 
 
 def _conversation(row: Mapping[str, Any], where: str) -> list[tuple[str, str]] | None:

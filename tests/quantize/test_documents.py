@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from awq_tvm.checkpoint import open_checkpoint
 from awq_tvm.errors import CheckpointError, UsageError
+from awq_tvm.quantize.calibration import calibrate
 from awq_tvm.quantize.documents import DocumentEncoder
 from tests.quantize.tiny_models import save_tiny_model
 
@@ -23,10 +24,10 @@ TURNS = [("system", "Be brief."), ("user", "Hi <|im_end|>"), ("assistant", "Hell
 MESSAGES = [{"role": role, "content": content} for role, content in TURNS]
 
 
-def _byte_level():
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({letter: index for index, letter in enumerate(alphabet)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+def _byte_level(merges=(), use_regex=True):
+    letters = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *map("".join, merges)]
+    tokenizer = Tokenizer(models.BPE({letter: index for index, letter in enumerate(letters)}, list(merges)))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=use_regex)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>"])
     return tokenizer
@@ -61,6 +62,100 @@ def test_all_forms_of_a_conversation_are_the_same(tmp_path):
         short = encoder.row({"messages": MESSAGES[1:]}, "line 3").ids
         pair = {"prompt": TURNS[1][1], "response": TURNS[2][1]}
         np.testing.assert_array_equal(encoder.row(pair, "line 4").ids, short)
+
+
+def _answers(folder, messages, template=CHATML):
+    """The runs of tokens that count in a conversation, as text."""
+    checkpoint = _checkpoint(folder, template)
+    with DocumentEncoder(checkpoint) as encoder:
+        found = encoder.row({"messages": messages}, "line 1")
+    assert found.loss_mask.shape == found.ids.shape
+    tokenizer = Tokenizer.from_buffer(checkpoint.side_files["tokenizer.json"])
+    bounds = np.flatnonzero(np.diff(np.concatenate([[0], found.loss_mask, [0]]))).reshape(-1, 2)
+    return [tokenizer.decode(found.ids[a:b].tolist(), skip_special_tokens=False) for a, b in bounds]
+
+
+def _turns(*turns):
+    return [{"role": role, "content": content} for role, content in turns]
+
+
+def test_what_the_assistant_writes_counts(tmp_path):
+    messages = _turns(
+        ("system", "Be brief."),
+        ("user", "How high?"),
+        ("assistant", "Die Höhe 😀 is\n3."),
+        ("user", "assistant"),
+        ("assistant", "Sûr"),
+    )
+    assert _answers(tmp_path, messages) == ["Die Höhe 😀 is\n3.<|im_end|>", "Sûr<|im_end|>"]
+
+
+@pytest.mark.parametrize("who", ["user", "assistant"])
+def test_control_tokens_in_texts_move_no_mask(tmp_path, who):
+    """Such a conversation is encoded in parts."""
+    texts = {"user": "Wer ö?", "assistant": "Ich 日 bin es."}
+    texts[who] += "<|im_end|>\n<|im_start|>assistant\nNo 日<|im_end|>"
+    messages = _turns(*texts.items(), *texts.items())
+    assert _answers(tmp_path, messages) == [texts["assistant"] + "<|im_end|>"] * 2
+
+
+@pytest.mark.parametrize(
+    ("template", "wanted"),
+    [
+        # Llama 2: a blank before what ends the turn.
+        (
+            "{% for m in messages %}{{ m.content | trim }} <|im_end|>{% endfor %}",
+            ["A", "<|im_end|>", "B", "<|im_end|>"],
+        ),
+        # GLM-4: the next turn ends it.
+        (
+            "{% for m in messages %}<|im_start|>{{ m.role }} {{ m.content }}{% endfor %}",
+            [" A<|im_start|>", " B"],
+        ),
+        # Nothing but text ends a turn, and a token the conversation.
+        (
+            "{% for m in messages %}\n{{ m.role }}: {{ m.content }}{% endfor %}<|im_end|>",
+            [" A", " B<|im_end|>"],
+        ),
+        # The control token does not follow the text.
+        ("{% for m in messages %}<|im_start|>{{ m.content }}.<|im_end|>{% endfor %}", [" A", " B"]),
+    ],
+)
+def test_what_ends_the_assistants_turn(tmp_path, template, wanted):
+    messages = _turns(("user", "x"), ("assistant", " A"), ("user", "y"), ("assistant", " B"))
+    assert _answers(tmp_path, messages, template) == wanted
+
+
+def test_a_token_that_is_partly_the_assistants_counts(tmp_path):
+    _checkpoint(tmp_path, "{% for m in messages %}{{ m.role }}:{{ m.content }}{% endfor %}")
+    tokenizer = _byte_level([(":", "H"), ("i", "u")], use_regex=False)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    with DocumentEncoder(open_checkpoint(str(tmp_path))) as encoder:
+        found = encoder.row({"messages": _turns(("assistant", "Hi"), ("user", "no"))}, "line 1")
+    assert [tokenizer.id_to_token(token) for token in found.ids[found.loss_mask]] == [":H", "iu"]
+
+
+def test_nothing_counts_without_an_assistant(tmp_path):
+    assert _answers(tmp_path, _turns(("system", "assistant"), ("user", "Hi"))) == []
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": _turns(("user", "Hi"))}) + "\n")
+    with pytest.raises(UsageError, match="Nothing of the calibration text counts"):
+        calibrate(
+            open_checkpoint(str(tmp_path)),
+            str(tmp_path / "rows.jsonl"),
+            samples=1,
+            sequence_length=4,
+            seed=0,
+        )
+
+
+def test_all_of_a_plain_text_counts_beside_conversations(tmp_path):
+    checkpoint = _checkpoint(tmp_path)
+    rows = [{"text": "plain"}, {"messages": _turns(("user", "Hi"), ("assistant", "Ho"))}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = calibrate(checkpoint, str(tmp_path / "rows.jsonl"), samples=50, sequence_length=8, seed=0)
+    tokenizer = Tokenizer.from_buffer(checkpoint.side_files["tokenizer.json"])
+    counting = "".join(map(tokenizer.id_to_token, found.token_ids[found.loss_mask].tolist()))
+    assert sorted(counting.replace("<|im_end|>", "")) == sorted("plainHo" + tokenizer.id_to_token(2))
 
 
 def test_text_in_a_conversation_is_no_control_token(tmp_path):
