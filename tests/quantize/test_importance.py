@@ -29,18 +29,13 @@ def _ids(samples=3, length=20) -> torch.Tensor:
 
 
 def _measure(folder, ids, mask) -> dict[int, torch.Tensor]:
-    settings: dict[str, object] = {}
-    with Journal(folder / "journal", settings, resume=False) as journal, torch.no_grad():
-        return dict(
-            measure_importance(
-                open_checkpoint(str(folder / "model")),
-                ids,
-                mask,
-                journal,
-                seed=9,
-                progress=lambda _event: None,
-            )
-        )
+    with Journal(folder / "journal", {}, resume=False) as journal:
+        return _matrices(open_checkpoint(str(folder / "model")), ids, mask, journal)
+
+
+def _matrices(checkpoint, ids, mask, journal) -> dict[int, torch.Tensor]:
+    with torch.no_grad():
+        return dict(measure_importance(checkpoint, ids, mask, journal, seed=9, progress=lambda _event: None))
 
 
 def _of_whole_model(model, ids, mask) -> list[torch.Tensor]:
@@ -124,18 +119,8 @@ def test_gradients_that_are_all_zero_are_refused(tmp_path):
     with (
         Journal(tmp_path / "journal", {}, resume=False) as journal,
         pytest.raises(CheckpointError, match="all zero"),
-        torch.no_grad(),
     ):
-        list(
-            measure_importance(
-                spoiled,
-                ids,
-                torch.ones_like(ids, dtype=torch.bool),
-                journal,
-                seed=0,
-                progress=lambda _event: None,
-            )
-        )
+        _matrices(spoiled, ids, torch.ones_like(ids, dtype=torch.bool), journal)
 
 
 def test_it_changes_what_is_learned_and_is_measured_once(tmp_path):
@@ -168,16 +153,8 @@ def test_hidden_states_of_the_measurement_do_not_stay(tmp_path):
     ids, mask = _ids(), torch.ones(3, 20, dtype=torch.bool)
     save_tiny_model(tmp_path / "model")
     with Journal(tmp_path / "j", {}, resume=False) as journal:
-        with torch.no_grad():
-            matrices = measure_importance(
-                open_checkpoint(str(tmp_path / "model")),
-                ids,
-                mask,
-                journal,
-                seed=0,
-                progress=lambda _event: None,
-            )
-            journal.record_importance((index, matrix.numpy()) for index, matrix in matrices)
+        matrices = _matrices(open_checkpoint(str(tmp_path / "model")), ids, mask, journal)
+        journal.record_importance((index, matrix.numpy()) for index, matrix in matrices.items())
         writer = journal.begin_stream("full", 1, (1, 2, 64))
         writer.append(torch.zeros(1, 2, 64))
         stream: HiddenStates = writer.finish()
