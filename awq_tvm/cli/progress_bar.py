@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any
 
 from awq_tvm.cli.output import in_bytes, say
+from awq_tvm.memory import peak_memory
 from awq_tvm.progress import ProgressEvent
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -70,7 +71,7 @@ class ProgressDisplay:
             self._tasks[event.stage],
             completed=event.done,
             total=event.total or None,
-            memory=f"peak {in_bytes(peak_memory_bytes())}",
+            memory=f"peak {in_bytes(peak_memory())}",
             message=event.message,
         )
 
@@ -83,14 +84,6 @@ class ProgressDisplay:
             return
         self._said[event.stage] = (now, event.done)
         count = f"{event.done}/{event.total}" if event.total else str(event.done)
-        memory = in_bytes(peak_memory_bytes())
+        memory = in_bytes(peak_memory())
         text = f"[{now - self._start:7.1f} s] {event.stage} {count}  {event.message}".rstrip()
         say(f"{text}  (peak {memory})")
-
-
-def peak_memory_bytes() -> int:
-    """Most memory this process ever had, in bytes."""
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB

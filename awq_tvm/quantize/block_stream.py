@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from awq_tvm.checkpoint import Checkpoint, QuantizedWeight
+from awq_tvm.memory import MemoryWatch, give_back_freed
 from awq_tvm.progress import ProgressCallback, ProgressEvent
 from awq_tvm.quantize.architecture import architectures_of
 from awq_tvm.quantize.awq import AwqOptions, BlockResult, GroupReport, quantize_block_rtn
@@ -20,7 +21,6 @@ from awq_tvm.quantize.block_step import BlockTask, quantize_block
 from awq_tvm.quantize.families import family_of
 from awq_tvm.quantize.hidden_states import FULL, QUANTIZED, HiddenStates
 from awq_tvm.quantize.journal import Journal
-from awq_tvm.quantize.memory import MemoryWatch, give_back_freed
 from awq_tvm.quantize.rounding_plan import RoundingPlan
 from awq_tvm.quantize.torch_model import build_skeleton, empty, fill, outside_blocks
 

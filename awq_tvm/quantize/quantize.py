@@ -20,6 +20,7 @@ from awq_tvm.checkpoint import (
     write_quantized_checkpoint,
 )
 from awq_tvm.errors import UnsupportedError, UsageError
+from awq_tvm.memory import peak_memory
 from awq_tvm.output_folder import check_output
 from awq_tvm.progress import ProgressCallback, ProgressEvent, ignore_progress
 from awq_tvm.quantize.architecture import architecture_of, linears_of
@@ -32,7 +33,6 @@ from awq_tvm.quantize.finished import dense_tensors, quantized_linears
 from awq_tvm.quantize.group_quantize import Rounding, choose_group_size
 from awq_tvm.quantize.hidden_states import FULL, QUANTIZED
 from awq_tvm.quantize.journal import Journal
-from awq_tvm.quantize.memory import peak_memory
 from awq_tvm.quantize.names import NetworkView, in_network_terms
 from awq_tvm.quantize.preparation import bit_widths, calibration_text, keep_importance
 from awq_tvm.quantize.report import QuantizeReport, warnings_about_experts

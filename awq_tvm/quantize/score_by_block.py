@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from awq_tvm.checkpoint import Checkpoint
+from awq_tvm.memory import give_back_freed
 from awq_tvm.progress import ProgressCallback, ProgressEvent, ignore_progress
-from awq_tvm.quantize.memory import give_back_freed
 from awq_tvm.quantize.streamed_model import StreamedModel
 from awq_tvm.quantize.torch_model import fast_matmul
 from awq_tvm.scoring import Score, windows

@@ -16,15 +16,8 @@ import numpy as np
 
 from awq_tvm.bundle.reader import open_bundle
 from awq_tvm.errors import AwqTvmError
+from awq_tvm.memory import peak_memory
 from awq_tvm.runtime.engine import ExecutorLike, load_executor
-
-
-def peak_memory_bytes() -> int:
-    """Most memory this process ever had, in bytes."""
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
 
 
 def measure(
@@ -116,7 +109,7 @@ def main() -> None:
         parts = {"what": error.what, "where": error.where, "why": error.why, "fix": error.fix}
         print(json.dumps({"error": parts}))
         return
-    peak = peak_memory_bytes()
+    peak = peak_memory()
     print(
         json.dumps(
             {"rows": [{**row, "threads": request["threads"], "peak_memory_bytes": peak} for row in rows]}

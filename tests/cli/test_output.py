@@ -7,8 +7,9 @@ import pytest
 
 from awq_tvm.cli.options import is_bundle, whole_numbers
 from awq_tvm.cli.output import in_bytes, print_json, table
-from awq_tvm.cli.progress_bar import ProgressDisplay, peak_memory_bytes
+from awq_tvm.cli.progress_bar import ProgressDisplay
 from awq_tvm.errors import UsageError
+from awq_tvm.memory import peak_memory
 from awq_tvm.progress import ProgressEvent, ignore_progress
 
 
@@ -90,4 +91,4 @@ def test_bars_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
 
 def test_peak_memory_grows_to_bytes() -> None:
-    assert 1 << 20 < peak_memory_bytes() < 1 << 40
+    assert 1 << 20 < peak_memory() < 1 << 40

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from awq_tvm.errors import BundleError, UsageError
+from awq_tvm.memory import peak_memory
 from awq_tvm.runtime.bench import MAX_REPETITIONS, BenchOptions, bench_bundle
-from awq_tvm.runtime.bench_worker import measure, peak_memory_bytes
+from awq_tvm.runtime.bench_worker import measure
 from tests.bundle.conftest import make_bundle
 
 from .bigram import Bigram
@@ -43,7 +44,7 @@ def test_rows_of_a_model() -> None:
 
 
 def test_peak_memory_is_in_bytes() -> None:
-    assert 1 << 20 < peak_memory_bytes() < 1 << 40
+    assert 1 << 20 < peak_memory() < 1 << 40
 
 
 def test_test_longer_than_the_context(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 
-from awq_tvm.quantize.memory import MemoryWatch, peak_memory
+from awq_tvm.memory import MemoryWatch, peak_memory
 
 _BYTES = 200_000_000
 
