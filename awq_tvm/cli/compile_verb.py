@@ -23,6 +23,10 @@ def command(
     activations: Annotated[
         str, typer.Option(help="auto, float, or int8 where the target has int8 dot products.")
     ] = "auto",
+    vocabulary_bits: Annotated[
+        int,
+        typer.Option(metavar="BITS", help="Of an unquantized embedding and head: 8, 4, or 16 for float16."),
+    ] = 8,
     context_length: Annotated[
         int | None, typer.Option(help="Tokens of the longest sequence.", show_default=False)
     ] = None,
@@ -48,6 +52,7 @@ def command(
             out,
             target=target,
             activations=activations,
+            vocabulary_bits=vocabulary_bits,
             context_length=context_length,
             opt=opt,
             debug_dump=debug_dump,

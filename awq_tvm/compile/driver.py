@@ -16,6 +16,7 @@ from awq_tvm.bundle.writer import write_bundle
 from awq_tvm.checkpoint import Checkpoint, open_checkpoint
 from awq_tvm.compile.description import card, describe, special_tokens
 from awq_tvm.compile.toolchain import BuiltLibrary, build_library
+from awq_tvm.compile.vocabulary import round_vocabulary
 from awq_tvm.compile.weights import packed_weights
 from awq_tvm.errors import CheckpointError, ResourceError, UnsupportedError, UsageError
 from awq_tvm.models.config import ModelConfig
@@ -60,6 +61,7 @@ def compile_model(
     *,
     target: str = "auto",
     activations: str = "auto",
+    vocabulary_bits: int = 8,
     context_length: int | None = None,
     opt: int = 2,
     debug_dump: Path | None = None,
@@ -68,10 +70,11 @@ def compile_model(
     """Compile a quantized checkpoint into a bundle.
 
     Args:
-        model: what ``open_checkpoint`` takes; linears that the checkpoint holds unquantized stay unquantized.
+        model: what ``open_checkpoint`` takes; linears of the blocks that it holds unquantized stay so.
         out: the bundle's directory, which must not exist.
         target: a name of ``awq_tvm.targets``.
         activations: "float", "int8", or "auto" for the target's default.
+        vocabulary_bits: what an unquantized embedding and head are stored in: 8 or 4, or 16 for float16.
         context_length: tokens of the longest sequence; by default the model's own, at most 2048.
         opt: optimization level, see ``awq_tvm.passes.pipeline``.
         debug_dump: folder for the IR after every pass.
@@ -87,6 +90,7 @@ def compile_model(
     require_family(checkpoint.config["model_type"])
     config = ModelConfig.from_hugging_face(checkpoint.config)
     limits = Limits(_context_length(config, context_length))
+    rounded = round_vocabulary(checkpoint, vocabulary_bits)
     pipeline.passes(chip, opt)
     _require_tokenizer(checkpoint)
     special = special_tokens(checkpoint)
@@ -94,7 +98,7 @@ def compile_model(
 
     clock = _Clock(progress)
     with clock.stage("export"), tvm.target.Target(chip.tvm_target_with_host) as tvm_target:
-        mod = export_model(config, _precision(checkpoint, chip, chosen), limits, tvm_target)
+        mod = export_model(config, _precision(rounded, chip, chosen), limits, tvm_target)
     with clock.stage("passes"):
         mod = pipeline.run(
             mod,
@@ -114,7 +118,7 @@ def compile_model(
                 out,
                 draft,
                 library.path,
-                packed_weights(checkpoint, plan),
+                packed_weights(rounded, plan),
                 _side_files(checkpoint, library),
                 card(draft),
             )

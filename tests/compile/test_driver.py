@@ -111,7 +111,7 @@ def test_int8_activations_stay_near_the_float_ones(compiled: tiny.Compiled, tmp_
 
 @pytest.mark.parametrize("opt", [0, 1])
 def test_lower_levels_give_the_same_logits(compiled: tiny.Compiled, tmp_path: Path, opt: int) -> None:
-    options = {"activations": "float", "opt": opt, "debug_dump": tmp_path / "dump"}
+    options = {"activations": "float", "vocabulary_bits": 16, "opt": opt, "debug_dump": tmp_path / "dump"}
     report = compile_model(str(compiled.checkpoint), tmp_path / "bundle", **options)  # type: ignore[arg-type]
     plain = tiny.Compiled(compiled.model, compiled.checkpoint, tmp_path / "bundle", report)
     ids = tiny.tokens(40)

@@ -228,7 +228,8 @@ def compile_quantized(
 
 
 def _compile(model: Any, checkpoint: Path, bundle: Path, options: dict[str, Any]) -> Compiled:
-    return Compiled(model, checkpoint, bundle, compile_model(str(checkpoint), bundle, **options))
+    report = compile_model(str(checkpoint), bundle, **{"vocabulary_bits": 16, **options})
+    return Compiled(model, checkpoint, bundle, report)
 
 
 _built: dict[str, Compiled] = {}
