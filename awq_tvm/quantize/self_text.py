@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
 from awq_tvm.checkpoint import Checkpoint
@@ -66,21 +68,40 @@ def sample_from_model(
     texts = -(-sequence_length // _TEXT_TOKENS)
     length = -(-sequence_length // texts)
     batches = [min(_SIDE_BY_SIDE, samples - start) for start in range(0, samples, _SIDE_BY_SIDE)]
+    steps = len(batches) * length
     written: list[npt.NDArray[np.int64]] = []
-    with torch.no_grad(), fast_matmul():
-        for index, batch in enumerate(batches):
-            tokens = torch.full((batch * texts, length + 1), begin)
-            cache = Cache(layer_class_to_replicate=partial(_Room, length))
-            for place in range(length):
-                output = model(input_ids=tokens[:, place : place + 1], past_key_values=cache, use_cache=True)
-                logits = output.logits[:, -1]
-                logits[:, never] = -torch.inf
-                drawn = torch.multinomial(torch.softmax(logits, dim=-1), 1, generator=generator)
-                tokens[:, place + 1] = drawn[:, 0]
-                done, total = index * length + place + 1, len(batches) * length
-                progress(ProgressEvent("calibrate", done, total, "the model writes"))
-            written.append(tokens[:, 1:].reshape(batch, texts * length)[:, :sequence_length].numpy())
+    for index, batch in enumerate(batches):
+
+        def tell(done: int, before: int = index * length) -> None:
+            progress(ProgressEvent("calibrate", before + done, steps, "the model writes"))
+
+        # In a function of its own, so that its keys and values are gone before the next take their room.
+        tokens = _write(model, batch * texts, length, begin, never, generator, tell)
+        written.append(tokens.reshape(batch, texts * length)[:, :sequence_length].numpy())
     return np.concatenate(written)
+
+
+def _write(
+    model: PreTrainedModel,
+    texts: int,
+    length: int,
+    begin: int,
+    never: Sequence[int],
+    generator: torch.Generator,
+    tell: Callable[[int], None],
+) -> Tensor:
+    """Some texts side by side, int64 [texts, length], without the token they begin from."""
+    tokens = torch.full((texts, length + 1), begin)
+    cache = Cache(layer_class_to_replicate=partial(_Room, length))
+    with torch.no_grad(), fast_matmul():
+        for place in range(length):
+            output = model(input_ids=tokens[:, place : place + 1], past_key_values=cache, use_cache=True)
+            logits = output.logits[:, -1]
+            logits[:, never] = -torch.inf
+            drawn = torch.multinomial(torch.softmax(logits, dim=-1), 1, generator=generator)
+            tokens[:, place + 1] = drawn[:, 0]
+            tell(place + 1)
+    return tokens[:, 1:]
 
 
 class _Room(DynamicLayer):
