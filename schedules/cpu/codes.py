@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tvm.script.ir_builder import tirx as T
 
-from awq_tvm.schedules.cpu.vectors import LANES, Buffer, Expression, fma, lanes, splat
+from awq_tvm.schedules.cpu.vectors import LANES, Buffer, Expression, fma, lanes, prefetch, splat
 from awq_tvm.schedules.spec import MatmulSpec
 
 
@@ -41,6 +41,15 @@ class Codes:
             (self.qweight.shape[0], self.qweight.shape[1], 4 * LANES), "uint8", data=self.qweight.data
         )
         return flat[block, chunk, lanes(0, 4 * LANES)]
+
+    def prefetch_chunk(self, block: Expression, chunk: Expression) -> None:
+        """Ask for the 64 bytes of a chunk; the block may lie beyond the last."""
+        prefetch(self.qweight, [block, chunk, 0, 0])
+
+    def prefetch_group(self, block: Expression, group: Expression) -> None:
+        """Ask for the scales and zero points of 16 outputs; the block may lie beyond the last."""
+        prefetch(self.scales, [block, group, 0])
+        prefetch(self.zeros, [block, group, 0])
 
     def byte_operands(self, block: Expression, chunk: Expression) -> list[tuple[int, Expression]]:
         """A chunk for four-way dot products: (k within the chunk, 64 codes as bytes of int32x16) pairs."""

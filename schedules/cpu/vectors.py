@@ -34,6 +34,13 @@ def fma(a: Expression, b: Expression, c: Expression) -> Expression:
     return T.call_llvm_pure_intrin("float32x16", "llvm.fma", a, b, c)
 
 
+def prefetch(buffer: Buffer, index: list[Expression]) -> None:
+    """Ask for a cache line that is read soon; the index may lie beyond the buffer's end."""
+    reading, all_levels, data = (tirx.IntImm("int32", value) for value in (0, 3, 1))
+    address = T.address_of(buffer[tuple(index)])
+    T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", address, reading, all_levels, data))
+
+
 class Register:
     """A variable of 16 lanes (or fewer); small enough that LLVM keeps it in registers."""
 

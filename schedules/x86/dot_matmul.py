@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from awq_tvm.schedules.cpu.dot_matmul import DotConfig, Tile
+from awq_tvm.schedules.cpu.dot_matmul import AHEAD, DotConfig, Tile
 from awq_tvm.schedules.cpu.rules import DotMatmulRule
 from awq_tvm.schedules.rule import register
 
@@ -16,18 +16,38 @@ def one_digit(target: Target) -> DotConfig:
     """24 of 32 zmm registers for sums, or 8 of 16 ymm registers."""
     if "avx512vnni" in target.features:
         return DotConfig(
-            registers=32, planes=1, one_row=Tile(1, 2, sums=2), few_rows=Tile(4, 2), many_rows=Tile(8, 3)
+            registers=32,
+            planes=1,
+            one_row=Tile(1, 2, sums=2, ahead=AHEAD),
+            few_rows=Tile(4, 2, ahead=AHEAD),
+            many_rows=Tile(8, 3),
         )
-    return DotConfig(registers=8, planes=1, one_row=Tile(1, 2), few_rows=Tile(4, 1), many_rows=Tile(4, 1))
+    return DotConfig(
+        registers=8,
+        planes=1,
+        one_row=Tile(1, 2, ahead=AHEAD),
+        few_rows=Tile(4, 1, ahead=AHEAD),
+        many_rows=Tile(4, 1),
+    )
 
 
 def three_digits(target: Target) -> DotConfig:
     """As ``one_digit``, three sums for each row and block."""
     if "avx512vnni" in target.features:
         return DotConfig(
-            registers=32, planes=3, one_row=Tile(1, 2), few_rows=Tile(4, 2), many_rows=Tile(4, 2)
+            registers=32,
+            planes=3,
+            one_row=Tile(1, 2, ahead=AHEAD),
+            few_rows=Tile(4, 2, ahead=AHEAD),
+            many_rows=Tile(4, 2),
         )
-    return DotConfig(registers=8, planes=3, one_row=Tile(1, 1), few_rows=Tile(2, 1), many_rows=Tile(2, 1))
+    return DotConfig(
+        registers=8,
+        planes=3,
+        one_row=Tile(1, 1, ahead=AHEAD),
+        few_rows=Tile(2, 1, ahead=AHEAD),
+        many_rows=Tile(2, 1),
+    )
 
 
 register("x86", DotMatmulRule("x86.int8", "int8", one_digit))
