@@ -57,7 +57,9 @@ def round_vocabulary(checkpoint: Checkpoint, bits: int) -> Checkpoint:
         checkpoint,
         scheme=replace(scheme, exceptions={**scheme.exceptions, **schemes}),
         tensors={
-            name: info for name, info in checkpoint.tensors.items() if name.removesuffix(".weight") not in schemes
+            name: info
+            for name, info in checkpoint.tensors.items()
+            if name.removesuffix(".weight") not in schemes
         },
         quantized=(*checkpoint.quantized, *schemes),
         load_quantized=load,

@@ -44,6 +44,7 @@ class AwqOptions:
         learn_steps: steps in which it is learned which weights of a block to round up and which down; 0 rounds
             to nearest.
         learn_rate: how far the first of these steps moves a weight, in steps of its group.
+        learn_scale_rate: how far it changes a group's step, relative to it; 0 keeps those of the search.
         learn_tokens: tokens of each of these steps.
         learn_from: what enters the block in these steps: what the blocks before it give once they are quantized,
             or what they gave in full precision.
@@ -59,6 +60,7 @@ class AwqOptions:
     guard: bool = True
     learn_steps: int = 0
     learn_rate: float = 0.01
+    learn_scale_rate: float = 0.001
     learn_tokens: int = 2048
     learn_from: Literal["quantized", "full"] = "quantized"
     learn_metric: Literal["end", "plain"] = "end"
@@ -79,6 +81,7 @@ class AwqOptions:
         if (
             self.learn_steps < 0
             or not 0 < self.learn_rate <= 1
+            or not 0 <= self.learn_scale_rate <= 0.01
             or self.learn_tokens < 1
             or self.learn_from not in ("quantized", "full")
             or self.learn_metric not in ("end", "plain")
@@ -87,6 +90,7 @@ class AwqOptions:
             raise UsageError(
                 "The options of learned rounding cannot be meant",
                 why=f"learn_steps {self.learn_steps} >= 0, learn_rate {self.learn_rate} above 0 and at most 1, "
+                f"learn_scale_rate {self.learn_scale_rate} from 0 to 0.01, "
                 f"learn_tokens {self.learn_tokens} >= 1, learn_from {self.learn_from!r} one of quantized, full, "
                 f"learn_metric {self.learn_metric!r} one of end, plain, "
                 f"importance_tokens {self.importance_tokens} >= 1",

@@ -159,6 +159,7 @@ def _learn(
         task.importance,
         steps=options.learn_steps,
         rate=options.learn_rate,
+        scale_rate=options.learn_scale_rate,
         batch_tokens=options.learn_tokens,
     )
     learned.groups = []

@@ -19,8 +19,8 @@ from awq_tvm.errors import UsageError
 GROUP_SIZES = (128, 64, 32)
 BITS = tuple(range(2, 9))
 
-_LARGEST_HALF = 65504.0
-_SMALLEST_HALF = 2.0**-24
+LARGEST_HALF = 65504.0
+SMALLEST_HALF = 2.0**-24
 # Weights worked on at once, where what is made of them on the way would be as large as the weight.
 _WEIGHTS_AT_ONCE = 1 << 22
 
@@ -171,7 +171,7 @@ def scales_and_zeros(
         if symmetric
         else high / levels - low / levels
     )
-    scales = step.clamp(_SMALLEST_HALF, _LARGEST_HALF).half().float()
+    scales = step.clamp(SMALLEST_HALF, LARGEST_HALF).half().float()
     scales = torch.where(step > 0, scales, torch.ones_like(scales))
     if symmetric:
         return scales, torch.full_like(scales, (levels + 1) // 2)
