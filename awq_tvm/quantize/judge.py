@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from awq_tvm.quantize.activations import InputStatistics, that_count
+from awq_tvm.quantize.plain_linears import StoredLinear
 
 
 class Judge(Protocol):
@@ -28,6 +29,13 @@ class MomentJudge:
     """The loss of one linear without its inputs: |X D'|^2 / T = tr(D M D') with D = W' - W, M = X'X / T."""
 
     def __init__(self, linear: str, weight: Tensor, moment: Tensor) -> None:
+        """Take what the loss is made of.
+
+        Args:
+            linear: path below the block.
+            weight: [N, K], of any float type.
+            moment: float32 [K, K].
+        """
         self._linear, self._weight, self._moment = linear, weight, moment
 
     def loss(self, weights: Mapping[str, Tensor]) -> float:
@@ -47,19 +55,29 @@ class ModuleJudge:
         self._calls = statistics.calls
         self._expected = [self._run({}, index) for index in range(len(self._calls))]
 
-    def _run(self, weights: Mapping[str, Tensor], index: int) -> Tensor:
-        replaced = {
-            f"{name[self._inside :]}.weight".removeprefix("."): weight for name, weight in weights.items()
-        }
+    def _run(self, weights: dict[str, Tensor], index: int) -> Tensor:
         call = self._calls[index]
-        output = torch.func.functional_call(self._module, replaced, call.args, call.kwargs)
+        output = torch.func.functional_call(self._module, weights, call.args, call.kwargs)
         return output[0] if isinstance(output, tuple) else output
+
+    def _replaced(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Parameters of the module: the weights, and those of all other linears, in float32.
+
+        There may be a hundred calls of a few tokens: to convert the others at each would take as long as these.
+        """
+        own = {name[self._inside :]: weight for name, weight in weights.items()}
+        others = {
+            name: linear.weight.float()
+            for name, linear in self._module.named_modules()
+            if isinstance(linear, StoredLinear) and name not in own
+        }
+        return {f"{name}.weight".removeprefix("."): weight for name, weight in {**others, **own}.items()}
 
     def loss(self, weights: Mapping[str, Tensor]) -> float:
         """See Judge."""
-        total, count = 0.0, 0
+        total, count, replaced = 0.0, 0, self._replaced(weights)
         for index, expected in enumerate(self._expected):
-            change = self._run(weights, index).sub_(expected)
+            change = self._run(replaced, index).sub_(expected)
             mask = self._calls[index].loss_mask
             if mask is not None:
                 change = that_count(change, mask)
