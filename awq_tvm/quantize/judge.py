@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from awq_tvm.quantize.activations import InputStatistics, that_count
-from awq_tvm.quantize.plain_linears import StoredLinear
 
 
 class Judge(Protocol):
@@ -55,29 +54,19 @@ class ModuleJudge:
         self._calls = statistics.calls
         self._expected = [self._run({}, index) for index in range(len(self._calls))]
 
-    def _run(self, weights: dict[str, Tensor], index: int) -> Tensor:
-        call = self._calls[index]
-        output = torch.func.functional_call(self._module, weights, call.args, call.kwargs)
-        return output[0] if isinstance(output, tuple) else output
-
-    def _replaced(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Parameters of the module: the weights, and those of all other linears, in float32.
-
-        There may be a hundred calls of a few tokens: to convert the others at each would take as long as these.
-        """
-        own = {name[self._inside :]: weight for name, weight in weights.items()}
-        others = {
-            name: linear.weight.float()
-            for name, linear in self._module.named_modules()
-            if isinstance(linear, StoredLinear) and name not in own
+    def _run(self, weights: Mapping[str, Tensor], index: int) -> Tensor:
+        replaced = {
+            f"{name[self._inside :]}.weight".removeprefix("."): weight for name, weight in weights.items()
         }
-        return {f"{name}.weight".removeprefix("."): weight for name, weight in {**others, **own}.items()}
+        call = self._calls[index]
+        output = torch.func.functional_call(self._module, replaced, call.args, call.kwargs)
+        return output[0] if isinstance(output, tuple) else output
 
     def loss(self, weights: Mapping[str, Tensor]) -> float:
         """See Judge."""
-        total, count, replaced = 0.0, 0, self._replaced(weights)
+        total, count = 0.0, 0
         for index, expected in enumerate(self._expected):
-            change = self._run(replaced, index).sub_(expected)
+            change = self._run(weights, index).sub_(expected)
             mask = self._calls[index].loss_mask
             if mask is not None:
                 change = that_count(change, mask)

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from awq_tvm.checkpoint import open_checkpoint
+from awq_tvm.quantize import plain_linears
 from awq_tvm.quantize.architecture import architecture_of
 from awq_tvm.quantize.awq import AwqOptions, BlockResult
 from awq_tvm.quantize.group_quantize import Rounding, quantize, round_trip
@@ -115,6 +116,28 @@ def test_a_linear_computes_in_float32_whatever_it_holds(dtype, autocast):
     assert found[0][0].dtype == found[1][0].dtype == (torch.bfloat16 if autocast else torch.float32)
     assert torch.equal(found[0][0], found[1][0])
     assert torch.equal(found[0][1], found[1][1])
+
+
+@pytest.mark.parametrize("rows", [64, 150, 1000])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_large_weight_is_converted_some_rows_at_a_time(monkeypatch, rows, bias):
+    monkeypatch.setattr(plain_linears, "_WEIGHTS_AT_ONCE", rows * 48)
+    converted = []
+    product = torch.nn.functional.linear
+
+    def counting(inputs, weight, bias):
+        converted.append(weight.shape[0])
+        return product(inputs, weight, bias)
+
+    plain, stored = torch.nn.Linear(48, 300, bias=bias), StoredLinear(48, 300, bias=bias)
+    stored.weight = torch.nn.Parameter(plain.weight.detach().bfloat16(), requires_grad=False)
+    plain.weight = torch.nn.Parameter(stored.weight.float(), requires_grad=False)
+    stored.bias = plain.bias
+    inputs = torch.randn(1, 7, 48, generator=torch.Generator().manual_seed(1))
+    wanted = plain(inputs)
+    monkeypatch.setattr(torch.nn.functional, "linear", counting)
+    torch.testing.assert_close(stored(inputs), wanted)
+    assert converted == {64: [64] * 4 + [44], 150: [128, 128, 44], 1000: [300]}[rows]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
