@@ -22,7 +22,7 @@ BITS = tuple(range(2, 9))
 _LARGEST_HALF = 65504.0
 _SMALLEST_HALF = 2.0**-24
 # Weights worked on at once, where what is made of them on the way would be as large as the weight.
-_WEIGHTS_AT_ONCE = 1 << 22
+_WEIGHTS_AT_ONCE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
