@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import torch
@@ -169,14 +170,12 @@ class BlockResult:
 
         Args:
             name: path of the linear below the block.
-            weight: in the original block, float32 [N, K].
+            weight: in the original block, [N, K], of any float type.
 
         Returns:
-            float32 [N, K].
+            float32 [N, K], which shares nothing with the weight.
         """
-        columns, rows = self.column_scales.get(name), self.row_scales.get(name)
-        scaled = weight.clone() if columns is None else weight * columns
-        return scaled if rows is None else scaled.div_(rows.unsqueeze(1))
+        return _scaled(weight, self.column_scales.get(name), self.row_scales.get(name))
 
     def unscaled(self, name: str) -> Tensor:
         """A linear's quantized weight for the input as it is without scales, float32 [N, K]."""
@@ -315,12 +314,17 @@ class _BlockSearch:
         ones, clip = torch.ones_like(magnitude), self._options.clip != "none"
         best = attempt(choice.scales, choice.exponent, clip)
         if self._options.guard and best.report.loss > choice.loss_plain:
-            others = [attempt(choice.scales, choice.exponent, False), attempt(ones, 0.0, clip)]
+            others = [
+                partial(attempt, choice.scales, choice.exponent, False),
+                partial(attempt, ones, 0.0, clip),
+            ]
             if self.row_scales.keys() & weights.keys():
-                others.append(attempt(ones, 0.0, False))
+                others.append(partial(attempt, ones, 0.0, False))
             else:
-                others.append(_plain(group.name, weights, self._roundings, ones, choice.loss_plain))
-            best = min([best, *others], key=lambda one: one.report.loss)
+                others.append(partial(_plain, group.name, weights, self._roundings, ones, choice.loss_plain))
+            # Two alive at a time: those of a wide group are a good part of the block.
+            for other in others:
+                best = min(best, other(), key=lambda one: one.report.loss)
         return best
 
     def _round(
@@ -342,9 +346,8 @@ class _BlockSearch:
         effective: dict[str, Tensor] = {}
         outside = 0
         for name, weight in weights.items():
-            scaled, rows = weight * scales, self.row_scales.get(name)
-            if rows is not None:
-                scaled.div_(rows.unsqueeze(1))
+            rows = self.row_scales.get(name)
+            scaled = _scaled(weight, scales, rows)
             rounding = self._roundings[name]
             limits = _clip(name, scaled, scales, measured, rounding, self._options) if clip else None
             quantized[name] = quantize(scaled, rounding, limits)
@@ -366,6 +369,17 @@ class _BlockSearch:
             scale_max=float(scales.max()),
         )
         return _Candidate(scales, norm_weight, quantized, report)
+
+
+def _scaled(weight: Tensor, columns: Tensor | None, rows: Tensor | None) -> Tensor:
+    """A weight with its columns multiplied and its rows divided, in memory of its own, float32 [N, K].
+
+    A product of 16 bits and float32 would make a copy in float32 on the way; this makes none.
+    """
+    scaled = weight.to(torch.float32, copy=True)
+    if columns is not None:
+        scaled.mul_(columns)
+    return scaled if rows is None else scaled.div_(rows.unsqueeze(1))
 
 
 def _plain(

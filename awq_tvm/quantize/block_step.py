@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from awq_tvm.memory import give_back_freed
 from awq_tvm.quantize.activations import InputStatistics, Samples, run_and_measure, that_count
 from awq_tvm.quantize.architecture import Architecture
 from awq_tvm.quantize.awq import AwqOptions, BlockResult, quantize_block_awq, quantize_block_rtn
@@ -120,12 +121,15 @@ def quantize_block(
         where=task.where,
         loss_mask=task.loss_mask,
     )
+    # Pieces that were worked on are small, and the C library would keep them: hundreds of megabytes in all.
+    give_back_freed()
     result = quantize_block_awq(
         task.block, task.architecture, statistics, task.roundings, options, task.where
     )
     targets = outputs.finish()
     rounded = quantize_block_rtn(task.block, task.architecture, task.roundings, task.where)
     rounded.groups = [group.as_rounded() for group in result.groups]
+    give_back_freed()
     for candidate in (rounded, result):
         candidate.loss = block_loss(task, candidate, task.inputs[FULL], targets)
         candidate.loss_rtn = rounded.loss

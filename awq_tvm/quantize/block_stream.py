@@ -134,7 +134,7 @@ class BlockStream:
         started = time.monotonic()
         where = f"{self._family.blocks}.{index}"
         block, architecture = self._blocks[index], self._architectures[index]
-        fill(block, where, self._checkpoint)
+        fill(block, where, self._checkpoint, as_stored=architecture.linears)
         roundings = self._plan.of_block(where, architecture.linears)
         leaving: dict[str, HiddenStates] = {}
         importance = self._journal.read_importance(index)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from awq_tvm.quantize.group_quantize import Rounding, group_range, round_trip_groups
+from awq_tvm.quantize.group_quantize import Rounding, group_range, round_trip_groups, some_rows
 
 Limits = tuple[Tensor, Tensor]
 
@@ -80,7 +80,10 @@ def count_outside(weight: Tensor, limits: Limits) -> int:
     """
     low, high = (limit.unsqueeze(-1) for limit in limits)
     groups = weight.view(weight.shape[0], low.shape[1], -1)
-    return int(((groups < low) | (groups > high)).sum())
+    return sum(
+        int(((groups[some] < low[some]) | (groups[some] > high[some])).sum())
+        for some in some_rows(*weight.shape)
+    )
 
 
 def _keep_better(

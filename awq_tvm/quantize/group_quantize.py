@@ -22,7 +22,7 @@ BITS = tuple(range(2, 9))
 LARGEST_HALF = 65504.0
 SMALLEST_HALF = 2.0**-24
 # Weights worked on at once, where what is made of them on the way would be as large as the weight.
-_WEIGHTS_AT_ONCE = 1 << 22
+_WEIGHTS_AT_ONCE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,13 +136,13 @@ def group_range(groups: Tensor) -> tuple[Tensor, Tensor]:
     """Smallest and largest value of each group, stretched to contain zero.
 
     Args:
-        groups: float32 [..., g].
+        groups: [..., g], of any float type.
 
     Returns:
         low <= 0 and high >= 0, float32 [...].
     """
     low, high = torch.aminmax(groups, dim=-1)
-    return low.clamp(max=0.0), high.clamp(min=0.0)
+    return low.float().clamp(max=0.0), high.float().clamp(min=0.0)
 
 
 def scales_and_zeros(
@@ -208,7 +208,7 @@ def round_trip(weight: Tensor, rounding: Rounding, scales: Tensor | None = None)
     """What a weight becomes by rounding to nearest, for the input as it is without scales.
 
     Args:
-        weight: float32 [N, K].
+        weight: [N, K], of any float type.
         rounding: bits, group size, which divides K, and symmetry.
         scales: what the columns are multiplied by before they are rounded, float32 [K], > 0; None for nothing.
 
@@ -216,17 +216,17 @@ def round_trip(weight: Tensor, rounding: Rounding, scales: Tensor | None = None)
         float32 [N, K], divided by the scales again.
     """
     rows, width = weight.shape
-    result = torch.empty_like(weight)
-    for some in _some_rows(rows, width):
-        part = weight[some] if scales is None else weight[some] * scales
+    result = torch.empty_like(weight, dtype=torch.float32)
+    for some in some_rows(rows, width):
+        part = weight[some].float() if scales is None else weight[some] * scales
         groups = part.view(part.shape[0], -1, rounding.width(width))
         rounded = round_trip_groups(groups, *group_range(groups), rounding.levels, rounding.symmetric)
         result[some] = rounded.view_as(part) if scales is None else rounded.view_as(part).div_(scales)
     return result
 
 
-def _some_rows(rows: int, width: int) -> Iterator[slice]:
-    """Some rows of a matrix at a time, so that what is made of them on the way stays small."""
+def some_rows(rows: int, width: int) -> Iterator[slice]:
+    """Some rows of a matrix [rows, width] at a time, so that what is made of them on the way stays small."""
     count = max(1, _WEIGHTS_AT_ONCE // width)
     return (slice(start, start + count) for start in range(0, rows, count))
 
@@ -235,7 +235,7 @@ def quantize(weight: Tensor, rounding: Rounding, limits: tuple[Tensor, Tensor] |
     """Quantize a weight by rounding to nearest.
 
     Args:
-        weight: float32 [N, K].
+        weight: [N, K], of any float type.
         rounding: bits, group size, which divides K, and symmetry.
         limits: the range of each group, low <= 0 and high >= 0, float32 [N, G]; the group's own where None.
 
@@ -247,8 +247,9 @@ def quantize(weight: Tensor, rounding: Rounding, limits: tuple[Tensor, Tensor] |
     low, high = limits if limits is not None else group_range(groups)
     scales, zeros = scales_and_zeros(low, high, rounding.levels, rounding.symmetric)
     q = torch.empty(rows, width, dtype=torch.uint8)
-    for some in _some_rows(rows, width):
-        q[some] = round_groups(groups[some], scales[some], zeros[some], rounding.levels).view(-1, width)
+    for some in some_rows(rows, width):
+        part = groups[some].float()
+        q[some] = round_groups(part, scales[some], zeros[some], rounding.levels).view(-1, width)
     return Quantized(q, scales.half(), zeros.to(torch.uint8))
 
 

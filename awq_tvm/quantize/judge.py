@@ -28,6 +28,13 @@ class MomentJudge:
     """The loss of one linear without its inputs: |X D'|^2 / T = tr(D M D') with D = W' - W, M = X'X / T."""
 
     def __init__(self, linear: str, weight: Tensor, moment: Tensor) -> None:
+        """Take what the loss is made of.
+
+        Args:
+            linear: path below the block.
+            weight: [N, K], of any float type.
+            moment: float32 [K, K].
+        """
         self._linear, self._weight, self._moment = linear, weight, moment
 
     def loss(self, weights: Mapping[str, Tensor]) -> float:

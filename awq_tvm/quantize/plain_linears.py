@@ -1,4 +1,4 @@
-"""Matrices that transformers keeps otherwise become one `nn.Linear` each, named as in the files of checkpoints.
+"""Every matrix becomes one linear, named as in the files of checkpoints, that can hold what is in them as it is.
 
 GPT-2 multiplies by [K, N] matrices. Mixtures of experts have the matrices of all experts in one parameter, while
 their files have them one by one.
@@ -13,6 +13,29 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 _FUSED = {"gate_up_proj", "down_proj"}
+# Weights converted at once: few enough to be used while they are in a cache, in rows by which products are fast.
+_WEIGHTS_AT_ONCE, _ROWS = 1 << 22, 64
+
+
+class StoredLinear(nn.Linear):
+    """A linear that computes in float32 but may hold its weight as float16 or bfloat16, as files store it.
+
+    Half the memory; the weight is converted when it is used, which loses nothing, and some rows at a time: a whole
+    copy would be twice as large as what is held.
+    """
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """[..., K] -> [..., N]."""
+        if self.weight.dtype == torch.float32:
+            return super().forward(inputs)
+        rows = max(_ROWS, _WEIGHTS_AT_ONCE // self.in_features // _ROWS * _ROWS)
+        weights = self.weight.split(rows)
+        biases = [None] * len(weights) if self.bias is None else self.bias.split(rows)
+        parts = [
+            nn.functional.linear(inputs, weight.float(), bias)
+            for weight, bias in zip(weights, biases, strict=True)
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
 
 class Expert(nn.Module):
@@ -77,12 +100,16 @@ class Experts(nn.ModuleList):
 def replace_by_linears(model: nn.Module) -> None:
     """Put linears, and experts made of linears, where a network has the same matrices in another form.
 
+    What multiplies in a way of its own, as Falcon's linears do, stays.
+
     Args:
         model: the network; its weights may be on "meta".
     """
     for path, module in list(model.named_modules()):
         if isinstance(module, Conv1D):
             model.set_submodule(path, _linear(module.weight.T, module.bias))
+        elif type(module) is nn.Linear:
+            model.set_submodule(path, _linear(module.weight, module.bias))
         elif {name for name, _ in module.named_parameters(recurse=False)} == _FUSED:
             matrices = zip(module.gate_up_proj, module.down_proj, strict=True)
             model.set_submodule(path, Experts(Expert(*pair, module.act_fn) for pair in matrices))
@@ -93,11 +120,16 @@ def experts_in(block: nn.Module) -> dict[str, Experts]:
     return {path: module for path, module in block.named_modules() if isinstance(module, Experts)}
 
 
-def _linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
-    """A linear with a weight [N, K] and perhaps a bias [N]."""
+def _linear(weight: Tensor, bias: Tensor | None = None) -> StoredLinear:
+    """A linear with a weight [N, K] and perhaps a bias [N]; parameters stay the very ones, for they may be tied."""
     rows, inputs = weight.shape
-    linear = nn.Linear(inputs, rows, bias=bias is not None, device="meta")
-    linear.weight = nn.Parameter(weight.detach(), requires_grad=False)
+    linear = StoredLinear(inputs, rows, bias=bias is not None, device="meta")
+    linear.weight = _parameter(weight)
     if bias is not None:
-        linear.bias = nn.Parameter(bias.detach(), requires_grad=False)
+        linear.bias = _parameter(bias)
     return linear
+
+
+def _parameter(tensor: Tensor) -> nn.Parameter:
+    is_one = isinstance(tensor, nn.Parameter)
+    return tensor if is_one else nn.Parameter(tensor.detach(), requires_grad=False)

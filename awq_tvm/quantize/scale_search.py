@@ -58,7 +58,7 @@ def search_scales(
     """Keep the best of the exponents 0, 1/steps .. 1. Both ends are tried: 0 is the identity.
 
     Args:
-        weights: float32 [N, K] of the group's linears.
+        weights: [N, K] of the group's linears, of any float type.
         mean_absolute: float32 [K] of their input.
         judge: measures the loss.
         roundings: of the linears.

@@ -81,7 +81,7 @@ def measure_sensitivities(
     travellers: list[_Traveller] = []
     for index, (block, architecture) in enumerate(zip(blocks, architectures, strict=True)):
         where = f"{family.blocks}.{index}"
-        fill(block, where, checkpoint)
+        fill(block, where, checkpoint, as_stored=architecture.linears)
         run = _Runner(block, arguments[index])
         outputs: list[Tensor] = []
         statistics = run_and_measure(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -16,7 +17,9 @@ from awq_tvm.errors import CheckpointError
 from awq_tvm.quantize.families import Family, family_of
 from awq_tvm.quantize.names import in_network_terms
 from awq_tvm.quantize.network_config import parse_network_config, refusing_bad_configs
-from awq_tvm.quantize.plain_linears import replace_by_linears
+from awq_tvm.quantize.plain_linears import StoredLinear, replace_by_linears
+
+_SIXTEEN_BITS = {np.dtype(np.float16): torch.float16, np.dtype(ml_dtypes.bfloat16): torch.bfloat16}
 
 
 def build_skeleton(config: Mapping[str, Any]) -> PreTrainedModel:
@@ -62,48 +65,55 @@ def _parameters_on_meta() -> Iterator[None]:
         torch.nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
-def fill(module: torch.nn.Module, prefix: str, checkpoint: Checkpoint) -> None:
+def fill(
+    module: torch.nn.Module, prefix: str, checkpoint: Checkpoint, as_stored: Collection[str] = ()
+) -> None:
     """Read the parameters of a module that are still on "meta" from a checkpoint, as float32.
 
     Args:
         module: the skeleton, or a part of it.
         prefix: the name of the part in the checkpoint, without a dot at the end; "" for the whole model.
         checkpoint: where to read; quantized weights are dequantized.
+        as_stored: paths of linears below the module whose weights stay float16 or bfloat16 where the files have
+            them so, in half the memory; those that compute with them in a way of their own get float32 anyhow.
 
     Raises:
         CheckpointError: a weight is missing or has another shape.
     """
     for name, parameter in list(module.named_parameters()):
         if parameter.is_meta:
-            weight = read_weight(checkpoint, f"{prefix}.{name}" if prefix else name)
+            parent, _, leaf = name.rpartition(".")
+            owner = module.get_submodule(parent)
+            keep = leaf == "weight" and parent in as_stored and isinstance(owner, StoredLinear)
+            weight = read_weight(checkpoint, f"{prefix}.{name}" if prefix else name, as_stored=keep)
             if weight.shape != parameter.shape:
                 raise CheckpointError(
                     "A weight does not have the shape that the config asks for",
                     where=f"{prefix}.{name}",
                     why=f"found {list(weight.shape)}, needed {list(parameter.shape)}",
                 )
-            parent, _, leaf = name.rpartition(".")
-            filled = torch.nn.Parameter(weight, requires_grad=False)
-            setattr(module.get_submodule(parent), leaf, filled)
+            setattr(owner, leaf, torch.nn.Parameter(weight, requires_grad=False))
 
 
 def empty(module: torch.nn.Module) -> None:
     """Give the memory of a module's parameters back: they are on "meta" again."""
     for name, parameter in list(module.named_parameters()):
         parent, _, leaf = name.rpartition(".")
-        nothing = torch.nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
+        shape_alone = torch.empty_like(parameter, device="meta", dtype=torch.float32)
+        nothing = torch.nn.Parameter(shape_alone, requires_grad=False)
         setattr(module.get_submodule(parent), leaf, nothing)
 
 
-def read_weight(checkpoint: Checkpoint, name: str) -> torch.Tensor:
+def read_weight(checkpoint: Checkpoint, name: str, *, as_stored: bool = False) -> torch.Tensor:
     """Read one weight as float32, dequantized where it is quantized.
 
     Args:
         checkpoint: where to read.
         name: a parameter's name in Hugging Face terms.
+        as_stored: float16 and bfloat16 stay what they are.
 
     Returns:
-        float32 tensor that nothing else shares.
+        A tensor that nothing else shares.
 
     Raises:
         CheckpointError: there is no such weight.
@@ -111,7 +121,12 @@ def read_weight(checkpoint: Checkpoint, name: str) -> torch.Tensor:
     linear = name.removesuffix(".weight")
     if linear != name and linear in checkpoint.quantized:
         return torch.from_numpy(checkpoint.read_quantized(linear).dequantize())
-    return torch.from_numpy(np.array(checkpoint.read(name), dtype=np.float32, order="C"))
+    values = checkpoint.read(name)
+    kept = _SIXTEEN_BITS.get(values.dtype) if as_stored else None
+    if kept is None:
+        return torch.from_numpy(np.array(values, dtype=np.float32, order="C"))
+    # PyTorch does not know numpy's bfloat16: it gets the bits.
+    return torch.from_numpy(np.array(values, order="C").view(np.uint16)).view(kept)
 
 
 def build_model(checkpoint: Checkpoint) -> PreTrainedModel:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from awq_tvm.quantize import clip_search
+from awq_tvm.quantize import clip_search, group_quantize
 from awq_tvm.quantize.clip_search import count_outside, search_paper, search_two_sided
 from awq_tvm.quantize.group_quantize import Rounding, group_range, quantize, round_trip_groups
 
@@ -27,7 +27,7 @@ def _error(weight, x, limits):
     return torch.stack([((x[:, i : i + 32] @ change[:, i : i + 32].T) ** 2).sum(0) for i in (0, 32)], dim=1)
 
 
-def test_weights_outside_are_counted_one_by_one(problem):
+def test_weights_outside_are_counted_one_by_one(problem, monkeypatch):
     weight, _, moments = problem
     low, high = search_two_sided(weight, moments, ROUNDING)
     outside = sum(
@@ -36,6 +36,8 @@ def test_weights_outside_are_counted_one_by_one(problem):
         for column in range(64)
     )
     assert count_outside(weight, (low, high)) == outside > 0
+    monkeypatch.setattr(group_quantize, "_WEIGHTS_AT_ONCE", 5 * 64)
+    assert count_outside(weight, (low, high)) == outside
     assert count_outside(weight, group_range(weight.view(12, 2, 32))) == 0
 
 
