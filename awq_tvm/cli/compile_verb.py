@@ -27,6 +27,9 @@ def command(
         int,
         typer.Option(metavar="BITS", help="Of an unquantized embedding and head: 8, 4, or 16 for float16."),
     ] = 8,
+    kv_cache: Annotated[
+        str, typer.Option(help="float32, float16, or auto: float16 with int8 activations.")
+    ] = "auto",
     context_length: Annotated[
         int | None, typer.Option(help="Tokens of the longest sequence.", show_default=False)
     ] = None,
@@ -53,6 +56,7 @@ def command(
             target=target,
             activations=activations,
             vocabulary_bits=vocabulary_bits,
+            kv_cache=kv_cache,
             context_length=context_length,
             opt=opt,
             debug_dump=debug_dump,

@@ -62,6 +62,7 @@ def compile_model(
     target: str = "auto",
     activations: str = "auto",
     vocabulary_bits: int = 8,
+    kv_cache: str = "auto",
     context_length: int | None = None,
     opt: int = 2,
     debug_dump: Path | None = None,
@@ -75,6 +76,7 @@ def compile_model(
         target: a name of ``awq_tvm.targets``.
         activations: "float", "int8", or "auto" for the target's default.
         vocabulary_bits: what an unquantized embedding and head are stored in: 8 or 4, or 16 for float16.
+        kv_cache: "float32", "float16", or "auto": float16 with int8 activations, else what is computed in.
         context_length: tokens of the longest sequence; by default the model's own, at most 2048.
         opt: optimization level, see ``awq_tvm.passes.pipeline``.
         debug_dump: folder for the IR after every pass.
@@ -91,6 +93,7 @@ def compile_model(
     config = ModelConfig.from_hugging_face(checkpoint.config)
     limits = Limits(_context_length(config, context_length))
     rounded = round_vocabulary(checkpoint, vocabulary_bits)
+    precision = _precision(rounded, chip, chosen, _cache_dtype(chip, chosen, kv_cache))
     pipeline.passes(chip, opt)
     _require_tokenizer(checkpoint)
     special = special_tokens(checkpoint)
@@ -98,7 +101,7 @@ def compile_model(
 
     clock = _Clock(progress)
     with clock.stage("export"), tvm.target.Target(chip.tvm_target_with_host) as tvm_target:
-        mod = export_model(config, _precision(rounded, chip, chosen), limits, tvm_target)
+        mod = export_model(config, precision, limits, tvm_target)
     with clock.stage("passes"):
         mod = pipeline.run(
             mod,
@@ -180,14 +183,31 @@ def _activations(target: Target, asked: str) -> Literal["float", "int8"]:
     )
 
 
-def _precision(checkpoint: Checkpoint, target: Target, activations: str) -> Precision:
+def _cache_dtype(target: Target, activations: str, asked: str) -> str:
+    computed_in = target.compute_dtype
+    if asked == "auto":
+        return "float16" if activations == "int8" else computed_in
+    if asked not in ("float32", "float16"):
+        raise UsageError(
+            f"unknown KV cache {asked!r}", where="--kv-cache", fix="use auto, float32 or float16"
+        )
+    if target.kind != "cpu" and asked != computed_in:
+        raise UnsupportedError(
+            f"target {target.name} keeps its KV cache in {computed_in}",
+            where="--kv-cache",
+            fix=f"use --kv-cache {computed_in}",
+        )
+    return asked
+
+
+def _precision(checkpoint: Checkpoint, target: Target, activations: str, cache_dtype: str) -> Precision:
     quantized = {}
     if checkpoint.scheme is not None:
         schemes = {name: checkpoint.scheme.of(name) for name in checkpoint.quantized}
         quantized = {
             name: QuantizedShape(one.bits, one.group_size, one.act_order) for name, one in schemes.items()
         }
-    return Precision(target.compute_dtype, "float16", activations, quantized)
+    return Precision(target.compute_dtype, "float16", activations, quantized, cache_dtype)
 
 
 def _make_folder(path: Path | None) -> None:

@@ -31,6 +31,7 @@ class Attention(nn.Module):
         """Declare q, k, v and o under the checkpoint name ``name``."""
         super().__init__()
         self.layer, self.head_dim = layer, config.head_dim
+        self.dtype, self.attention_dtype = precision.dtype, precision.attention_dtype
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.softmax_scale = config.rope.attention_scale**2 * config.head_dim**-0.5
         hidden, d, bias = config.hidden_size, config.head_dim, config.attention_bias
@@ -55,8 +56,13 @@ class Attention(nn.Module):
             q = op.reshape(self.q_norm(op.reshape(q, (n, self.heads, d))), (n, self.heads * d))
             k = op.reshape(self.k_norm(op.reshape(k, (n, self.kv_heads, d))), (n, self.kv_heads * d))
         qkv = op.reshape(op.concat([q, k, v], dim=1), (1, n, self.heads + 2 * self.kv_heads, d))
+        qkv = _in(self.attention_dtype, qkv)
         out = kv_cache.attention_with_fused_qkv(self.layer, qkv, self.heads, self.softmax_scale)
-        return self.o_proj(op.reshape(out, (n, self.heads * d)))
+        return self.o_proj(_in(self.dtype, op.reshape(out, (n, self.heads * d))))
+
+
+def _in(dtype: str, x: nn.Tensor) -> nn.Tensor:
+    return x if x.dtype == dtype else op.astype(x, dtype)
 
 
 class GatedMLP(nn.Module):

@@ -173,6 +173,6 @@ class _Exported(nn.Module):
             num_key_value_heads=config.num_key_value_heads,
             head_dim=config.head_dim,
             rope=config.rope,
-            dtype=self.precision.dtype,
+            dtype=self.precision.attention_dtype,
             target=self.target,
         )

@@ -26,16 +26,23 @@ class Precision:
     """Number formats of one compiled model.
 
     Args:
-        dtype: activations and the KV cache, "float32" or "float16".
+        dtype: activations, "float32" or "float16".
         weight_dtype: unquantized matrices as stored, "float16", "bfloat16" or "float32".
         activations: "float" or "int8", how quantized linears read their input.
         quantized: by checkpoint name of the linear.
+        cache_dtype: of queries, keys and values in attention, and so of the KV cache; None for ``dtype``.
     """
 
     dtype: str
     weight_dtype: str
     activations: str = "float"
     quantized: Mapping[str, QuantizedShape] = field(default_factory=dict)
+    cache_dtype: str | None = None
+
+    @property
+    def attention_dtype(self) -> str:
+        """What attention reads and writes, "float32" or "float16"."""
+        return self.cache_dtype or self.dtype
 
     def spec(self, name: str, in_features: int, out_features: int) -> MatmulSpec | None:
         """The spec of the linear ``name``, or None where the checkpoint holds it unquantized."""

@@ -77,7 +77,8 @@ def decode_paged(shape: AttentionShape, target: Target) -> tirx.PrimFunc:
             tile.start(i32(group), read)
             with T.If(start < end), T.Then():
                 keys, values = history.readers(flat, sequence, head)
-                tile.see(i32(group), start, end, keys, values, lambda row: (low, end))
+                ahead = history.prefetcher(flat, sequence, head)
+                tile.see(i32(group), start, end, keys, values, lambda row: (low, end), ahead)
             with T.serial(group) as row:
                 place = keep((sequence * shape.heads + head * group + row) * splits + split)
                 T.buffer_store(partial_max, tile.maximum[row], [place])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tvm import tirx
@@ -13,7 +14,18 @@ from tvm.tirx.script import builder as T
 
 from awq_tvm import ir_attrs
 from awq_tvm.schedules.attention.shape import PAGE_SIZE, AttentionShape
-from awq_tvm.schedules.attention.tile import NOTHING, columns, f32, i32, keep, load, only_if, store
+from awq_tvm.schedules.attention.tile import (
+    NOTHING,
+    Prefetcher,
+    columns,
+    f32,
+    i32,
+    keep,
+    load,
+    only_if,
+    store,
+)
+from awq_tvm.schedules.cpu.vectors import prefetch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -81,6 +93,10 @@ class Pages:
         return keep((plane + head.astype("int64")) * self.block)
 
 
+CACHE_LINE = 64
+BYTES = {"float32": 4, "float16": 2}
+
+
 class History:
     """The cached tokens of each sequence, as the paged kernels are told of them."""
 
@@ -97,6 +113,21 @@ class History:
         count = self.page_indptr[sequence + 1] - self.page_indptr[sequence]
         whole = (count - 1) * i32(PAGE_SIZE) + self.last_page_length[sequence]
         return tirx.Select(count > 0, whole, i32(0))
+
+    def prefetcher(self, flat: Any, sequence: Any, head: Any) -> Prefetcher:
+        """What asks for a page's keys and values before they are read; ``flat`` from ``Pages.flatten``."""
+        begin = keep(self.page_indptr[sequence])
+        last = keep(self.page_indptr[sequence + 1] - 1)
+
+        def ask(half: Callable[[Any, Any], Any], first: Any, sixteenth: Any) -> None:
+            page = self.page_values[tirx.min(begin + tirx.floordiv(first, i32(PAGE_SIZE)), last)]
+            size_of_part = self.shape.head_dim
+            start = half(page, head) + _wide(sixteenth) * size_of_part
+            line = CACHE_LINE // BYTES[self.shape.dtype]
+            for offset in range(0, size_of_part, line):
+                prefetch(flat, [start + offset])
+
+        return Prefetcher(partial(ask, self.pages.keys), partial(ask, self.pages.values))
 
     def readers(self, flat: Any, sequence: Any, head: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
         """The key and value accessors that ``Tile.see`` asks for; ``flat`` from ``Pages.flatten``."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -118,6 +119,19 @@ class Registers:
                 self.set(row, vector, self.get(row, vector) + product)
 
 
+@dataclass(frozen=True)
+class Prefetcher:
+    """Asks for keys and values before they are read; a page holds LANES keys, in LANES parts of head_dim numbers.
+
+    Attributes:
+        keys: (first key of a page, which part) -> emits what asks for that part of its keys.
+        values: the same for its values.
+    """
+
+    keys: Callable[[Any, Any], None]
+    values: Callable[[Any, Any], None]
+
+
 class Tile:
     """The state of one block of queries while keys pass by, and the statements that update it.
 
@@ -164,6 +178,7 @@ class Tile:
         key_vector: Callable[[Any], Callable[[Any], Any]],
         value_vector: Callable[[Any], Callable[[Any, int, int], Any]],
         visible: Callable[[Any], tuple[Any | None, Any]],
+        ahead: Prefetcher | None = None,
     ) -> None:
         """Let the keys first_key <= j < last_key pass by.
 
@@ -174,6 +189,8 @@ class Tile:
             key_vector: first key of a vector -> (feature -> [LANES] scores' right side).
             value_vector: first key of a vector -> ((key in it, feature, width) -> vector).
             visible: row -> (first visible key or None, end of the visible keys).
+            ahead: asks for values while scores are computed, and for the next tile's keys while values are summed:
+                pages lie scattered, so the processor does not see what comes next.
         """
         tile_keys = i32(self.tiles.tile_keys)
         with T.serial(tirx.floordiv(last_key - first_key + tile_keys - 1, tile_keys)) as tile:
@@ -181,16 +198,27 @@ class Tile:
             count = keep(tirx.min(last_key - start, tile_keys))
             block_keys = i32(self.tiles.block_keys)
             key_blocks = keep(tirx.floordiv(count + block_keys - 1, block_keys))
-            self._score(rows, start, key_blocks, key_vector)
+            self._score(rows, start, key_blocks, key_vector, ahead)
             self._soften(rows, start, key_blocks, visible)
-            self._gather(rows, start, count, value_vector)
+            self._gather(rows, start, count, value_vector, ahead)
 
-    def _score(self, rows: Any, start: Any, key_blocks: Any, key_vector: Callable[..., Any]) -> None:
+    def _score(
+        self,
+        rows: Any,
+        start: Any,
+        key_blocks: Any,
+        key_vector: Callable[..., Any],
+        ahead: Prefetcher | None,
+    ) -> None:
         """S = Q K."""
         tiles, head_dim = self.tiles, self.shape.head_dim
         with T.serial(key_blocks) as block:
             first = block * tiles.block_keys
             keys = [key_vector(start + first + v * LANES) for v in range(tiles.vectors)]
+            if ahead is not None:
+                with T.serial(LANES) as part:
+                    for v in range(tiles.vectors):
+                        ahead.values(start + first + v * LANES, part)
             with T.serial(self.row_blocks(rows)) as row_block:
                 base = keep(row_block * tiles.rows)
                 registers = Registers(tiles.rows, [LANES] * tiles.vectors)
@@ -241,7 +269,9 @@ class Tile:
                     store(total, load(total, [i32(0)]) + weight, [i32(0)])
             store(self.sums, load(total, [i32(0)]), [row, i32(0)])
 
-    def _gather(self, rows: Any, start: Any, count: Any, value_vector: Callable[..., Any]) -> None:
+    def _gather(
+        self, rows: Any, start: Any, count: Any, value_vector: Callable[..., Any], ahead: Prefetcher | None
+    ) -> None:
         """O = a O + P V."""
         tiles = self.tiles
         for first, widths in columns(self.shape.head_dim, tiles.vectors):
@@ -256,6 +286,9 @@ class Tile:
                         registers.set(row, v, old * T.Broadcast(shrink, width))
                 with T.serial(tirx.floordiv(count + LANES - 1, LANES)) as group:
                     values = value_vector(start + group * LANES)
+                    if ahead is not None and first == 0:
+                        with T.serial(LANES) as part:
+                            ahead.keys(start + tiles.tile_keys + group * LANES, part)
                     with T.serial(tirx.min(count - group * LANES, i32(LANES))) as key:
                         registers.multiply_add(
                             partial(_spread, self.scores, base, group * LANES + key),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 
 from awq_tvm.bundle.verify import verify_bundle
@@ -92,6 +93,7 @@ def test_int8_activations_stay_near_the_float_ones(compiled: tiny.Compiled, tmp_
         str(compiled.checkpoint),
         tmp_path / "bundle",
         activations="int8",
+        vocabulary_bits=16,
         context_length=64,
         progress=events.append,
     )
@@ -107,6 +109,30 @@ def test_int8_activations_stay_near_the_float_ones(compiled: tiny.Compiled, tmp_
     assert [event.stage for event in events if event.total == 1 and event.done == 1] == list(report.seconds)
     named = [event.message for event in events if event.stage == "passes" and event.message]
     assert "verify_fusion" in named
+
+
+def test_a_float16_cache_stays_near_the_float32_one(compiled: tiny.Compiled, tmp_path: Path) -> None:
+    """Queries, keys, values and what attention makes of them are each rounded to 11 bits, layer after layer."""
+    halved = tiny.Compiled(
+        compiled.model,
+        compiled.checkpoint,
+        tmp_path / "bundle",
+        compile_model(
+            str(compiled.checkpoint),
+            tmp_path / "bundle",
+            activations="float",
+            vocabulary_bits=16,
+            kv_cache="float16",
+        ),
+    )
+    ids = tiny.tokens(40)
+    expected = tiny.torch_logits(compiled.model, ids)
+    executor = halved.executor()
+    sequence = executor.new_sequence()
+    rows = [executor.forward([sequence], [ids[:30]], logits="all")]
+    rows += [executor.forward([sequence], [[token]]) for token in ids[30:]]
+    error = tiny.relative_error(np.concatenate(rows), expected)
+    assert tiny.TOLERANCE < error < 8 * 2.0**-11
 
 
 @pytest.mark.parametrize("opt", [0, 1])
@@ -141,6 +167,9 @@ def test_lower_levels_give_the_same_logits(compiled: tiny.Compiled, tmp_path: Pa
         ({"context_length": 0}, UsageError, "context length 0 is out of range"),
         ({"context_length": -5}, UsageError, "context length -5 is out of range"),
         ({"context_length": tiny.CONTEXT + 1}, UsageError, f"1 to {tiny.CONTEXT} tokens"),
+        ({"vocabulary_bits": 5}, UsageError, "cannot be stored in 5 bits"),
+        ({"kv_cache": "int4"}, UsageError, "unknown KV cache 'int4'"),
+        ({"kv_cache": "float32", "target": "cuda"}, UnsupportedError, "keeps its KV cache in float16"),
         ({"opt": 9}, UsageError, "no optimization level 9"),
     ],
 )
