@@ -33,7 +33,7 @@ class RepackWeights:
 
     After, with new parameters of other shapes, which the parameter plan describes::
 
-        y = call_tir(dequantize_matmul, (x, qweight, scales, zeros))     # layout "interleaved16"
+        y = call_tir(dequantize_matmul, (x, qweight, scales, zeros))     # layout "paired_blocks"
 
     The weights themselves are packed when the plan is carried out, at compile time. A weight that several
     functions read (a tied embedding) is stored once, in the layout of its matmul.

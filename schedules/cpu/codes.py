@@ -1,11 +1,15 @@
-"""From packed codes (``Interleaved16Layout``) to float lanes."""
+"""From packed codes (``PairedBlocksLayout``) to float lanes."""
 
 from __future__ import annotations
 
+from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from awq_tvm.schedules.cpu.vectors import LANES, Buffer, Expression, fma, lanes, prefetch, splat
 from awq_tvm.schedules.spec import MatmulSpec
+
+_STEP_BYTES = 128
+"""From a chunk to the next of the same block: two blocks lie side by side."""
 
 
 class Codes:
@@ -15,8 +19,8 @@ class Codes:
 
     Args:
         spec: the linear.
-        weights: qweight uint8 [N16, K // chunk, 16, 4], scales float16 [N16, G, 16], zeros uint8
-            [N16, G, 16].
+        weights: qweight uint8 [N32, K // chunk, 2, 16, 4], scales float16 [N32, G, 2, 16], zeros
+            uint8 [N32, G, 2, 16].
         use_lookup: decode nibbles with one AVX-512 permutation each instead of mask and conversion.
     """
 
@@ -37,19 +41,22 @@ class Codes:
 
     def words_as_bytes(self, block: Expression, chunk: Expression) -> Expression:
         """A chunk as uint8x64."""
-        flat = T.decl_buffer(
-            (self.qweight.shape[0], self.qweight.shape[1], 4 * LANES), "uint8", data=self.qweight.data
-        )
-        return flat[block, chunk, lanes(0, 4 * LANES)]
+        pairs, chunks = self.qweight.shape[:2]
+        flat = T.decl_buffer((pairs, chunks, 2, 4 * LANES), "uint8", data=self.qweight.data)
+        pair, half = _pair_and_half(block)
+        return flat[pair, chunk, half, lanes(0, 4 * LANES)]
 
-    def prefetch_chunk(self, block: Expression, chunk: Expression) -> None:
-        """Ask for the 64 bytes of a chunk; the block may lie beyond the last."""
-        prefetch(self.qweight, [block, chunk, 0, 0])
+    def prefetch_chunk(self, block: Expression, chunk: Expression, ahead: int) -> None:
+        """Ask for the chunk so many bytes further on; after the end of a row comes the next two blocks'."""
+        pair, half = _pair_and_half(block)
+        prefetch(self.qweight, [pair, chunk + ahead // _STEP_BYTES, half, 0, 0])
 
-    def prefetch_group(self, block: Expression, group: Expression) -> None:
-        """Ask for the scales and zero points of 16 outputs; the block may lie beyond the last."""
-        prefetch(self.scales, [block, group, 0])
-        prefetch(self.zeros, [block, group, 0])
+    def prefetch_group(self, block: Expression, group: Expression, ahead: int) -> None:
+        """Ask for the scales and zero points that go with the chunks so many bytes further on."""
+        pair, half = _pair_and_half(block)
+        later = group + -(-ahead // (_STEP_BYTES * self.chunks_per_group))
+        prefetch(self.scales, [pair, later, half, 0])
+        prefetch(self.zeros, [pair, later, half, 0])
 
     def byte_operands(self, block: Expression, chunk: Expression) -> list[tuple[int, Expression]]:
         """A chunk for four-way dot products: (k within the chunk, 64 codes as bytes of int32x16) pairs."""
@@ -73,14 +80,28 @@ class Codes:
 
     def scale(self, block: Expression, group: Expression) -> Expression:
         """The scales of 16 outputs as float32x16."""
-        return T.cast(self.scales[block, group, lanes()], "float32x16")
+        return T.cast(self.scales[(*self._place(block, group), lanes())], "float32x16")
 
     def zero(self, block: Expression, group: Expression) -> Expression:
         """The zero points of 16 outputs as float32x16."""
-        return T.cast(T.cast(self.zeros[block, group, lanes()], "int32x16"), "float32x16")
+        return T.cast(T.cast(self.zeros[(*self._place(block, group), lanes())], "int32x16"), "float32x16")
+
+    @staticmethod
+    def _place(block: Expression, group: Expression) -> tuple[Expression, Expression, Expression]:
+        pair, half = _pair_and_half(block)
+        return pair, group, half
 
     def dequantized(
         self, words: Expression, position: int, scale: Expression, shift: Expression
     ) -> Expression:
         """The codes times scale plus shift, with shift = -zero * scale."""
         return fma(self.values(words, position), scale, shift)
+
+
+def _pair_and_half(block: Expression) -> tuple[Expression, Expression]:
+    """Where a block of 16 outputs is; shifts, because a division would round towards zero."""
+    if isinstance(block, int):
+        return block // 2, block % 2
+    return T.shift_right(block, tirx.const(1, block.ty.dtype)), T.bitwise_and(
+        block, tirx.const(1, block.ty.dtype)
+    )

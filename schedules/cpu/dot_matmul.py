@@ -23,8 +23,9 @@ PASSES_OF_MANY_ROWS = 4
 """With several rows the work is taken for that of so many, when it is decided whether to share it out."""
 
 
-AHEAD = 2
-"""Tasks that kernels for few rows look ahead: 9 KiB of 4-bit codes at K = 576, what memory sends in 200 ns."""
+AHEAD = 8 * 2**10
+"""Bytes of codes that kernels for few rows ask for ahead: as many as memory sends in 200 ns, and a sixth of a
+first-level cache."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,7 @@ class Tile:
         rows: of x.
         blocks: of 16 outputs.
         sums: independent integer sums for each row and block, 1 or 2, to hide the latency of a dot product.
-        ahead: how many tasks before it reads weights it asks for them; 0 leaves that to the processor, which
-            takes a task's few KiB for the beginning of something new.
+        ahead: bytes of codes before the place where it reads that it asks for them; 0 leaves that to the processor.
     """
 
     rows: int
@@ -151,16 +151,17 @@ def _tile(
 ) -> None:
     """One register tile over the whole of K, stored at the end; only the first ``present`` rows are."""
     codes = Codes(operands.spec, operands.weights, use_lookup=False)
-    later = [block + tile.ahead * len(blocks) for block in blocks] if tile.ahead else []
     totals = [[Register(splat(0.0)) for _ in blocks] for _ in rows]
     with T.serial(0, operands.spec.groups) as group:
-        for block in later:
-            codes.prefetch_group(block, group)
+        if tile.ahead:
+            for block in blocks:
+                codes.prefetch_group(block, group, tile.ahead)
         sums = [[[_Sums(tile.sums) for _ in x.planes] for _ in blocks] for _ in rows]
         with T.serial(0, codes.chunks_per_group) as step:
             chunk = T.bind(group * codes.chunks_per_group + step)
-            for block in later:
-                codes.prefetch_chunk(block, chunk)
+            if tile.ahead:
+                for block in blocks:
+                    codes.prefetch_chunk(block, chunk, tile.ahead)
             _add_chunk(codes, x, dot, blocks, rows, chunk, sums)
         scales = [T.bind(codes.scale(block, group)) for block in blocks]
         zeros = [T.bind(codes.zero(block, group)) for block in blocks]

@@ -54,7 +54,7 @@ class FloatMatmulRule(MatmulRule):
 
     def layout(self, spec: MatmulSpec, target: Target) -> Layout:
         """See ``MatmulRule.layout``."""
-        return LAYOUTS["interleaved16"]
+        return LAYOUTS["paired_blocks"]
 
     def build(self, spec: MatmulSpec, target: Target, config: FloatConfig) -> tirx.PrimFunc:
         """See ``MatmulRule.build``."""
@@ -92,7 +92,7 @@ class DotMatmulRule(MatmulRule):
 
     def layout(self, spec: MatmulSpec, target: Target) -> Layout:
         """See ``MatmulRule.layout``."""
-        return LAYOUTS["interleaved16"]
+        return LAYOUTS["paired_blocks"]
 
     def build(self, spec: MatmulSpec, target: Target, config: DotConfig) -> tirx.PrimFunc:
         """See ``MatmulRule.build``."""

@@ -49,7 +49,7 @@ def test_dense_tensors_are_stacked_in_order(checkpoint: Checkpoint) -> None:
     np.testing.assert_array_equal(found["bias"], np.concatenate([checkpoint.read(name) for name in names]))
 
 
-@pytest.mark.parametrize("layout", ["row", "interleaved16"])
+@pytest.mark.parametrize("layout", ["row", "paired_blocks"])
 def test_quantized_linears_are_stacked_and_packed(checkpoint: Checkpoint, layout: str) -> None:
     modules = tuple(f"{LAYER}.{part}_proj" for part in "qkv")
     parts = [checkpoint.read_quantized(module) for module in modules]

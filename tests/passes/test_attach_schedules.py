@@ -15,7 +15,7 @@ from .modules import SPEC, X86, Functions, quantized
 
 n = TypeVar("n")
 functions = Functions()
-served = functions.dequantize_matmul(layout="interleaved16")
+served = functions.dequantize_matmul(layout="paired_blocks")
 UNSERVED = replace(SPEC, group_size=4, has_residual=True)
 unserved = functions.dequantize_matmul(UNSERVED, name="unserved")
 
@@ -23,9 +23,9 @@ unserved = functions.dequantize_matmul(UNSERVED, name="unserved")
 @R.function
 def forward(
     x: R.Tensor((n, 32), "float32"),
-    v_qweight: R.Tensor((2, 4, 16, 4), "uint8"),
-    v_scales: R.Tensor((2, 2, 16), "float16"),
-    v_zeros: R.Tensor((2, 2, 16), "uint8"),
+    v_qweight: R.Tensor((1, 4, 2, 16, 4), "uint8"),
+    v_scales: R.Tensor((1, 2, 2, 16), "float16"),
+    v_zeros: R.Tensor((1, 2, 2, 16), "uint8"),
     w_qweight: R.Tensor((24, 16), "uint8"),
     w_scales: R.Tensor((24, 8), "float16"),
     w_zeros: R.Tensor((24, 8), "uint8"),
@@ -41,7 +41,7 @@ def forward(
 
 
 MODULE = functions.module(
-    forward, {**quantized("v", "v", layout="interleaved16"), **quantized("w", "w", spec=UNSERVED)}
+    forward, {**quantized("v", "v", layout="paired_blocks"), **quantized("w", "w", spec=UNSERVED)}
 )
 
 

@@ -18,7 +18,7 @@ BIASED = replace(SPEC, has_bias=True)
 row = functions.dequantize_matmul(BIASED)
 row_take = functions.dequantize_take()
 packed_functions = Functions()
-packed = packed_functions.dequantize_matmul(BIASED, name="dequantize_matmul1", layout="interleaved16")
+packed = packed_functions.dequantize_matmul(BIASED, name="dequantize_matmul1", layout="paired_blocks")
 
 
 @R.function
@@ -41,9 +41,9 @@ def test_gives_a_weight_the_layout_of_the_rule() -> None:
     def expected(
         x: R.Tensor((n, 32), "float32"),
         b: R.Tensor((24,), "float32"),
-        w_qweight: R.Tensor((2, 4, 16, 4), "uint8"),
-        w_scales: R.Tensor((2, 2, 16), "float16"),
-        w_zeros: R.Tensor((2, 2, 16), "uint8"),
+        w_qweight: R.Tensor((1, 4, 2, 16, 4), "uint8"),
+        w_scales: R.Tensor((1, 2, 2, 16), "float16"),
+        w_zeros: R.Tensor((1, 2, 2, 16), "uint8"),
     ):
         R.func_attr({"num_input": 1})
         with R.dataflow():
@@ -52,7 +52,7 @@ def test_gives_a_weight_the_layout_of_the_rule() -> None:
         return y
 
     before = functions.module(one_linear, {**quantized("w", "w"), "b": dense("w.bias")})
-    plan = {"b": dense("w.bias"), **quantized("w", "w", layout="interleaved16")}
+    plan = {"b": dense("w.bias"), **quantized("w", "w", layout="paired_blocks")}
     assert_same(RepackWeights(X86)(before), packed_functions.module(expected, plan))
 
 
@@ -75,13 +75,13 @@ def test_a_table_that_is_looked_up_and_multiplied_by_is_stored_once() -> None:
 
     found = RepackWeights(X86)(functions.module(tied, quantized("w", "model.embed_tokens")))
     assert_in_step(found)
-    assert [source.layout for source in plan_of(found).values()] == ["interleaved16"] * 3
+    assert [source.layout for source in plan_of(found).values()] == ["paired_blocks"] * 3
     ops = {
         f.attrs[ir_attrs.OP]: f.attrs[ir_attrs.LAYOUT]
         for f in found.functions.values()
         if ir_attrs.OP in f.attrs
     }
-    assert ops == {"dequantize_take": "interleaved16", "dequantize_matmul": "interleaved16"}
+    assert ops == {"dequantize_take": "paired_blocks", "dequantize_matmul": "paired_blocks"}
 
 
 def test_weights_of_two_linears_keep_their_own_names() -> None:

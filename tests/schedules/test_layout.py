@@ -11,7 +11,7 @@ from awq_tvm.schedules.layout import LAYOUTS
 from awq_tvm.schedules.spec import LEGAL_BITS, MatmulSpec
 
 Array = np.ndarray[Any, Any]
-MATMUL_LAYOUTS = ("row", "interleaved16")
+MATMUL_LAYOUTS = ("row", "paired_blocks")
 
 
 def _weight(spec: MatmulSpec, seed: int = 0) -> tuple[Array, Array, Array]:
@@ -47,7 +47,7 @@ def test_elements_reads_what_pack_wrote(
 @pytest.mark.parametrize("bits", LEGAL_BITS)
 def test_rows_that_pad_a_block_weigh_nothing(bits: int) -> None:
     spec = MatmulSpec(16, 19, bits, 8, "float32")
-    layout = LAYOUTS["interleaved16"]
+    layout = LAYOUTS["paired_blocks"]
     arrays = layout.pack(spec, *_weight(spec))
     n, k = np.meshgrid(np.arange(19, 32), np.arange(16), indexing="ij")
     _, scale, _ = layout.elements(spec, arrays, n, k)

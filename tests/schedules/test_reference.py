@@ -51,7 +51,7 @@ FUNCTIONS = {
 }
 
 
-@pytest.mark.parametrize("layout", ["row", "interleaved16"])
+@pytest.mark.parametrize("layout", ["row", "paired_blocks"])
 @pytest.mark.parametrize("bits", [3, 4, 8])
 def test_dequantize_is_exact(layout: str, bits: int) -> None:
     """A difference of codes times a float16 scale has at most 8 + 11 bits."""
@@ -73,7 +73,7 @@ def test_dequantize_matmul_is_within_rounding(function: str | None, dtype: str) 
     rng = np.random.default_rng(1)
     codes = weight(spec)
     x, bias, residual = (rng.standard_normal(shape).astype(dtype) for shape in ((5, 64), (24,), (5, 24)))
-    layout = LAYOUTS["interleaved16"]
+    layout = LAYOUTS["paired_blocks"]
     func = reference.dequantize_matmul(spec, layout)
     found = run(func, [x, *layout.pack(spec, *codes), bias, residual], (5, 24), dtype)
     matrix = dequantized(spec, *codes).astype(dtype).astype(np.float64)
@@ -99,7 +99,7 @@ def test_dense_matmul_is_within_rounding(weight_dtype: str, dtype: str) -> None:
     assert func.attrs[ir_attrs.OP] == ir_attrs.OP_DENSE_MATMUL
 
 
-@pytest.mark.parametrize("layout", ["row", "interleaved16"])
+@pytest.mark.parametrize("layout", ["row", "paired_blocks"])
 @pytest.mark.parametrize("bits", [4, 8])
 def test_dequantize_take_is_exact(layout: str, bits: int) -> None:
     spec = replace(SPEC, bits=bits)
