@@ -119,12 +119,10 @@ class History:
         begin = keep(self.page_indptr[sequence])
         last = keep(self.page_indptr[sequence + 1] - 1)
 
-        def ask(half: Callable[[Any, Any], Any], first: Any, sixteenth: Any) -> None:
-            page = self.page_values[tirx.min(begin + tirx.floordiv(first, i32(PAGE_SIZE)), last)]
-            size_of_part = self.shape.head_dim
-            start = half(page, head) + _wide(sixteenth) * size_of_part
-            line = CACHE_LINE // BYTES[self.shape.dtype]
-            for offset in range(0, size_of_part, line):
+        def ask(half: Callable[[Any, Any], Any], first_key: Any, first: Any, count: int) -> None:
+            page = self.page_values[tirx.min(begin + tirx.floordiv(first_key, i32(PAGE_SIZE)), last)]
+            start = half(page, head) + _wide(first)
+            for offset in range(0, count, CACHE_LINE // BYTES[self.shape.dtype]):
                 prefetch(flat, [start + offset])
 
         return Prefetcher(partial(ask, self.pages.keys), partial(ask, self.pages.values))

@@ -121,15 +121,15 @@ class Registers:
 
 @dataclass(frozen=True)
 class Prefetcher:
-    """Asks for keys and values before they are read; a page holds LANES keys, in LANES parts of head_dim numbers.
+    """Asks for keys and values before they are read, a few at a time.
 
     Attributes:
-        keys: (first key of a page, which part) -> emits what asks for that part of its keys.
+        keys: (first key of a page, first number in it, how many) -> emits what asks for that part of its keys.
         values: the same for its values.
     """
 
-    keys: Callable[[Any, Any], None]
-    values: Callable[[Any, Any], None]
+    keys: Callable[[Any, Any, int], None]
+    values: Callable[[Any, Any, int], None]
 
 
 class Tile:
@@ -215,10 +215,6 @@ class Tile:
         with T.serial(key_blocks) as block:
             first = block * tiles.block_keys
             keys = [key_vector(start + first + v * LANES) for v in range(tiles.vectors)]
-            if ahead is not None:
-                with T.serial(LANES) as part:
-                    for v in range(tiles.vectors):
-                        ahead.values(start + first + v * LANES, part)
             with T.serial(self.row_blocks(rows)) as row_block:
                 base = keep(row_block * tiles.rows)
                 registers = Registers(tiles.rows, [LANES] * tiles.vectors)
@@ -226,6 +222,9 @@ class Tile:
                     for v in range(tiles.vectors):
                         registers.set(row, v, vector_math.splat(0.0, LANES))
                 with T.serial(head_dim) as d:
+                    if ahead is not None:
+                        for v in range(tiles.vectors):
+                            ahead.values(start + first + v * LANES, d * LANES, LANES)
                     registers.multiply_add(partial(_spread, self.query, base, d), partial(_keys_at, keys, d))
                 for row in range(tiles.rows):
                     for v in range(tiles.vectors):
@@ -286,10 +285,10 @@ class Tile:
                         registers.set(row, v, old * T.Broadcast(shrink, width))
                 with T.serial(tirx.floordiv(count + LANES - 1, LANES)) as group:
                     values = value_vector(start + group * LANES)
-                    if ahead is not None and first == 0:
-                        with T.serial(LANES) as part:
-                            ahead.keys(start + tiles.tile_keys + group * LANES, part)
                     with T.serial(tirx.min(count - group * LANES, i32(LANES))) as key:
+                        if ahead is not None and first == 0:
+                            later = start + tiles.tile_keys + group * LANES
+                            ahead.keys(later, key * self.shape.head_dim, self.shape.head_dim)
                         registers.multiply_add(
                             partial(_spread, self.scores, base, group * LANES + key),
                             partial(_values_at, values, key, places, widths),
