@@ -63,7 +63,7 @@ def measure_limits(target: Target, threads: int) -> Limits:
         "float32", LANES, STEPS, lambda s, x, _: fma(s, x[lanes()], x[lanes()]), target, threads
     )
     steps = LANES * CHAINS * STEPS * threads / 1e9
-    dot = dot_product(target.features, 8)
+    dot = dot_product(target.features, 7)
     dot_seconds = dot and _best(
         "int32", LANES, STEPS, lambda s, x, _: dot(s, x[lanes()], x[lanes()]), target, threads
     )

@@ -27,8 +27,8 @@ FAMILIES_OF_KIND: Mapping[str, tuple[str, ...]] = {
 }
 TVM_KIND: Mapping[str, str] = {"cpu": "llvm", "cuda": "cuda", "metal": "metal"}
 
-# Any one of these multiplies four int8 pairs and adds them to an int32 in one instruction.
-INT8_DOT_FEATURES = frozenset({"avx512vnni", "avxvnni", "dotprod"})
+# Any one of these multiplies int8 pairs and adds four of them to an int32, in one instruction or, AVX2, in three.
+INT8_DOT_FEATURES = frozenset({"avx512vnni", "avxvnni", "avx2", "dotprod"})
 
 _NAME = re.compile(r"[a-z0-9]+([.-][a-z0-9]+)*")
 _SM_ARCH = re.compile(r"sm_[0-9]{2,3}")
@@ -214,7 +214,7 @@ class Target:
 
     @property
     def has_int8_dot(self) -> bool:
-        """Whether a CPU has a four-way int8 dot product instruction."""
+        """Whether a CPU has instructions for four-way int8 dot products."""
         return bool(self.features & INT8_DOT_FEATURES)
 
     @property

@@ -45,7 +45,7 @@ def x86_target(
         l3_bytes: shared last-level cache.
     """
     features = dict(LEVELS)[mcpu] | extra
-    activations: Literal["float", "int8"] = "int8" if extra & {"avx512vnni", "avxvnni"} else "float"
+    activations: Literal["float", "int8"] = "int8" if "avx2" in features else "float"
     return Target(
         name=name,
         summary=summary,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from awq_tvm.schedules.cpu.vectors import LANES, Expression, take
+from awq_tvm.schedules.cpu.vectors import LANES, Expression, splat, take
 
 Dot = Callable[[Expression, Expression, Expression], Expression]
 """(sums int32x16, codes int32x16 holding 64 unsigned bytes, x int32x16 holding 64 signed bytes) -> sums."""
@@ -66,14 +66,54 @@ def _usdot(sums: Expression, codes: Expression, x: Expression) -> Expression:
     )
 
 
+def _maddubs(sums: Expression, codes: Expression, x: Expression) -> Expression:
+    """Pairs of bytes to int16 with saturation, which 7-bit codes never reach, then pairs of these to int32."""
+    width = int(sums.ty.dtype.rpartition("x")[2])
+    pairs_of_bytes, pairs = _MADDUBS[width]
+    words = T.call_llvm_pure_intrin(
+        f"int16x{2 * width}",
+        pairs_of_bytes,
+        T.reinterpret(f"uint8x{4 * width}", codes),
+        T.reinterpret(f"int8x{4 * width}", x),
+    )
+    ones = splat(1, "int16", 2 * width)
+    return sums + T.call_llvm_pure_intrin(f"int32x{width}", pairs, words, ones)
+
+
+_MADDUBS = {
+    8: ("llvm.x86.avx2.pmadd.ub.sw", "llvm.x86.avx2.pmadd.wd"),
+    16: ("llvm.x86.avx512.pmaddubs.w.512", "llvm.x86.avx512.pmaddw.d.512"),
+}
+
+
+def _by_nibbles(dot: Dot) -> Dot:
+    """Codes of 8 bits by a dot product that takes fewer: the low four bits, and the high four times 16."""
+
+    def whole(sums: Expression, codes: Expression, x: Expression) -> Expression:
+        mask, nothing = splat(0x0F0F0F0F, "int32"), splat(0, "int32")
+        high = dot(nothing, T.bind(T.bitwise_and(codes >> splat(4, "int32"), mask)), x)
+        return dot(sums, T.bind(T.bitwise_and(codes, mask)), x) + (high << splat(4, "int32"))
+
+    return whole
+
+
 _INSTRUCTIONS: tuple[tuple[frozenset[str], int, Dot], ...] = (
     (frozenset({"avx512vnni", "avx512f"}), 8, _vpdpbusd_512),
     (frozenset({"avxvnni"}), 8, _in_parts(8, _vpdpbusd_256)),
     (frozenset({"i8mm"}), 8, _in_parts(4, _usdot)),
     # Signed times signed: right for codes below 128 only.
     (frozenset({"dotprod"}), 7, _in_parts(4, _sdot)),
+    (frozenset({"dotprod"}), 8, _by_nibbles(_in_parts(4, _sdot))),
+    (frozenset({"avx512bw"}), 7, _maddubs),
+    (frozenset({"avx512bw"}), 8, _by_nibbles(_maddubs)),
+    (frozenset({"avx2"}), 7, _in_parts(8, _maddubs)),
+    (frozenset({"avx2"}), 8, _by_nibbles(_in_parts(8, _maddubs))),
 )
-"""Features needed, the widest code in bits, and the instruction; the best first."""
+"""Features needed, the widest code in bits, and the instructions; the best first."""
+
+
+ONE_INSTRUCTION = frozenset({"avx512vnni", "avxvnni", "dotprod", "i8mm"})
+"""Features that do it in one instruction: three digits are faster than floats only there."""
 
 
 def dot_product(features: Iterable[str], bits: int) -> Dot | None:

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from awq_tvm.errors import UnsupportedError
-from awq_tvm.schedules.cpu.dot import dot_product
+from awq_tvm.schedules.cpu.dot import ONE_INSTRUCTION, dot_product
 from awq_tvm.schedules.layout import LAYOUTS, Layout
 from awq_tvm.schedules.rule import Match, MatmulRule, NotApplicable
 from awq_tvm.schedules.spec import MatmulSpec
@@ -86,6 +86,8 @@ class DotMatmulRule(MatmulRule):
             return NotApplicable(f"activations are {spec.activations}, not {self.activations}")
         if dot_product(target.features, _code_bits(spec)) is None:
             return NotApplicable(f"{target.name} has no byte dot product for {spec.bits}-bit codes")
+        if self.activations == "float" and not target.features & ONE_INSTRUCTION:
+            return NotApplicable(f"{target.name} multiplies digits no faster than floats")
         if self.activations == "float" and spec.group_size > WIDEST_EXACT_GROUP:
             return NotApplicable(f"groups of {spec.group_size} would share too few digits of precision")
         return cannot_serve(spec) or Match(self.config(target))

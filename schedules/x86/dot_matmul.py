@@ -1,4 +1,4 @@
-"""The integer family's tiles on x86-64: AVX-512 VNNI, AVX-VNNI."""
+"""The integer family's tiles on x86-64: AVX-512 and AVX2, with VNNI and without."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def one_digit(target: Target) -> DotConfig:
     """24 of 32 zmm registers for sums, or 8 of 16 ymm registers."""
-    if "avx512vnni" in target.features:
+    if "avx512bw" in target.features:
         return DotConfig(
             registers=32,
             planes=1,
@@ -33,7 +33,7 @@ def one_digit(target: Target) -> DotConfig:
 
 def three_digits(target: Target) -> DotConfig:
     """As ``one_digit``, three sums for each row and block."""
-    if "avx512vnni" in target.features:
+    if "avx512bw" in target.features:
         return DotConfig(
             registers=32,
             planes=3,

@@ -53,6 +53,7 @@ def compiled(
         ("raspberry-pi-4", "cortex-a72", "float", 8),
         ("raspberry-pi-5", "cortex-a76", "float", 4),
         ("raspberry-pi-5", "cortex-a76", "int8", 3),
+        ("raspberry-pi-5", "cortex-a76", "int8", 8),
         ("graviton-3", "max", "float", 4),
         ("graviton-3", "max", "int8", 4),
         ("graviton-3", "max", "int8", 8),

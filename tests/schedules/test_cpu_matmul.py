@@ -64,14 +64,21 @@ def test_int8_activations_match_their_quantized_reference(
     problem: tuple[int, int, int, int], target: Target
 ) -> None:
     spec = cpu_kernels.spec_of(*problem, activations="int8")
-    if not target.has_int8_dot:
-        rule, reasons = select(spec, target)
-        assert rule is None
-        assert any("byte dot product" in reason for reason in reasons)
-        return
     kernel = cpu_kernels.Kernel(spec, target)
     for rows in ROWS:
         assert kernel.relative_error(random_rows(rows, problem[1])) < EXACT_BOUND, rows
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_no_sum_of_the_largest_products_is_cut_off(bits: int, target: Target) -> None:
+    """Codes of all ones meet activations that all quantize to 127 or to -127, in turn by rows."""
+    spec = cpu_kernels.spec_of(32, 128, 64, bits, activations="int8")
+    q = np.full((32, 128), (1 << bits) - 1, np.uint8)
+    scales, zeros = np.ones((32, 2), np.float16), np.zeros((32, 2), np.uint8)
+    kernel = cpu_kernels.Kernel(spec, target, (q, scales, zeros))
+    x = np.ones((9, 128), np.float32) * np.where(np.arange(9) % 2, -1, 1).astype(np.float32)[:, None]
+    expected = x @ q.astype(np.float32).T
+    np.testing.assert_allclose(kernel.run(x), expected, rtol=1e-6)
 
 
 def silu(v: np.ndarray) -> np.ndarray:

@@ -47,21 +47,26 @@ def int8_rows(x: np.ndarray, group_size: int) -> np.ndarray:
 
 
 class Kernel:
-    """The kernel that the registry chooses for a spec on a target, with random weights.
+    """The kernel that the registry chooses for a spec on a target, with these weights or random ones.
 
     Attributes:
         rule: the rule chosen.
         weight: W in float64.
     """
 
-    def __init__(self, spec: MatmulSpec, target: Target) -> None:
+    def __init__(
+        self,
+        spec: MatmulSpec,
+        target: Target,
+        arrays: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
+    ) -> None:
         rule, match = select(spec, target)
         assert isinstance(rule, MatmulRule), match
         self.spec, self.rule = spec, rule
         func = rule.build(spec, target, match.config)
         module = tvm.IRModule({"kernel": func.with_attr("global_symbol", "kernel")})
         self._kernel = tvm.compile(module, target=tvm.target.Target(target.tvm_target))["kernel"]
-        arrays = random_weight(spec)
+        arrays = arrays or random_weight(spec)
         self.weight = dequantized(spec, *arrays)
         self._packed = [tvm.runtime.tensor(a) for a in rule.layout(spec, target).pack(spec, *arrays)]
         rng = np.random.default_rng(7)

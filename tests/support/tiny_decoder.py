@@ -228,7 +228,9 @@ def compile_quantized(
 
 
 def _compile(model: Any, checkpoint: Path, bundle: Path, options: dict[str, Any]) -> Compiled:
-    report = compile_model(str(checkpoint), bundle, **{"vocabulary_bits": 16, "kv_cache": "float32", **options})
+    report = compile_model(
+        str(checkpoint), bundle, **{"vocabulary_bits": 16, "kv_cache": "float32", **options}
+    )
     return Compiled(model, checkpoint, bundle, report)
 
 

@@ -67,7 +67,7 @@ def test_the_good_twins_are_accepted() -> None:
         ({"features": frozenset({"avx2"})}, "mattr turns on avxvnni"),
         (
             {
-                "features": frozenset({"avx2"}),
+                "features": frozenset({"avx"}),
                 "tvm_target": {**CPU["tvm_target"], "mattr": []},
                 "default_activations": "int8",
             },

@@ -26,9 +26,9 @@ def x86_cpuinfo(*flags_per_core: str) -> str:
     ("flags", "name", "mattr", "activations"),
     [
         (V2, "host-x86-64-v2", [], "float"),
-        (V3, "host-x86-64-v3", [], "float"),
+        (V3, "host-x86-64-v3", [], "int8"),
         (f"{V3} avx_vnni", "host-x86-64-v3", ["+avxvnni"], "int8"),
-        (V4, "host-x86-64-v4", [], "float"),
+        (V4, "host-x86-64-v4", [], "int8"),
         (
             f"{V4} avx512_vnni avx512_bf16 avx512vbmi",
             "host-x86-64-v4",
@@ -36,7 +36,7 @@ def x86_cpuinfo(*flags_per_core: str) -> str:
             "int8",
         ),
         # A hypervisor that masks a part of AVX-512 leaves none of it.
-        (f"{V3} avx512f avx512_vnni", "host-x86-64-v3", [], "float"),
+        (f"{V3} avx512f avx512_vnni", "host-x86-64-v3", [], "int8"),
     ],
 )
 def test_x86_levels(flags: str, name: str, mattr: list[str], activations: str) -> None:
