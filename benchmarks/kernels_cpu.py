@@ -40,7 +40,7 @@ from cpu_contenders import (
     torch_dense,
     torch_int4,
 )
-from limits_cpu import LEVELS, Limits, measure_limits
+from limits_cpu import Limits, measure_limits
 
 from awq_tvm.schedules.spec import MatmulSpec
 from awq_tvm.targets import Target, resolve
@@ -116,12 +116,20 @@ def measure(contenders: Sequence[Contender], repetitions: int, seconds: float) -
     return times
 
 
-def roof_of(contender: Contender, problem: Problem, operations: float, limits: Limits) -> float | None:
+def _level_of(weight_bytes: int, target: Target, threads: int) -> str:
+    """The first level that can hold the weights; each thread has a second-level cache of its own."""
+    if weight_bytes <= (target.l2_bytes or 0) * threads:
+        return "L2"
+    return "L3" if weight_bytes <= (target.l3_bytes or 0) else "memory"
+
+
+def roof_of(
+    contender: Contender, problem: Problem, operations: float, target: Target, limits: Limits
+) -> float | None:
     """Seconds that the machine allows at best, see the top of this file."""
     if contender.computes_in is None:
         return None
-    fitting = (name for name, size in LEVELS if contender.weight_bytes <= 2 * size * limits.threads)
-    level = "memory" if problem.cold else next(fitting, "memory")
+    level = "memory" if problem.cold else _level_of(contender.weight_bytes, target, limits.threads)
     peak = {"dot": limits.dot, "fma": limits.fma}[contender.computes_in]
     reading = contender.weight_bytes / limits.read[level] / 1e9
     return max(reading, contender.products * operations / peak / 1e9 if peak else 0.0)
@@ -149,7 +157,7 @@ def rows_of(problem: Problem, target: Target, options: argparse.Namespace, limit
             name=contender.name,
             median=statistics.median(samples),
             best=min(samples),
-            roof=roof_of(contender, problem, operations, limits),
+            roof=roof_of(contender, problem, operations, target, limits),
             weight_bytes=contender.weight_bytes,
             operations=operations,
             error=error,
