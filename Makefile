@@ -5,13 +5,14 @@ VENV := .venv
 STAMP := $(VENV)/.installed
 RUN := $(VENV)/bin/python
 
-.PHONY: help demo test test-full lint format clean bench-quality bench-quality-peers bench-memory
+.PHONY: help demo test test-full lint format clean bench-cpu bench-quality bench-quality-peers bench-memory
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       quantize, compile and run a small real model, and measure it"
 	@echo "make test       linters, type checks and the fast tests"
 	@echo "make test-full  the same with the slow tests"
+	@echo "make bench-cpu      matmul kernels of this CPU beside ONNX Runtime's and PyTorch's, and its limits"
 	@echo "make bench-quality TEXT=FILE        every recipe and every step left out, on a text of yours"
 	@echo "make bench-quality-peers TEXT=FILE  ours beside AutoRound, llm-compressor and HQQ"
 	@echo "make bench-memory                   memory of three blocks as wide as Llama-2-70B's"
@@ -40,6 +41,13 @@ test: lint
 
 test-full: lint
 	$(RUN) -m pytest -q
+
+# The peers are installed beside the rest: they are no dependency of anything else.
+bench-cpu: $(STAMP)
+	@$(RUN) -m pip install -qq --disable-pip-version-check 'onnx>=1.23,<2' 'onnxruntime>=1.32,<2'
+	$(RUN) benchmarks/kernels_cpu.py --m 1,8,128 --peers --json build/kernels-small.json --plot build/kernels-small.svg
+	$(RUN) benchmarks/kernels_cpu.py --shapes 2048x2048,4096x4096,4096x11008,11008x4096 --group-size 128 --m 1,128 \
+		--peers --json build/kernels-large.json --plot build/kernels-large.svg
 
 # TEXT is a UTF-8 text to score on, CALIBRATION one to calibrate on: see docs/quality.md.
 TEXT ?= $(error give a text to score on: make $@ TEXT=FILE)
