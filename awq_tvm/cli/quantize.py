@@ -72,6 +72,10 @@ def command(
             rich_help_panel=STEPS,
         ),
     ] = None,
+    learn_norm_steps: Annotated[
+        int | None,
+        typer.Option(help="Steps of fitting the norm before the head; 0 for none.", rich_help_panel=STEPS),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last finished block.")] = False,
     json_output: Json = False,
 ) -> None:
@@ -85,6 +89,7 @@ def command(
         "clip": clip,
         "learn_steps": learn_steps,
         "learn_metric": learn_metric,
+        "learn_norm_steps": learn_norm_steps,
     }
     changes: dict[str, Any] = {name: value for name, value in steps.items() if value is not None}
     with ProgressDisplay() as display:

@@ -53,6 +53,12 @@ def model_card(name: str, model_type: str, report: QuantizeReport, options: AwqO
             "- mean squared change of a block's output on the calibration text, "
             f"mean over {len(losses)} blocks: {before:.4g} by rounding to nearest, {after:.4g} as written"
         )
+    if report.norm is not None:
+        measured.append(
+            "- KL divergence from the original on calibration text that was not learned from: "
+            f"{report.norm.before:.4g} nats a token with the original's last norm, {report.norm.after:.4g} with one "
+            f"fitted to the quantized blocks, which was {'kept' if report.norm.kept else 'not kept'}"
+        )
     if report.quality is not None:
         measured += _measured_on_text(report.quality)
     return "\n".join(

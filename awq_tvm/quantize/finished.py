@@ -29,8 +29,11 @@ def dense_tensors(
     on_disk = checkpoint.names.on_disk
     for name in checkpoint.carried:
         yield name, half(read_weight(checkpoint.files, name), name).numpy()
+    changed = (journal.read_ending() or ({}, {}))[0]
     for name in _outside_blocks(checkpoint, architecture):
-        if name.removesuffix(".weight") not in vocabulary:
+        if name in changed:
+            yield on_disk(name), changed[name]
+        elif name.removesuffix(".weight") not in vocabulary:
             yield on_disk(name), half(read_weight(checkpoint, name), name).numpy()
     for index in range(journal.finished):
         where = f"{architecture.blocks}.{index}"

@@ -8,6 +8,7 @@ A folder `<out>.journal` beside the output holds
     importance-00000.safetensors how much of a change of a block's output counts, by direction
     block-00000.safetensors quantized linears and dense tensors of a finished block
     hidden-00001.full       a stream of hidden states that enters the next block
+    ending.safetensors      what changed behind the last block
 
 journal.json is replaced by a rename and is the last thing written for a text or a block; a file it does not
 name does not count. So at whatever instant the process dies, the journal says what was whole before.
@@ -36,7 +37,7 @@ from awq_tvm.quantize.hidden_states import HiddenStates, HiddenStatesWriter
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
-_SCHEMA_VERSION = 6
+_SCHEMA_VERSION = 7
 _INDEX = "journal.json"
 
 
@@ -64,6 +65,7 @@ class Journal:
         self._importance: list[dict[str, Any]] = []
         self._blocks: list[dict[str, Any]] = []
         self._hidden: dict[str, dict[str, Any]] = {}
+        self._ending: dict[str, Any] | None = None
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = self._take_hold()
@@ -236,6 +238,28 @@ class Journal:
             streams[name] = HiddenStates(path, (samples, length, channels), entry["dtype"], entry["sha256"])
         return streams
 
+    def record_ending(self, arrays: Arrays, note: Mapping[str, Any]) -> None:
+        """Write what changed behind the last block, after it.
+
+        Args:
+            arrays: by full name; empty where nothing changed.
+            note: JSON values to keep with it.
+
+        Raises:
+            ResourceError: it cannot be written.
+        """
+        with self._writing():
+            self._ending = {**self._write("ending.safetensors", arrays), "note": dict(note)}
+            self._write_index()
+
+    def read_ending(self) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]] | None:
+        """What changed behind the last block and what was noted with it; None if that was not recorded.
+
+        Raises:
+            CheckpointError: the file is not what was written.
+        """
+        return None if self._ending is None else (self._read(self._ending), dict(self._ending["note"]))
+
     def remove(self) -> None:
         """Delete the folder: the run has succeeded. The index goes first: without it nothing counts."""
         (self.folder / _INDEX).unlink(missing_ok=True)
@@ -275,8 +299,9 @@ class Journal:
             found = json.loads(index.read_text("utf-8"))
             version, settings = found["schema_version"], found["settings"]
             text, widths, importance = found["text"], found["widths"], list(found["importance"])
-            blocks, hidden = list(found["blocks"]), dict(found["hidden"])
-            entries = [*([text] if text else []), *importance, *blocks, *hidden.values()]
+            blocks, hidden, ending = list(found["blocks"]), dict(found["hidden"]), found["ending"]
+            single = [one for one in (text, ending) if one]
+            entries = [*single, *importance, *blocks, *hidden.values()]
             names = [(one["file"], one["sha256"]) for one in entries]
         except (ValueError, KeyError, TypeError) as error:
             raise self._damaged(_INDEX, f"{type(error).__name__}: {error}") from None
@@ -293,7 +318,7 @@ class Journal:
         ):
             raise self._damaged(_INDEX, "its bit widths are no numbers by name")
         self._text, self._widths, self._importance = text, widths, importance
-        self._blocks, self._hidden = blocks, hidden
+        self._blocks, self._hidden, self._ending = blocks, hidden, ending
         for block in blocks:
             self._read(block)
 
@@ -334,6 +359,7 @@ class Journal:
             "importance": self._importance,
             "blocks": self._blocks,
             "hidden": self._hidden,
+            "ending": self._ending,
         }
         self._write_bytes(_INDEX, json.dumps(content, indent=1).encode())
 

@@ -1,9 +1,9 @@
-"""What is made once before the first block, and kept in the journal for a run that is resumed."""
+"""What is made once, before the first block or behind the last, and kept in the journal for a run that is resumed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,9 @@ from awq_tvm.progress import ProgressCallback, ProgressEvent
 from awq_tvm.quantize.awq import AwqOptions
 from awq_tvm.quantize.bit_allocation import allocate
 from awq_tvm.quantize.calibration import Calibration, calibrate
+from awq_tvm.quantize.final_norm import NormReport, learn_final_norm
 from awq_tvm.quantize.group_quantize import Rounding
+from awq_tvm.quantize.hidden_states import FULL, QUANTIZED
 from awq_tvm.quantize.importance import measure_importance
 from awq_tvm.quantize.journal import Journal
 from awq_tvm.quantize.sensitivity import measure_sensitivities
@@ -82,3 +84,31 @@ def keep_importance(
             progress=progress,
         )
         journal.record_importance((index, matrix.numpy()) for index, matrix in matrices)
+
+
+def keep_final_norm(
+    journal: Journal,
+    checkpoint: Checkpoint,
+    text: Calibration,
+    options: AwqOptions,
+    seed: int,
+    progress: ProgressCallback,
+) -> NormReport:
+    """Put into the journal what the norm before the head becomes, once all blocks are finished."""
+    kept = journal.read_ending()
+    if kept is not None:
+        return NormReport(**kept[1])
+    leaving = journal.read_hidden()
+    weights, report = learn_final_norm(
+        checkpoint,
+        torch.from_numpy(text.token_ids.copy()),
+        torch.from_numpy(text.loss_mask.copy()),
+        leaving[FULL],
+        leaving[QUANTIZED],
+        steps=options.learn_norm_steps,
+        rate=options.learn_norm_rate,
+        seed=seed,
+        progress=progress,
+    )
+    journal.record_ending({name: weight.numpy() for name, weight in weights.items()}, asdict(report))
+    return report

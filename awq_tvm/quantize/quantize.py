@@ -34,7 +34,7 @@ from awq_tvm.quantize.group_quantize import Rounding, choose_group_size
 from awq_tvm.quantize.hidden_states import FULL, QUANTIZED
 from awq_tvm.quantize.journal import Journal
 from awq_tvm.quantize.names import NetworkView, in_network_terms
-from awq_tvm.quantize.preparation import bit_widths, calibration_text, keep_importance
+from awq_tvm.quantize.preparation import bit_widths, calibration_text, keep_final_norm, keep_importance
 from awq_tvm.quantize.report import QuantizeReport, warnings_about_experts
 from awq_tvm.quantize.report_request import request_report
 from awq_tvm.quantize.rounding_plan import RoundingPlan
@@ -157,8 +157,10 @@ def quantize_checkpoint(
                 plan = replace(chosen, exceptions={**chosen.exceptions, **vocabulary})
             if text is not None and options.learn_steps and options.learn_metric == "end":
                 keep_importance(journal, checkpoint, text, options, seed, progress)
-            learns_from = QUANTIZED if options.learn_steps and options.learn_from == QUANTIZED else FULL
-            streams = tuple(dict.fromkeys((FULL, learns_from)))
+            reads_quantized = options.learn_norm_steps or (
+                options.learn_steps and options.learn_from == QUANTIZED
+            )
+            streams = (FULL, QUANTIZED) if reads_quantized else (FULL,)
             stream = BlockStream(
                 checkpoint,
                 journal,
@@ -168,6 +170,9 @@ def quantize_checkpoint(
                 streams=streams,
             )
             blocks = stream.run(options, progress)
+            norm = None
+            if text is not None and options.learn_norm_steps:
+                norm = keep_final_norm(journal, checkpoint, text, options, seed, progress)
         progress(ProgressEvent("write", 0, 1, str(out)))
         report = QuantizeReport(
             out=out,
@@ -187,6 +192,7 @@ def quantize_checkpoint(
             calibration_tokens=int(text.token_ids.size) if text else 0,
             peak_memory_bytes=peak_memory(),
             warnings=(*(text.warnings if text else ()), *warnings_about_experts(blocks)),
+            norm=norm,
         )
         recipe, name, model_type = (
             _recipe(report, options),

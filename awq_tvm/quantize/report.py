@@ -9,6 +9,7 @@ from typing import Any
 
 from awq_tvm.quantize.activations import FEWEST_TOKENS_OF_AN_EXPERT
 from awq_tvm.quantize.block_stream import BlockReport
+from awq_tvm.quantize.final_norm import NormReport
 from awq_tvm.quantize.report_text import Quality
 
 
@@ -35,6 +36,7 @@ class QuantizeReport:
         peak_memory_bytes: of this process.
         warnings: what the user should know.
         quality: what was measured on a text, None where that was not asked for.
+        norm: what fitting the norm before the head did; None where it was not fitted.
     """
 
     out: Path
@@ -55,6 +57,7 @@ class QuantizeReport:
     peak_memory_bytes: int
     warnings: tuple[str, ...] = ()
     quality: Quality | None = None
+    norm: NormReport | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The report as JSON values."""

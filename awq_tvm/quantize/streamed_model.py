@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from awq_tvm.checkpoint import Checkpoint
@@ -68,7 +69,58 @@ class StreamedModel:
         finally:
             empty(block)
 
-    def logits(self, tokens: Tensor, hidden: Tensor) -> Tensor:
-        """Logits for what left the last block, int64 [1, L] and float32 [1, L, H] -> float32 [L, V]."""
-        logits = logits_of_model(self._model, self._family, tokens, hidden, as_tuple=self._returns_tuple)
+    def logits(self, tokens: Tensor, hidden: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Logits for what left the last block; a block must have been run before.
+
+        Args:
+            tokens: int64 [1, L].
+            hidden: float32 [1, L, H].
+            weights: to use in place of parameters outside the blocks, by full name.
+
+        Returns:
+            float32 [L, V].
+        """
+        with _in_place(self._model, weights or {}):
+            logits = logits_of_model(self._model, self._family, tokens, hidden, as_tuple=self._returns_tuple)
         return logits[0].float()
+
+    def norms_behind_blocks(self, token: Tensor) -> dict[str, torch.nn.Parameter]:
+        """Copies of the weights of the norms between the last block and the head, which take gradients.
+
+        They are found by what the logits of some hidden states depend on.
+
+        Args:
+            token: any one, int64 [1, 1].
+
+        Returns:
+            float32 [H] by full name, in order.
+        """
+        candidates = {
+            f"{name}.weight": torch.nn.Parameter(module.weight.detach().clone())
+            for name, module in outside_blocks(self._model, self._family).items()
+            if getattr(module, "weight", None) is not None and module.weight.dim() == 1
+        }
+        with self.block(0) as run:
+            hidden = run(self.enter(token))
+        with torch.enable_grad():
+            self.logits(token, hidden.detach(), candidates).sum().backward()
+        found = {name: one for name, one in candidates.items() if one.grad is not None}
+        for one in found.values():
+            one.grad = None
+        return found
+
+
+@contextmanager
+def _in_place(model: torch.nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Let a model compute with other tensors than its own parameters, and take gradients for them."""
+    kept: list[tuple[dict[str, Any], str, Any]] = []
+    try:
+        for name, weight in weights.items():
+            path, _, leaf = name.rpartition(".")
+            parameters: dict[str, Any] = model.get_submodule(path)._parameters
+            kept.append((parameters, leaf, parameters[leaf]))
+            parameters[leaf] = weight
+        yield
+    finally:
+        for parameters, leaf, before in kept:
+            parameters[leaf] = before

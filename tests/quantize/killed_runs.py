@@ -52,7 +52,7 @@ def _quantize(folder: Path) -> None:
         samples=2,
         sequence_length=16,
         resume=True,
-        options=AwqOptions(scale_steps=2, learn_steps=2),
+        options=AwqOptions(scale_steps=2, learn_steps=2, learn_norm_steps=2),
     )
 
 
