@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import tokenizers
@@ -77,6 +78,11 @@ class Tokenizer:
             "|".join(map(re.escape, sorted(control, key=len, reverse=True))) or r"(?!)"
         )
         self.byte_tokens = self._ids(f"<0x{byte:02X}>" for byte in range(256))
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """One more than the largest id. The first use lists the whole vocabulary."""
+        return 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Tokens of a user's text.
@@ -216,7 +222,7 @@ def _reading_plainly(
     plain.pre_tokenizer = tokenizer.pre_tokenizer
     plain.post_processor = tokenizer.post_processor
     plain.decoder = tokenizer.decoder
-    # In this order each gets the id it has: that in the vocabulary, or the next after the largest so far.
+    # Ids are given anew: that in the vocabulary, or the next free one. In this order each gets the one it has.
     plain.add_tokens(list(added))
     plain.encode_special_tokens = True
     return plain
