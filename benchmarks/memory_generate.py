@@ -4,9 +4,10 @@
     python -m benchmarks.memory_generate BUNDLE --threads 2 --repetitions 9 --bar 60
 
 Runs the command a user types, in a process of its own each time. Prints one JSON line: sizes in MiB, medians of
-times in seconds from the start of the process. `peak` is the most that was resident; `own` and `mapped` are its two
-parts at that moment: the process's own memory, and pages of mapped files (weights and libraries) that the system may
-take back. Ends with 1 if the peak is more than --bar MiB above the bundle's size.
+times in seconds from the start of the process, `cpu_seconds` without those it waited for a processor. `peak` is the
+most that was resident; `own` and `mapped` are its two parts at that moment: the process's own memory, and pages of
+mapped files (weights and libraries) that the system may take back. Ends with 1 if the peak is more than --bar MiB
+above the bundle's size.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -36,6 +38,7 @@ class Run:
     mapped: int
     first: float
     whole: float
+    cpu: float
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     times = {
         "first_text_seconds": statistics.median(each.first for each in runs),
         "seconds": statistics.median(each.whole for each in runs),
+        "cpu_seconds": statistics.median(each.cpu for each in runs),
     }
     print(
         json.dumps(
@@ -85,7 +89,7 @@ def run(options: argparse.Namespace) -> Run:
     command = [sys.executable, "-m", "awq_tvm", "generate", str(options.bundle), "--prompt", options.prompt]
     command += ["--max-tokens", str(options.max_tokens), "--threads", str(options.threads)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    started = time.monotonic()
+    started, used = time.monotonic(), _cpu_of_children()
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
         watch = threading.Thread(target=_watch, args=(process, seen := dict.fromkeys(_STATUS, 0)))
         watch.start()
@@ -97,7 +101,14 @@ def run(options: argparse.Namespace) -> Run:
         watch.join()
     if process.returncode:
         raise SystemExit(process.returncode)
-    return Run(seen["VmHWM"], seen["RssAnon"], seen["RssFile"], first, time.monotonic() - started)
+    whole, cpu = time.monotonic() - started, _cpu_of_children() - used
+    return Run(seen["VmHWM"], seen["RssAnon"], seen["RssFile"], first, whole, cpu)
+
+
+def _cpu_of_children() -> float:
+    """Seconds of processor time, all threads together, of the children that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def _watch(process: subprocess.Popen[bytes], seen: dict[str, int]) -> None:

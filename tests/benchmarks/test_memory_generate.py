@@ -29,6 +29,7 @@ def test_one_line(tmp_path_factory, capfd):
     assert found["peak"] == pytest.approx(found["bundle"] + found["above_bundle"], abs=0.2)
     assert found["own"] + found["mapped"] <= found["peak"] + 0.2
     assert 0 < found["first_text_seconds"] <= found["seconds"]
+    assert found["cpu_seconds"] > 0
     assert main([*arguments, "--bar", "1"]) == 1
     with pytest.raises(SystemExit):
         main([bundle + "x"])
