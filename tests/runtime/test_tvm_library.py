@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from awq_tvm.compile.toolchain.driver_stub import write_stubs
 from awq_tvm.errors import TargetError, UnsupportedError
 from awq_tvm.runtime.tvm_library import (
     LIBRARY_PATH_VARIABLE,
@@ -19,10 +21,10 @@ from awq_tvm.runtime.tvm_library import (
 )
 
 
-def _python(script: str, *arguments: object, path: Path) -> str:
+def _python(script: str, *arguments: object, path: Path, **environment: str) -> str:
     done = subprocess.run(
         [sys.executable, "-c", script, *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": str(path)},
+        env={**os.environ, "PYTHONPATH": str(path), **environment},
         capture_output=True,
         text=True,
         check=False,
@@ -84,6 +86,22 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, package: st
 def test_a_part_for_gpus_that_is_not_there_is_named() -> None:
     with pytest.raises(TargetError, match=r"TVM's runtime for abacus cannot be loaded[\s\S]*_abacus\."):
         load_runtime_library("abacus")
+
+
+def test_the_part_for_cuda_registers_its_device(tmp_path: Path, repository: Path) -> None:
+    """With stand-ins for the driver's libraries: that it loads is all that can be seen without a GPU."""
+    part = find_runtime_library().with_name("libtvm_runtime_cuda.so")
+    if not (part.is_file() and shutil.which("nm") and shutil.which("g++")):
+        pytest.skip("needs the part, g++ and nm")
+    write_stubs(part, tmp_path)
+    script = """
+from awq_tvm.runtime.tvm_library import load_runtime_library
+for kind in ("cpu", "cuda"):
+    ffi = load_runtime_library(kind)
+    print(ffi.get_global_func("device_api.cuda", allow_missing=True) is not None)
+"""
+    said = _python(script, path=repository, LD_LIBRARY_PATH=str(tmp_path))
+    assert said.split() == ["False", "True"]
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "int32", "uint8", "int8", "bool"])
