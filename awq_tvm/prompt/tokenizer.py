@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import tokenizers
@@ -52,38 +53,36 @@ class Tokenizer:
         control_ids: tokens that user text never becomes.
         skipped_ids: tokens that decode to nothing.
         byte_tokens: tokens of one byte each, `<0x00>` to `<0xFF>`; empty for a byte-level vocabulary.
-        vocab_size: one more than the largest id.
     """
 
     def __init__(self, tokenizer_json: bytes, config: Mapping[str, Any] | None = None) -> None:
         if len(tokenizer_json) > MAX_TOKENIZER_BYTES:
             raise _bad(f"{len(tokenizer_json)} bytes, at most {MAX_TOKENIZER_BYTES} are read")
         try:
-            text = tokenizer_json.decode()
-            document = json.loads(text)
-            added = document["added_tokens"]
-            skipped = {entry["content"] for entry in added if entry["special"]}
-            for entry in added:
-                entry["special"] = bool(entry["special"]) or bool(_MARKUP.fullmatch(entry["content"]))
-            self._tokenizer = tokenizers.Tokenizer.from_str(text)
-            # The same tokenizer, told to read control tokens as plain text.
-            self._plain = tokenizers.Tokenizer.from_str(json.dumps(document))
+            # Not parsed here too: a vocabulary takes many times its size as Python's strings.
+            self._tokenizer = tokenizers.Tokenizer.from_buffer(tokenizer_json)
         except Exception as error:  # the library raises nothing narrower
             raise _bad(f"{type(error).__name__}: {str(error)[:200]}") from None
-        for each in (self._tokenizer, self._plain):
-            each.no_truncation()
-            each.no_padding()
-        self._plain.encode_special_tokens = True
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        added = [token for _, token in sorted(self._tokenizer.get_added_tokens_decoder().items())]
+        self.skipped_ids = self._ids(token.content for token in added if token.special)
+        for token in added:
+            token.special = token.special or bool(_MARKUP.fullmatch(token.content))
+        self._plain = _reading_plainly(self._tokenizer, added)
         self.config = dict(config or {})
-        control = {entry["content"] for entry in added if entry["special"]}
+        control = {token.content for token in added if token.special}
         self.control_ids = self._ids(control)
-        self.skipped_ids = self._ids(skipped)
         # Longest first, so that a literal inside a longer one does not hide it.
         self._literals = re.compile(
             "|".join(map(re.escape, sorted(control, key=len, reverse=True))) or r"(?!)"
         )
-        self.vocab_size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
         self.byte_tokens = self._ids(f"<0x{byte:02X}>" for byte in range(256))
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """One more than the largest id. The first use lists the whole vocabulary."""
+        return 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Tokens of a user's text.
@@ -207,6 +206,26 @@ class Tokenizer:
             tokens.extend(token for token in _tokens(part, begin + done) if token.id not in self.control_ids)
             done = cut
         return tokens
+
+
+def _reading_plainly(
+    tokenizer: tokenizers.Tokenizer, added: Iterable[tokenizers.AddedToken]
+) -> tokenizers.Tokenizer:
+    """The same tokenizer, told to read control tokens as plain text.
+
+    Args:
+        tokenizer: its vocabulary, which is large, is shared and not copied.
+        added: its added tokens in the order of their ids, control tokens marked special.
+    """
+    plain = tokenizers.Tokenizer(tokenizer.model)
+    plain.normalizer = tokenizer.normalizer
+    plain.pre_tokenizer = tokenizer.pre_tokenizer
+    plain.post_processor = tokenizer.post_processor
+    plain.decoder = tokenizer.decoder
+    # Ids are given anew: that in the vocabulary, or the next free one. In this order each gets the one it has.
+    plain.add_tokens(list(added))
+    plain.encode_special_tokens = True
+    return plain
 
 
 def load_tokenizer(side_files: Mapping[str, bytes]) -> Tokenizer:

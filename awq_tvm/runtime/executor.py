@@ -1,12 +1,10 @@
-"""The one part of the runtime that talks to TVM: tokens in, logits out."""
+"""The part of the runtime that runs what TVM compiled: tokens in, logits out."""
 
 from __future__ import annotations
 
 import json
 import os
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,6 +12,7 @@ import numpy as np
 
 from awq_tvm.bundle.weights import map_weights
 from awq_tvm.errors import BundleError, ResourceError, UsageError
+from awq_tvm.runtime.tvm_library import TvmRuntime
 
 if TYPE_CHECKING:
     from awq_tvm.bundle.manifest import Manifest
@@ -38,18 +37,11 @@ class Executor:
     ) -> None:
         # Read when the pool starts, at the first parallel loop; left alone, TVM uses every second processor.
         os.environ["TVM_NUM_THREADS"] = str(threads or _processors())
-        with _runtime_library(), _torch_hidden():
-            import tvm_ffi
-            from tvm import runtime
-
-        self._runtime, self._shape = runtime, tvm_ffi.Shape
+        self._tvm = TvmRuntime(manifest.target.kind)
         model = manifest.model
         self.context_length, self.max_sequences = model.context_length, model.max_sequences
         self._chunk, self._vocab_size = model.prefill_chunk_size, model.vocab_size
-        self._device = (
-            runtime.cpu() if manifest.target.kind == "cpu" else runtime.device(manifest.target.kind)
-        )
-        self._vm = _load_vm(runtime, library, self._device)
+        self._vm = self._tvm.load_machine(library)
         facts = json.loads(str(self._vm["metadata"]()))
         if facts["fingerprint"] != manifest.target.fingerprint:
             raise BundleError(
@@ -63,7 +55,7 @@ class Executor:
         self._forward = self._vm["forward"]
         self._cache = self._vm["create_kv_cache"]()
         self._call = {
-            name: tvm_ffi.get_global_func(f"vm.builtin.kv_state_{name}")
+            name: self._tvm.function(f"vm.builtin.kv_state_{name}")
             for name in ("add_sequence", "remove_sequence", "begin_forward", "end_forward")
         }
         self._lengths: dict[int, int] = {}
@@ -72,10 +64,8 @@ class Executor:
     def _load_weights(self, path: Path, parameters: Sequence[str]) -> list[Any]:
         arrays = map_weights(path, parameters)
         self.weight_bytes = sum(array.nbytes for array in arrays)
-        if self._device.dlpack_device_type() != self._runtime.cpu().dlpack_device_type():
-            return [self._runtime.tensor(array, self._device) for array in arrays]
-        # Used where they lie: nothing is read before a kernel touches it.
-        return [self._runtime.from_dlpack(array) for array in arrays]
+        # On a CPU used where they lie: nothing is read before a kernel touches it.
+        return [self._tvm.constant(array) for array in arrays]
 
     def new_sequence(self) -> int:
         """Start a sequence and return its id.
@@ -162,52 +152,18 @@ class Executor:
         lengths = [len(new) for new in tokens]
         flat = np.fromiter((token for new in tokens for token in new), np.int32, sum(lengths))
         positions = np.arange(len(flat)) if logits == "all" else np.cumsum(lengths) - 1
-        self._call["begin_forward"](self._cache, self._shape(list(sequences)), self._shape(lengths))
+        shape = self._tvm.shape
+        self._call["begin_forward"](self._cache, shape(list(sequences)), shape(lengths))
         result, self._cache = self._forward(
-            self._tensor(flat), self._tensor(positions.astype(np.int32)), self._cache, self._weights
+            self._tvm.tensor(flat), self._tvm.tensor(positions.astype(np.int32)), self._cache, self._weights
         )
         self._call["end_forward"](self._cache)
         for sequence, length in zip(sequences, lengths, strict=True):
             self._lengths[sequence] += length
-        rows: np.ndarray[Any, np.dtype[np.float32]] = result.numpy()
-        return rows
-
-    def _tensor(self, array: np.ndarray[Any, Any]) -> Any:
-        return self._runtime.tensor(array, self._device)
+        return self._tvm.array(result)
 
 
 def _processors() -> int:
     """Processors this process may run on."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
-
-
-@contextmanager
-def _runtime_library() -> Iterator[None]:
-    """Let a first import of TVM load its small runtime alone; child processes are not to inherit the wish."""
-    before = os.environ.get("TVM_USE_RUNTIME_LIB")
-    os.environ["TVM_USE_RUNTIME_LIB"] = before or "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["TVM_USE_RUNTIME_LIB"]
-
-
-@contextmanager
-def _torch_hidden() -> Iterator[None]:
-    """Keep tvm_ffi from importing PyTorch, which it does wherever it finds it and which takes seconds."""
-    if "torch" in sys.modules:
-        yield
-        return
-    sys.modules["torch"] = None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        del sys.modules["torch"]
-
-
-def _load_vm(runtime: Any, library: Path, device: Any) -> Any:
-    from tvm.runtime.vm import VirtualMachine
-
-    return VirtualMachine(runtime.load_module(str(library)), device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -79,7 +80,11 @@ class Sampler:
     def __init__(self, options: SamplingOptions, prompt_tokens: Iterable[int] = ()) -> None:
         self.options = options
         self._seen = set(prompt_tokens)
-        self._generator = np.random.Generator(np.random.PCG64(options.seed))
+
+    @cached_property
+    def _generator(self) -> np.random.Generator:
+        # Made at the first draw: numpy.random is imported when it is first named, and greedy answers need none.
+        return np.random.Generator(np.random.PCG64(self.options.seed))
 
     def sample(self, logits: np.ndarray) -> int:
         """Draw one token.

@@ -18,7 +18,7 @@ from awq_tvm.prompt.tokenizer import (
     read_json_object,
 )
 
-from .tokenizers_for_tests import CONTROL, byte_fallback, byte_level, unigram
+from .tokenizers_for_tests import CONTROL, byte_fallback, byte_level, document, unigram
 
 ALL = [byte_level, byte_fallback, unigram]
 LITERALS = [*CONTROL, "<think>", "<unk>", "<", ">", "|", "im_end", "</", "s", " "]
@@ -147,6 +147,49 @@ def test_template_strings() -> None:
         "unk_token": "",
         "pad_token": "",
     }
+
+
+def _gaps() -> Tokenizer:
+    """Added tokens in the vocabulary, behind a gap in it, and after its end, in an order that is not that of ids."""
+    model = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({"<a>": 9, "b": 1, "<unk>": 2}, unk_token="<unk>")
+    )
+    model.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    model.add_tokens(["<new>", "<a>", "plain", tokenizers.AddedToken("<last>", lstrip=True)])
+    model.add_special_tokens(["b"])
+    return Tokenizer(model.to_str().encode())
+
+
+@pytest.mark.parametrize("make", [*ALL, _gaps])
+@given(parts=st.lists(st.sampled_from([*LITERALS, "<new>", "<a>", "plain", "<last>", "b"]), max_size=8))
+def test_the_plain_reading_is_that_of_the_file_with_its_control_tokens_marked(
+    make: type, parts: list[str]
+) -> None:
+    """The two share a vocabulary; made of a file of its own, the second would read the same."""
+    tokenizer = make()
+    file = document(tokenizer._tokenizer)
+    for entry in file["added_tokens"]:  # type: ignore[attr-defined]
+        entry["special"] = entry["id"] in tokenizer.control_ids
+    assert document(tokenizer._plain) == file
+    other = tokenizers.Tokenizer.from_str(json.dumps(file))
+    other.encode_special_tokens = True
+    text = "".join(parts)
+    assert tokenizer._plain.encode(text).ids == other.encode(text).ids
+
+
+@given(order=st.permutations(["<a>", "b", "<x>", "y", "<z>"]))
+def test_ids_of_added_tokens_do_not_depend_on_their_order_in_the_file(order: list[str]) -> None:
+    model = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({"<a>": 9, "b": 1, "<unk>": 2}, unk_token="<unk>")
+    )
+    model.add_tokens(order)
+    tokenizer = Tokenizer(model.to_str().encode())
+    assert tokenizer._plain.get_vocab() == tokenizer._tokenizer.get_vocab() == model.get_vocab()
+
+
+def test_vocabulary_size_counts_gaps() -> None:
+    assert _gaps().vocab_size == 1 + 9
+    assert byte_level().vocab_size == byte_level()._tokenizer.get_vocab_size()
 
 
 def test_truncation_and_padding_in_the_file_are_off() -> None:

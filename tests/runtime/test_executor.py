@@ -72,24 +72,75 @@ sequence, new, answer = executor.new_sequence(), prompt, []
 for _ in range(count):
     answer.append(int(executor.forward([sequence], [new])[0].argmax()))
     new = answer[-1:]
-loaded = {name.split(".")[0] for name in sys.modules} & {"torch", "transformers"}
-compiler = {"tvm.relax", "tvm.s_tir"} & set(sys.modules)
-print(json.dumps({"answer": answer, "loaded": sorted(loaded), "compiler": sorted(compiler)}))
+loaded = {name.split(".")[0] for name in sys.modules} & {"torch", "transformers", "tvm"}
+print(json.dumps({"answer": answer, "loaded": sorted(loaded)}))
 """
 
 
-def test_runs_without_pytorch_and_without_the_compiler(compiled: tiny.Compiled, repository: Path) -> None:
-    prompt = tiny.tokens(12, seed=5)
+def _lines_of_a_child(
+    script: str, compiled: tiny.Compiled, repository: Path, *arguments: object
+) -> list[dict[str, object]]:
+    """What a script prints, one JSON object a line; its first argument is the bundle."""
     done = subprocess.run(
-        [sys.executable, "-c", CHILD, str(compiled.bundle), json.dumps(prompt), "16"],
-        env={**os.environ, "PYTHONPATH": str(repository), "TVM_USE_RUNTIME_LIB": "1"},
+        [sys.executable, "-c", script, str(compiled.bundle), *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": str(repository)},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout)
-    assert said == {"answer": _generate(compiled.model, prompt, 16), "loaded": [], "compiler": []}
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_runs_without_pytorch_and_without_the_package_tvm(compiled: tiny.Compiled, repository: Path) -> None:
+    prompt = tiny.tokens(12, seed=5)
+    [said] = _lines_of_a_child(CHILD, compiled, repository, json.dumps(prompt), 16)
+    assert said == {"answer": _generate(compiled.model, prompt, 16), "loaded": []}
+
+
+GENERATE = """
+import json, sys
+from awq_tvm.cli.main import run
+
+code = run(["generate", sys.argv[1], "--prompt", sys.argv[2], "--max-tokens", "3", "--json"])
+names = {"tvm", "torch", "transformers", "numpy.random", "jinja2", "awq_tvm.compile", "awq_tvm.quantize"}
+print(json.dumps({"code": code, "loaded": sorted(names & set(sys.modules))}))
+"""
+
+
+def test_generate_imports_only_what_it_runs(compiled: tiny.Compiled, repository: Path) -> None:
+    """Memory of a small model's process is mostly that of what Python imports."""
+    answer, said = _lines_of_a_child(GENERATE, compiled, repository, "w5 w7")
+    assert len(answer["token_ids"]) <= 3  # type: ignore[arg-type]
+    assert said == {"code": 0, "loaded": []}
+
+
+COMPILER_LATER = """
+import json, sys
+from awq_tvm.bundle.reader import open_bundle
+from awq_tvm.runtime.executor import Executor
+
+opened = open_bundle(sys.argv[1])
+executor = Executor(opened.library, opened.weights, opened.manifest, threads=1)
+def answer():
+    return executor.forward([executor.new_sequence()], [[1, 2, 3]])[0].tolist()
+before = answer()
+import numpy, tvm
+from tvm import te
+x = te.placeholder((4,), "float32", "x")
+double = tvm.compile(te.create_prim_func([x, te.compute((4,), lambda i: x[i] * 2)]), "llvm")
+out = tvm.runtime.tensor(numpy.zeros(4, "float32"))
+double(tvm.runtime.tensor(numpy.arange(4, dtype="float32")), out)
+with open("/proc/self/maps") as maps:
+    copies = {line.split()[-1] for line in maps if "libtvm_runtime." in line}
+print(json.dumps({"equal": answer() == before, "compiled": out.numpy().tolist(), "copies": len(copies)}))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="libraries are counted in /proc")
+def test_tvm_can_be_imported_and_compile_later(compiled: tiny.Compiled, repository: Path) -> None:
+    [said] = _lines_of_a_child(COMPILER_LATER, compiled, repository)
+    assert said == {"equal": True, "compiled": [0, 2, 4, 6], "copies": 1}
 
 
 def test_last_logits_are_the_last_of_all(executor: Executor) -> None:
