@@ -25,8 +25,8 @@ from typing import Any, Literal
 from awq_tvm.checkpoint import open_checkpoint
 from awq_tvm.errors import AwqTvmError
 from awq_tvm.progress import ProgressEvent
-from awq_tvm.quantize.awq import METHODS, AwqOptions
 from awq_tvm.quantize.evaluate import score_tokens, token_ids_of
+from awq_tvm.quantize.options import METHODS, AwqOptions
 from awq_tvm.quantize.quantize import quantize_checkpoint
 from awq_tvm.quantize.torch_model import build_model
 

@@ -81,7 +81,7 @@ def command(
 ) -> None:
     """Quantize a model's weights, activation-aware, into a checkpoint that other tools load too."""
     groups = _group_size(group_size)
-    from awq_tvm.quantize.awq import METHODS, AwqOptions
+    from awq_tvm.quantize.options import METHODS, AwqOptions
     from awq_tvm.quantize.quantize import quantize_checkpoint
 
     steps = {

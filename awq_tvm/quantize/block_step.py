@@ -15,11 +15,12 @@ from torch import Tensor
 from awq_tvm.memory import give_back_freed
 from awq_tvm.quantize.activations import InputStatistics, Samples, run_and_measure, that_count
 from awq_tvm.quantize.architecture import Architecture
-from awq_tvm.quantize.awq import AwqOptions, BlockResult, quantize_block_awq, quantize_block_rtn
+from awq_tvm.quantize.awq import BlockResult, quantize_block_awq, quantize_block_rtn
 from awq_tvm.quantize.group_quantize import Quantized
 from awq_tvm.quantize.hidden_states import FULL, HiddenStates, HiddenStatesWriter
 from awq_tvm.quantize.judge import comparable, judge_of
 from awq_tvm.quantize.learned_rounding import learn_rounding, relative_error
+from awq_tvm.quantize.options import AwqOptions
 from awq_tvm.quantize.rounding_plan import Roundings
 
 

@@ -15,12 +15,13 @@ from awq_tvm.checkpoint import Checkpoint, QuantizedWeight
 from awq_tvm.memory import MemoryWatch, give_back_freed
 from awq_tvm.progress import ProgressCallback, ProgressEvent
 from awq_tvm.quantize.architecture import architectures_of
-from awq_tvm.quantize.awq import AwqOptions, BlockResult, GroupReport, quantize_block_rtn
+from awq_tvm.quantize.awq import BlockResult, GroupReport, quantize_block_rtn
 from awq_tvm.quantize.block_calls import catch_block_inputs
 from awq_tvm.quantize.block_step import BlockTask, quantize_block
 from awq_tvm.quantize.families import family_of
 from awq_tvm.quantize.hidden_states import FULL, QUANTIZED, HiddenStates
 from awq_tvm.quantize.journal import Journal
+from awq_tvm.quantize.options import AwqOptions
 from awq_tvm.quantize.rounding_plan import RoundingPlan
 from awq_tvm.quantize.torch_model import build_skeleton, empty, fill, outside_blocks
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from awq_tvm import __version__
 from awq_tvm.checkpoint import PER_CHANNEL
-from awq_tvm.quantize.awq import AwqOptions
+from awq_tvm.quantize.options import AwqOptions
 
 if TYPE_CHECKING:
     from awq_tvm.quantize.report import QuantizeReport

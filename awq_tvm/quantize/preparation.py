@@ -11,7 +11,6 @@ import torch
 
 from awq_tvm.checkpoint import Checkpoint
 from awq_tvm.progress import ProgressCallback, ProgressEvent
-from awq_tvm.quantize.awq import AwqOptions
 from awq_tvm.quantize.bit_allocation import allocate
 from awq_tvm.quantize.calibration import Calibration, calibrate
 from awq_tvm.quantize.final_norm import NormReport, learn_final_norm
@@ -19,6 +18,7 @@ from awq_tvm.quantize.group_quantize import Rounding
 from awq_tvm.quantize.hidden_states import FULL, QUANTIZED
 from awq_tvm.quantize.importance import measure_importance
 from awq_tvm.quantize.journal import Journal
+from awq_tvm.quantize.options import AwqOptions
 from awq_tvm.quantize.sensitivity import measure_sensitivities
 
 

@@ -24,7 +24,6 @@ from awq_tvm.memory import peak_memory
 from awq_tvm.output_folder import check_output
 from awq_tvm.progress import ProgressCallback, ProgressEvent, ignore_progress
 from awq_tvm.quantize.architecture import architecture_of, linears_of
-from awq_tvm.quantize.awq import METHODS, AwqOptions
 from awq_tvm.quantize.bit_allocation import parse_budget, plan_of
 from awq_tvm.quantize.block_stream import BlockStream
 from awq_tvm.quantize.calibration import check_request, default_for
@@ -34,6 +33,7 @@ from awq_tvm.quantize.group_quantize import Rounding, choose_group_size
 from awq_tvm.quantize.hidden_states import FULL, QUANTIZED
 from awq_tvm.quantize.journal import Journal
 from awq_tvm.quantize.names import NetworkView, in_network_terms
+from awq_tvm.quantize.options import METHODS, AwqOptions
 from awq_tvm.quantize.preparation import bit_widths, calibration_text, keep_final_norm, keep_importance
 from awq_tvm.quantize.report import QuantizeReport, warnings_about_experts
 from awq_tvm.quantize.report_request import request_report

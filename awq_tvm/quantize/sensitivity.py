@@ -24,11 +24,12 @@ from awq_tvm.checkpoint import Checkpoint
 from awq_tvm.progress import ProgressCallback, ProgressEvent
 from awq_tvm.quantize.activations import InputStatistics, run_and_measure
 from awq_tvm.quantize.architecture import architectures_of
-from awq_tvm.quantize.awq import AwqOptions, BlockResult, quantize_block_awq
+from awq_tvm.quantize.awq import BlockResult, quantize_block_awq
 from awq_tvm.quantize.bit_allocation import WIDTHS, Sensitivity
 from awq_tvm.quantize.block_calls import catch_block_inputs, end_of_model
 from awq_tvm.quantize.families import Family, family_of
 from awq_tvm.quantize.group_quantize import Rounding, round_trip
+from awq_tvm.quantize.options import AwqOptions
 from awq_tvm.quantize.rounding_plan import Roundings
 from awq_tvm.quantize.torch_model import build_skeleton, empty, fill, outside_blocks
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from awq_tvm.checkpoint import open_checkpoint
-from awq_tvm.quantize.awq import METHODS, AwqOptions
 from awq_tvm.quantize.names import in_network_terms
+from awq_tvm.quantize.options import METHODS, AwqOptions
 from awq_tvm.quantize.quantize import quantize_checkpoint
 from awq_tvm.quantize.torch_model import read_weight
 from peers.interface import read_job

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from awq_tvm.quantize.awq import AwqOptions
+from awq_tvm.quantize.options import AwqOptions
 from awq_tvm.quantize.quantize import quantize_checkpoint
 
 # What Python tells of before it changes a folder; opening to write is told apart by its flags.

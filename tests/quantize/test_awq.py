@@ -8,7 +8,7 @@ import torch
 from awq_tvm.errors import CheckpointError, UnsupportedError, UsageError
 from awq_tvm.quantize.activations import run_and_measure
 from awq_tvm.quantize.architecture import architecture_of
-from awq_tvm.quantize.awq import AwqOptions, half, quantize_block_awq, quantize_block_rtn
+from awq_tvm.quantize.awq import half, quantize_block_awq, quantize_block_rtn
 from awq_tvm.quantize.block_calls import catch_block_inputs
 from awq_tvm.quantize.folding import (
     absorb_into_norm,
@@ -18,6 +18,7 @@ from awq_tvm.quantize.folding import (
 )
 from awq_tvm.quantize.group_quantize import Rounding, round_trip
 from awq_tvm.quantize.judge import ModuleJudge, MomentJudge, judge_of
+from awq_tvm.quantize.options import AwqOptions
 from awq_tvm.quantize.scale_search import scales_for, search_scales
 from tests.quantize.tiny_models import FAMILIES, VOCABULARY, tiny_model
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from awq_tvm.checkpoint import open_checkpoint
-from awq_tvm.quantize.awq import AwqOptions
 from awq_tvm.quantize.block_stream import BlockStream
 from awq_tvm.quantize.group_quantize import Rounding
 from awq_tvm.quantize.hidden_states import FULL, QUANTIZED
 from awq_tvm.quantize.journal import Journal
+from awq_tvm.quantize.options import AwqOptions
 from awq_tvm.quantize.rounding_plan import RoundingPlan
 from awq_tvm.quantize.torch_model import build_model
 from tests.quantize.tiny_models import VOCABULARY, save_tiny_model

@@ -11,11 +11,11 @@ from awq_tvm.checkpoint import open_checkpoint
 from awq_tvm.quantize import activations
 from awq_tvm.quantize.activations import run_and_measure
 from awq_tvm.quantize.architecture import architecture_of, architectures_of
-from awq_tvm.quantize.awq import AwqOptions
 from awq_tvm.quantize.block_calls import catch_block_inputs
 from awq_tvm.quantize.evaluate import evaluate_torch
 from awq_tvm.quantize.families import family_of
 from awq_tvm.quantize.names import in_network_terms
+from awq_tvm.quantize.options import AwqOptions
 from awq_tvm.quantize.plain_linears import Experts, experts_in, replace_by_linears
 from awq_tvm.quantize.quantize import quantize_checkpoint
 from awq_tvm.quantize.torch_model import build_model

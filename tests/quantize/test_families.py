@@ -11,11 +11,11 @@ from awq_tvm.checkpoint import linears_to_quantize, open_checkpoint
 from awq_tvm.compile.driver import compile_model
 from awq_tvm.errors import UnsupportedError
 from awq_tvm.quantize.architecture import architectures_of, linears_of
-from awq_tvm.quantize.awq import AwqOptions
 from awq_tvm.quantize.block_calls import catch_block_inputs, run_block
 from awq_tvm.quantize.families import family_of
 from awq_tvm.quantize.folding import absorb_into_norm, mean_over_shared_rows, scales_of_rows
 from awq_tvm.quantize.names import in_network_terms
+from awq_tvm.quantize.options import AwqOptions
 from awq_tvm.quantize.plain_linears import replace_by_linears
 from awq_tvm.quantize.quantize import quantize_checkpoint
 from awq_tvm.quantize.torch_model import build_model

@@ -9,8 +9,8 @@ import torch
 
 from awq_tvm.checkpoint import open_checkpoint
 from awq_tvm.errors import CheckpointError, UsageError
-from awq_tvm.quantize.awq import METHODS, AwqOptions
 from awq_tvm.quantize.final_norm import learn_final_norm
+from awq_tvm.quantize.options import METHODS, AwqOptions
 from awq_tvm.quantize.quantize import quantize_checkpoint
 from awq_tvm.quantize.streamed_model import StreamedModel
 from awq_tvm.quantize.torch_model import build_model

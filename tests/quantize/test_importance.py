@@ -12,11 +12,11 @@ import torch
 from awq_tvm.checkpoint import open_checkpoint
 from awq_tvm.errors import CheckpointError, UsageError
 from awq_tvm.quantize import importance
-from awq_tvm.quantize.awq import METHODS, AwqOptions
 from awq_tvm.quantize.hidden_states import HiddenStates
 from awq_tvm.quantize.importance import measure_importance
 from awq_tvm.quantize.journal import Journal
 from awq_tvm.quantize.learned_rounding import relative_error
+from awq_tvm.quantize.options import METHODS, AwqOptions
 from awq_tvm.quantize.quantize import quantize_checkpoint
 from awq_tvm.quantize.torch_model import build_model
 from tests.quantize.tiny_models import VOCABULARY, save_tiny_model, write_text

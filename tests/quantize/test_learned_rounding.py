@@ -10,12 +10,12 @@ import torch
 from awq_tvm.errors import UsageError
 from awq_tvm.quantize import block_step
 from awq_tvm.quantize.architecture import architecture_of
-from awq_tvm.quantize.awq import AwqOptions
 from awq_tvm.quantize.block_calls import catch_block_inputs
 from awq_tvm.quantize.block_step import BlockTask, quantize_block
 from awq_tvm.quantize.group_quantize import Quantized, Rounding, quantize
 from awq_tvm.quantize.hidden_states import FULL, QUANTIZED, HiddenStates, HiddenStatesWriter
 from awq_tvm.quantize.learned_rounding import _begin, learn_rounding, relative_error
+from awq_tvm.quantize.options import AwqOptions
 from tests.quantize.tiny_models import FAMILIES, VOCABULARY, tiny_model
 
 SEARCH = AwqOptions(scale_steps=6)

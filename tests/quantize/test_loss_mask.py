@@ -12,12 +12,12 @@ from awq_tvm.checkpoint import open_checkpoint
 from awq_tvm.progress import ignore_progress
 from awq_tvm.quantize.activations import run_and_measure, that_count
 from awq_tvm.quantize.architecture import architecture_of
-from awq_tvm.quantize.awq import AwqOptions
 from awq_tvm.quantize.block_calls import catch_block_inputs
 from awq_tvm.quantize.block_step import BlockTask, quantize_block
 from awq_tvm.quantize.group_quantize import Rounding
 from awq_tvm.quantize.hidden_states import FULL, QUANTIZED, HiddenStatesWriter
 from awq_tvm.quantize.judge import judge_of
+from awq_tvm.quantize.options import AwqOptions
 from awq_tvm.quantize.sensitivity import measure_sensitivities
 from tests.quantize.tiny_models import VOCABULARY, save_tiny_model, tiny_model
 

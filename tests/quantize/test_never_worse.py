@@ -9,11 +9,12 @@ import torch
 
 from awq_tvm.quantize import block_step
 from awq_tvm.quantize.architecture import architecture_of
-from awq_tvm.quantize.awq import AwqOptions, BlockResult, GroupReport, quantize_block_awq, quantize_block_rtn
+from awq_tvm.quantize.awq import BlockResult, GroupReport, quantize_block_awq, quantize_block_rtn
 from awq_tvm.quantize.block_calls import catch_block_inputs
 from awq_tvm.quantize.block_step import BlockTask, block_loss, quantize_block, require_never_worse
 from awq_tvm.quantize.group_quantize import Rounding
 from awq_tvm.quantize.hidden_states import FULL, QUANTIZED, HiddenStates, HiddenStatesWriter
+from awq_tvm.quantize.options import AwqOptions
 from awq_tvm.quantize.plain_linears import replace_by_linears
 from tests.quantize.tiny_models import ALL_FAMILIES, VOCABULARY, tiny_model
 

@@ -295,7 +295,7 @@ def test_the_calibration_text_is_no_proof_of_quality(tmp_path):
 @pytest.mark.parametrize("arguments", [{"method": "rtn"}, {"bits": "auto:3.5"}, {"clip": "none"}], ids=str)
 def test_other_recipes(tmp_path, arguments):
     """Without calibration there are no errors to draw; with several widths the page lists them."""
-    from awq_tvm.quantize.awq import AwqOptions
+    from awq_tvm.quantize.options import AwqOptions
 
     save_tiny_model(tmp_path / "model")
     if "clip" in arguments:

@@ -15,9 +15,9 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedMode
 from awq_tvm.checkpoint import open_checkpoint
 from awq_tvm.compile.driver import compile_model
 from awq_tvm.errors import CheckpointError, UnsupportedError
-from awq_tvm.quantize.awq import AwqOptions
 from awq_tvm.quantize.names import in_network_terms
 from awq_tvm.quantize.network_config import language_config
+from awq_tvm.quantize.options import AwqOptions
 from awq_tvm.quantize.quantize import quantize_checkpoint
 from awq_tvm.quantize.torch_model import build_model
 from tests.quantize.tiny_models import (

@@ -8,11 +8,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from awq_tvm.checkpoint import open_checkpoint
 from awq_tvm.progress import ignore_progress
-from awq_tvm.quantize.awq import AwqOptions
 from awq_tvm.quantize.bit_allocation import WIDTHS
 from awq_tvm.quantize.block_calls import end_of_model
 from awq_tvm.quantize.families import family_of
 from awq_tvm.quantize.group_quantize import Rounding, round_trip
+from awq_tvm.quantize.options import AwqOptions
 from awq_tvm.quantize.sensitivity import measure_sensitivities
 from tests.quantize.tiny_models import save_tiny_model, tiny_model
 

@@ -9,9 +9,10 @@ from safetensors.torch import load_file, save_file
 from awq_tvm.checkpoint import open_checkpoint
 from awq_tvm.quantize import plain_linears
 from awq_tvm.quantize.architecture import architecture_of
-from awq_tvm.quantize.awq import AwqOptions, BlockResult
+from awq_tvm.quantize.awq import BlockResult
 from awq_tvm.quantize.group_quantize import Rounding, quantize, round_trip
 from awq_tvm.quantize.names import in_network_terms
+from awq_tvm.quantize.options import AwqOptions
 from awq_tvm.quantize.plain_linears import StoredLinear
 from awq_tvm.quantize.quantize import quantize_checkpoint
 from awq_tvm.quantize.torch_model import build_model, build_skeleton, empty, fill
