@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -118,6 +118,15 @@ class _Interrupted(Bigram):
         return super().forward(seq_ids, tokens, logits=logits)
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """What Python does of itself, also where the tests were started in the background, which ignores the signal."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_interrupt_stops_the_answer_and_not_the_program(capsys: pytest.CaptureFixture[str]) -> None:
     whole = _model("little girl named")
     model = _Interrupted(whole.table, whole.context_length)
