@@ -1,7 +1,8 @@
-"""The integer family's tiles on AArch64: sdot, and usdot where there is i8mm."""
+"""The integer family's tiles on AArch64: sdot; where there is i8mm, usdot and for many rows usmmla."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from awq_tvm.schedules.cpu.dot_matmul import AHEAD, DotConfig, Tile
@@ -13,25 +14,34 @@ if TYPE_CHECKING:
 
 
 def one_digit(target: Target) -> DotConfig:
-    """A block of 16 outputs takes four q registers: 16 of 32 hold the sums of 4 rows."""
-    return DotConfig(
+    """A block of 16 outputs takes four q registers: 16 of 32 hold the sums of 4 rows, 24 those of 6.
+
+    usmmla needs no broadcasts and so leaves room for 6 rows, which share the work of decoding.
+    """
+    dots = DotConfig(
         registers=8,
         planes=1,
         one_row=Tile(1, 2, ahead=AHEAD),
         few_rows=Tile(4, 1, ahead=AHEAD),
         many_rows=Tile(4, 1),
     )
+    return replace(dots, many_rows=Tile(6, 1), rows_at_once=126, matrix=True) if _matrix(target) else dots
 
 
 def three_digits(target: Target) -> DotConfig:
-    """Three sums of four q registers for each row and block: a second row would spill."""
-    return DotConfig(
+    """Three sums of four q registers for each row and block: a second row would spill, except with usmmla."""
+    dots = DotConfig(
         registers=8,
         planes=3,
         one_row=Tile(1, 1, ahead=AHEAD),
         few_rows=Tile(1, 1, ahead=AHEAD),
         many_rows=Tile(1, 1),
     )
+    return replace(dots, many_rows=Tile(2, 1), matrix=True) if _matrix(target) else dots
+
+
+def _matrix(target: Target) -> bool:
+    return "i8mm" in target.features
 
 
 register("arm", DotMatmulRule("arm.int8", "int8", one_digit))

@@ -41,10 +41,13 @@ class Codes:
 
     def words_as_bytes(self, block: Expression, chunk: Expression) -> Expression:
         """A chunk as uint8x64."""
+        return self._bytes(block, chunk, 0, 4 * LANES)
+
+    def _bytes(self, block: Expression, chunk: Expression, start: int, count: int) -> Expression:
         pairs, chunks = self.qweight.shape[:2]
         flat = T.decl_buffer((pairs, chunks, 2, 4 * LANES), "uint8", data=self.qweight.data)
         pair, half = _pair_and_half(block)
-        return flat[pair, chunk, half, lanes(0, 4 * LANES)]
+        return flat[pair, chunk, half, lanes(start, count)]
 
     def prefetch_chunk(self, block: Expression, chunk: Expression, ahead: int) -> None:
         """Ask for the chunk so many bytes further on; after the end of a row comes the next two blocks'."""
@@ -66,6 +69,23 @@ class Codes:
         mask = splat(0x0F0F0F0F, "int32")
         high = T.bitwise_and(words >> splat(4, "int32"), mask)
         return [(0, T.bind(T.bitwise_and(words, mask))), (4, T.bind(high))]
+
+    def two_fours(self, block: Expression, chunk: Expression, quarter: int) -> tuple[Expression, Expression]:
+        """Eight k from a chunk on of outputs 4 quarter .. 4 quarter + 3 of a block.
+
+        Returns:
+            Two times uint8x16, 4 outputs x 4 k: the nibbles of one chunk, or the bytes of two.
+        """
+        if self.code_bits == 8:
+            return self._quarter(block, chunk, quarter), self._quarter(block, chunk + 1, quarter)
+        codes = self._quarter(block, chunk, quarter)
+        # A shift of bytes needs no mask after it, where an instruction has it.
+        low = T.bitwise_and(codes, splat(0x0F, "uint8", LANES))
+        return T.bind(low), T.bind(T.shift_right(codes, splat(4, "uint8", LANES)))
+
+    def _quarter(self, block: Expression, chunk: Expression, quarter: int) -> Expression:
+        """16 of the 64 bytes of a chunk, bound to a variable."""
+        return T.bind(self._bytes(block, chunk, 16 * quarter, 16))
 
     def values(self, words: Expression, position: int) -> Expression:
         """The codes at one position of a chunk as float32x16."""

@@ -9,14 +9,17 @@ bandwidth, large M at the dot products' peak; both are the same register tile of
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from tvm.script.ir_builder import tirx as T
 
 from awq_tvm.errors import UnsupportedError
 from awq_tvm.schedules.cpu.codes import Codes
 from awq_tvm.schedules.cpu.dot import Dot
+from awq_tvm.schedules.cpu.group_sums import Begin, DotSums
 from awq_tvm.schedules.cpu.kernel import Operands
-from awq_tvm.schedules.cpu.quantized_rows import DIGIT_BITS, QuantizedRows
+from awq_tvm.schedules.cpu.matrix_sums import MatrixSums
+from awq_tvm.schedules.cpu.quantized_rows import DIGIT_BITS, PairedRows, QuantizedRows
 from awq_tvm.schedules.cpu.vectors import Expression, Register, fma, splat
 
 PASSES_OF_MANY_ROWS = 4
@@ -67,6 +70,7 @@ class DotConfig:
         few_rows_up_to: the largest M that a single task quantizes before the others start; a multiple of
             few_rows.rows.
         rows_at_once: rows of x quantized together; a multiple of many_rows.rows.
+        matrix: multiply many rows by matrix instructions, two rows and two outputs at once, instead of dot products.
 
     Raises:
         UnsupportedError: a tile does not fit the registers, or a count is out of range.
@@ -79,6 +83,7 @@ class DotConfig:
     many_rows: Tile
     few_rows_up_to: int = 8
     rows_at_once: int = 128
+    matrix: bool = False
 
     def __post_init__(self) -> None:
         """Prove the tiles possible."""
@@ -92,13 +97,19 @@ class DotConfig:
         few, many = self.few_rows.rows, self.many_rows.rows
         if self.one_row.rows != 1 or self.few_rows_up_to % few or self.rows_at_once % many:
             raise UnsupportedError("The tiles and rows_at_once do not go together", where=repr(self))
+        if self.matrix and (many % 2 or self.many_rows.sums != 1):
+            raise UnsupportedError(
+                "Matrix instructions cannot compute this tile",
+                where=repr(self.many_rows),
+                fix="use an even number of rows and one sum",
+            )
 
 
 def one_row(operands: Operands, config: DotConfig, dot: Dot) -> None:
     """M = 1."""
     x = QuantizedRows(operands.spec, config.planes, 1)
     x.fill(operands.x, 0, 0)
-    _columns(operands, x, config.one_row, dot, 0, 1)
+    _columns(operands, x, config.one_row, _dots(config.one_row, dot), 0, 1)
 
 
 def few_rows(operands: Operands, config: DotConfig, dot: Dot) -> None:
@@ -106,22 +117,27 @@ def few_rows(operands: Operands, config: DotConfig, dot: Dot) -> None:
     x = QuantizedRows(operands.spec, config.planes, config.few_rows_up_to)
     with T.serial(0, operands.rows) as row:
         x.fill(operands.x, row, row)
-    _columns(operands, x, config.few_rows, dot, 0, operands.rows)
+    _columns(operands, x, config.few_rows, _dots(config.few_rows, dot), 0, operands.rows)
 
 
 def many_rows(operands: Operands, config: DotConfig, dot: Dot) -> None:
     """Any M, ``rows_at_once`` at a time."""
-    x = QuantizedRows(operands.spec, config.planes, config.rows_at_once)
+    rows, begin = (PairedRows, MatrixSums) if config.matrix else (QuantizedRows, _dots(config.many_rows, dot))
+    x = rows(operands.spec, config.planes, config.rows_at_once)
     with T.serial(0, T.ceildiv(operands.rows, config.rows_at_once)) as part:
         first_row = T.bind(part * config.rows_at_once)
         count = T.bind(T.min(operands.rows - first_row, T.int64(config.rows_at_once)))
         with T.parallel(0, count) as row:
             x.fill(operands.x, first_row + row, row)
-        _columns(operands, x, config.many_rows, dot, first_row, count)
+        _columns(operands, x, config.many_rows, begin, first_row, count)
+
+
+def _dots(tile: Tile, dot: Dot) -> Begin:
+    return partial(DotSums, dot=dot, parts=tile.sums)
 
 
 def _columns(
-    operands: Operands, x: QuantizedRows, tile: Tile, dot: Dot, first_row: Expression, count: Expression
+    operands: Operands, x: QuantizedRows, tile: Tile, begin: Begin, first_row: Expression, count: Expression
 ) -> None:
     """y[first_row : first_row + count] from the quantized rows 0 .. count - 1, all columns in parallel."""
     at_once = min(tile.blocks, operands.blocks)
@@ -131,19 +147,19 @@ def _columns(
         start = T.bind(T.min(task * at_once, operands.blocks - at_once))
         blocks = [start + i for i in range(at_once)]
         if isinstance(count, int):
-            _tile(operands, x, tile, dot, blocks, [0], first_row, count)
+            _tile(operands, x, tile, begin, blocks, [0], first_row, count)
         else:
             with T.serial(0, T.ceildiv(count, tile.rows)) as t:
                 # Rows beyond the last one are computed from whatever the scratch holds, and not stored.
                 rows = [t * tile.rows + r for r in range(tile.rows)]
-                _tile(operands, x, tile, dot, blocks, rows, first_row, count - t * tile.rows)
+                _tile(operands, x, tile, begin, blocks, rows, first_row, count - t * tile.rows)
 
 
 def _tile(
     operands: Operands,
     x: QuantizedRows,
     tile: Tile,
-    dot: Dot,
+    begin: Begin,
     blocks: list[Expression],
     rows: list[Expression],
     first_row: Expression,
@@ -156,63 +172,27 @@ def _tile(
         if tile.ahead:
             for block in blocks:
                 codes.prefetch_group(block, group, tile.ahead)
-        sums = [[[_Sums(tile.sums) for _ in x.planes] for _ in blocks] for _ in rows]
-        with T.serial(0, codes.chunks_per_group) as step:
-            chunk = T.bind(group * codes.chunks_per_group + step)
+        sums = begin(len(rows), len(blocks), len(x.planes))
+        at_once = sums.chunks_per_step(codes)
+        with T.serial(0, sums.steps(codes, present)) as step:
+            chunk = T.bind(group * codes.chunks_per_group + step * at_once)
             if tile.ahead:
                 for block in blocks:
                     codes.prefetch_chunk(block, chunk, tile.ahead)
-            _add_chunk(codes, x, dot, blocks, rows, chunk, sums)
+            sums.add(codes, x, blocks, rows, chunk)
         scales = [T.bind(codes.scale(block, group)) for block in blocks]
         zeros = [T.bind(codes.zero(block, group)) for block in blocks]
         # Row by row: a broadcast of a row's number lives for the blocks of that row only.
-        for row, row_sums, row_totals in zip(rows, sums, totals, strict=True):
+        for r, (row, row_totals) in enumerate(zip(rows, totals, strict=True)):
             x_sums = [T.bind(splat(plane_sums[row, group])) for plane_sums in x.sums]
             x_scale = T.bind(splat(x.scales[row, group]))
-            for scale, zero, planes, total in zip(scales, zeros, row_sums, row_totals, strict=True):
+            for b, (scale, zero, total) in enumerate(zip(scales, zeros, row_totals, strict=True)):
                 centred = [
-                    T.cast(p.value(), "float32x16") - zero * s for p, s in zip(planes, x_sums, strict=True)
+                    T.cast(p, "float32x16") - zero * s for p, s in zip(sums.values(r, b), x_sums, strict=True)
                 ]
                 total.add_product(_digits_to_float(centred), scale * x_scale)
     first_block, row = blocks[0], first_row + rows[0]
     operands.output.store_tile(totals, row, first_block, None if len(rows) == 1 else present)
-
-
-def _add_chunk(
-    codes: Codes,
-    x: QuantizedRows,
-    dot: Dot,
-    blocks: list[Expression],
-    rows: list[Expression],
-    chunk: Expression,
-    sums: list[list[list[_Sums]]],
-) -> None:
-    """Add one chunk's products to the integer sums [row][block][plane]."""
-    operands = [codes.byte_operands(block, chunk) for block in blocks]
-    for part, (offset, _) in enumerate(operands[0]):
-        # Row by row, or every broadcast would want a register of its own.
-        for row, row_sums in zip(rows, sums, strict=True):
-            for plane in range(len(x.planes)):
-                digits = T.bind(x.broadcast(plane, row, chunk * codes.chunk + offset))
-                for block_codes, planes in zip(operands, row_sums, strict=True):
-                    planes[plane].add(dot, block_codes[part][1], digits, part)
-
-
-class _Sums:
-    """The integer sum of a row and a block, in one register or two."""
-
-    def __init__(self, count: int) -> None:
-        self._registers = [Register(splat(0, "int32"), "int32") for _ in range(count)]
-
-    def add(self, dot: Dot, codes: Expression, digits: Expression, turn: int) -> None:
-        register = self._registers[turn % len(self._registers)]
-        register.set(dot(register.get(), codes, digits))
-
-    def value(self) -> Expression:
-        total = self._registers[0].get()
-        for register in self._registers[1:]:
-            total = total + register.get()
-        return total
 
 
 def _digits_to_float(sums: list[Expression]) -> Expression:

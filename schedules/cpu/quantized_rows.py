@@ -18,6 +18,7 @@ from awq_tvm.schedules.cpu.vectors import (
     horizontal_sum,
     lanes,
     splat,
+    take,
 )
 from awq_tvm.schedules.spec import MatmulSpec
 
@@ -101,3 +102,32 @@ class QuantizedRows:
 
     def _store(self, plane: int, digit: Expression, row: Expression, k: Expression, width: int) -> None:
         T.buffer_store(self.planes[plane], T.cast(digit, f"int8x{width}"), [row, lanes(k, width)])
+
+
+class PairedRows(QuantizedRows):
+    """``QuantizedRows`` in which rows 2 i and 2 i + 1 lie in turn, eight digits of each: 16 bytes hold both.
+
+    Args:
+        spec: the linear.
+        planes: int8 digits per value, 1 to 3.
+        capacity: rows, an even number.
+    """
+
+    def __init__(self, spec: MatmulSpec, planes: int, capacity: int) -> None:
+        super().__init__(spec, planes, capacity)
+        self._stride = spec.in_features + ROW_PADDING
+        self._flat = [
+            T.decl_buffer((capacity * self._stride,), "int8", data=plane.data) for plane in self.planes
+        ]
+
+    def pair(self, plane: int, row: Expression, k: Expression) -> Expression:
+        """Digits k .. k + 7 of an even row, then of the next, as int8x16; k is a multiple of 8."""
+        return self._flat[plane][lanes(row * self._stride + 2 * k, 16)]
+
+    def _store(self, plane: int, digit: Expression, row: Expression, k: Expression, width: int) -> None:
+        odd = T.truncmod(row, 2)
+        start = (row - odd) * self._stride + 2 * k + 8 * odd
+        narrow = T.bind(T.cast(digit, f"int8x{width}"))
+        for part in range(0, width, 8):
+            eight = take(narrow, list(range(part, part + 8)))
+            T.buffer_store(self._flat[plane], eight, [lanes(start + 2 * part, 8)])

@@ -104,6 +104,10 @@ class DotMatmulRule(MatmulRule):
         dot = dot_product(target.features, _code_bits(spec))
         if dot is None:
             raise UnsupportedError(f"{target.name} has no byte dot product for {spec.bits}-bit codes")
+        if config.matrix and "i8mm" not in target.features:
+            raise UnsupportedError(
+                f"{target.name} has no matrix instructions for bytes", fix="set matrix=False"
+            )
         one_row, few_rows, many_rows = (
             partial(body, config=config, dot=dot)
             for body in (dot_matmul.one_row, dot_matmul.few_rows, dot_matmul.many_rows)

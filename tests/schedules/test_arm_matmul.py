@@ -34,10 +34,10 @@ def caller(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def compiled(
-    target_name: str, activations: str, bits: int, n: int = 40, k: int = 128
+    target_name: str, activations: str, bits: int, n: int = 40, k: int = 128, group_size: int = 64
 ) -> tuple[tvm.runtime.Executable, str, MatmulRule]:
     target = resolve(target_name)
-    spec = cpu_kernels.spec_of(n, k, 64, bits, activations=activations, has_bias=True)
+    spec = cpu_kernels.spec_of(n, k, group_size, bits, activations=activations, has_bias=True)
     rule, match = select(spec, target)
     assert isinstance(rule, MatmulRule), match
     func = rule.build(spec, target, match.config).with_attr("global_symbol", "kernel")
@@ -47,30 +47,38 @@ def compiled(
 
 @needs_qemu
 @pytest.mark.parametrize(
-    ("target_name", "qemu_cpu", "activations", "bits"),
+    ("target_name", "qemu_cpu", "activations", "bits", "group_size"),
     [
-        ("raspberry-pi-4", "cortex-a72", "float", 4),
-        ("raspberry-pi-4", "cortex-a72", "float", 8),
-        ("raspberry-pi-5", "cortex-a76", "float", 4),
-        ("raspberry-pi-5", "cortex-a76", "int8", 3),
-        ("raspberry-pi-5", "cortex-a76", "int8", 8),
-        ("graviton-3", "max", "float", 4),
-        ("graviton-3", "max", "int8", 4),
-        ("graviton-3", "max", "int8", 8),
+        ("raspberry-pi-4", "cortex-a72", "float", 4, 64),
+        ("raspberry-pi-4", "cortex-a72", "float", 8, 64),
+        ("raspberry-pi-5", "cortex-a76", "float", 4, 64),
+        ("raspberry-pi-5", "cortex-a76", "int8", 3, 64),
+        ("raspberry-pi-5", "cortex-a76", "int8", 8, 64),
+        ("graviton-3", "max", "float", 4, 64),
+        ("graviton-3", "max", "float", 8, 32),
+        ("graviton-3", "max", "int8", 3, 32),
+        ("graviton-3", "max", "int8", 4, 64),
+        ("graviton-3", "max", "int8", 8, 128),
     ],
 )
 def test_runs_right_on_the_emulated_cpu(
-    target_name: str, qemu_cpu: str, activations: str, bits: int, caller: Path, tmp_path: Path
+    target_name: str,
+    qemu_cpu: str,
+    activations: str,
+    bits: int,
+    group_size: int,
+    caller: Path,
+    tmp_path: Path,
 ) -> None:
-    built, _, rule = compiled(target_name, activations, bits)
+    built, _, rule = compiled(target_name, activations, bits, group_size=group_size)
     built.export_library(str(tmp_path / "kernel.so"), fcompile=tvm.support.cc.cross_compiler(CXX))
     target = resolve(target_name)
-    spec = cpu_kernels.spec_of(40, 128, 64, bits, activations=activations, has_bias=True)
+    spec = cpu_kernels.spec_of(40, 128, group_size, bits, activations=activations, has_bias=True)
     weight = cpu_kernels.random_weight(spec)
     exact = cpu_kernels.dequantized(spec, *weight)
     rng = np.random.default_rng(1)
     bias = rng.standard_normal(40).astype(np.float32)
-    for rows in (1, 2, 7, 17):
+    for rows in (1, 2, 7, 17, 131):
         x = rng.standard_normal((rows, 128)).astype(np.float32)
         y = np.full((rows, 40), np.nan, np.float32)
         words = []
@@ -83,7 +91,7 @@ def test_runs_right_on_the_emulated_cpu(
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         got = np.fromfile(words[-2], np.float32).reshape(rows, 40)
-        used = cpu_kernels.int8_rows(x, 64) if activations == "int8" else x.astype(np.float64)
+        used = cpu_kernels.int8_rows(x, group_size) if activations == "int8" else x.astype(np.float64)
         scale = np.abs(used) @ np.abs(exact).T + np.abs(bias)
         assert (np.abs(got - used @ exact.T - bias) / scale).max() < BOUND, rows
 
@@ -95,6 +103,8 @@ def test_runs_right_on_the_emulated_cpu(
         ("raspberry-pi-5", "float", "sdot"),
         ("raspberry-pi-5", "int8", "sdot"),
         ("graviton-3", "int8", "usdot"),
+        ("graviton-3", "int8", "usmmla"),
+        ("graviton-3", "float", "usmmla"),
         ("apple-m1-cpu", "int8", "sdot"),
     ],
 )
@@ -105,7 +115,7 @@ def test_the_inner_loop_has_the_instruction_meant_and_spills_nothing(
     _, assembly, _ = compiled(target_name, activations, 4, n=576, k=576)
     # The blocks between labels that end in a backward branch are loops; those with the instruction are ours.
     blocks = re.split(r"^\.?L\w+:", assembly, flags=re.MULTILINE)
-    loops = [block.partition("b.ne")[0] for block in blocks if "b.ne" in block]
+    loops = [parts[0] for block in blocks if len(parts := re.split(r"\bb\.(?:ne|lt)\b", block)) > 1]
     inner = [loop for loop in loops if len(re.findall(rf"\s{instruction}(?:\.4s)?\s", loop)) >= 8]
     assert inner
     assert not [

@@ -66,3 +66,25 @@ def test_largest_divisor() -> None:
     assert largest_divisor(4096, 256, 8) == 256
     assert largest_divisor(24, 256, 8) == 24
     assert largest_divisor(8 * 257, 256, 8) == 8
+
+
+@pytest.mark.parametrize("tile", [Tile(3, 1), Tile(4, 1, sums=2)])
+def test_matrix_instructions_refuse_a_tile_that_they_cannot_compute(tile: Tile) -> None:
+    with pytest.raises(UnsupportedError, match="Matrix instructions"):
+        DotConfig(
+            registers=16,
+            planes=1,
+            one_row=Tile(1, 2),
+            few_rows=Tile(4, 1),
+            many_rows=tile,
+            rows_at_once=12,
+            matrix=True,
+        )
+
+
+def test_matrix_instructions_are_refused_where_there_are_none() -> None:
+    spec = MatmulSpec(64, 32, 4, 32, "float32", activations="int8")
+    rule, match = select(spec, resolve("graviton-3"))
+    assert match.config.matrix
+    with pytest.raises(UnsupportedError, match="no matrix instructions"):
+        rule.build(spec, resolve("raspberry-pi-5"), match.config)

@@ -1,0 +1,103 @@
+"""What the inner loop of an integer kernel adds up: a tile's whole-number sums over one group."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+from tvm.script.ir_builder import tirx as T
+
+from awq_tvm.schedules.cpu.codes import Codes
+from awq_tvm.schedules.cpu.dot import Dot
+from awq_tvm.schedules.cpu.quantized_rows import QuantizedRows
+from awq_tvm.schedules.cpu.vectors import Expression, Register, splat
+
+
+class GroupSums(ABC):
+    """Sums of code times digit for each row, block of 16 outputs and plane, zero when made."""
+
+    @abstractmethod
+    def chunks_per_step(self, codes: Codes) -> int:
+        """How many chunks ``add`` takes at once."""
+
+    def steps(self, codes: Codes, present: Expression) -> Expression:
+        """How many steps a group takes; ``present`` is a positive number that the compiler does not know."""
+        return codes.chunks_per_group // self.chunks_per_step(codes)
+
+    @abstractmethod
+    def add(
+        self,
+        codes: Codes,
+        x: QuantizedRows,
+        blocks: list[Expression],
+        rows: list[Expression],
+        chunk: Expression,
+    ) -> None:
+        """Add the products of one step, whose first chunk is named."""
+
+    @abstractmethod
+    def values(self, row: int, block: int) -> list[Expression]:
+        """The sums of a row and a block of the tile, int32x16 for each plane."""
+
+
+Begin = Callable[[int, int, int], GroupSums]
+"""(rows, blocks, planes) -> sums that are zero."""
+
+
+class DotSums(GroupSums):
+    """Sums in lanes of 16 outputs, by four-way dot products.
+
+    Args:
+        rows: of the tile.
+        blocks: of the tile.
+        planes: digits of an activation.
+        dot: the instruction.
+        parts: independent sums for each row and block, to hide the latency of a dot product.
+    """
+
+    def __init__(self, rows: int, blocks: int, planes: int, dot: Dot, parts: int) -> None:
+        self._dot = dot
+        self._sums = [[[_Sums(parts) for _ in range(planes)] for _ in range(blocks)] for _ in range(rows)]
+
+    def chunks_per_step(self, codes: Codes) -> int:
+        """See ``GroupSums.chunks_per_step``."""
+        return 1
+
+    def add(
+        self,
+        codes: Codes,
+        x: QuantizedRows,
+        blocks: list[Expression],
+        rows: list[Expression],
+        chunk: Expression,
+    ) -> None:
+        """See ``GroupSums.add``."""
+        operands = [codes.byte_operands(block, chunk) for block in blocks]
+        for part, (offset, _) in enumerate(operands[0]):
+            # Row by row, or every broadcast would want a register of its own.
+            for row, row_sums in zip(rows, self._sums, strict=True):
+                for plane in range(len(x.planes)):
+                    digits = T.bind(x.broadcast(plane, row, chunk * codes.chunk + offset))
+                    for block_codes, planes in zip(operands, row_sums, strict=True):
+                        planes[plane].add(self._dot, block_codes[part][1], digits, part)
+
+    def values(self, row: int, block: int) -> list[Expression]:
+        """See ``GroupSums.values``."""
+        return [plane.value() for plane in self._sums[row][block]]
+
+
+class _Sums:
+    """The integer sum of a row and a block, in one register or two."""
+
+    def __init__(self, count: int) -> None:
+        self._registers = [Register(splat(0, "int32"), "int32") for _ in range(count)]
+
+    def add(self, dot: Dot, codes: Expression, digits: Expression, turn: int) -> None:
+        register = self._registers[turn % len(self._registers)]
+        register.set(dot(register.get(), codes, digits))
+
+    def value(self) -> Expression:
+        total = self._registers[0].get()
+        for register in self._registers[1:]:
+            total = total + register.get()
+        return total
