@@ -13,7 +13,8 @@ import tvm
 import tvm_ffi
 
 from awq_tvm.schedules.rule import MatmulRule, select
-from awq_tvm.targets import resolve
+from awq_tvm.targets import Target, resolve
+from awq_tvm.targets.detection import describe_linux_cpu
 from tests.support import cpu_kernels
 
 CXX, QEMU = shutil.which("aarch64-linux-gnu-g++"), shutil.which("qemu-aarch64")
@@ -36,7 +37,12 @@ def caller(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def compiled(
     target_name: str, activations: str, bits: int, n: int = 40, k: int = 128, group_size: int = 64
 ) -> tuple[tvm.runtime.Executable, str, MatmulRule]:
-    target = resolve(target_name)
+    return compiled_for(resolve(target_name), activations, bits, n, k, group_size)
+
+
+def compiled_for(
+    target: Target, activations: str, bits: int, n: int, k: int, group_size: int = 64
+) -> tuple[tvm.runtime.Executable, str, MatmulRule]:
     spec = cpu_kernels.spec_of(n, k, group_size, bits, activations=activations, has_bias=True)
     rule, match = select(spec, target)
     assert isinstance(rule, MatmulRule), match
@@ -59,6 +65,8 @@ def compiled(
         ("graviton-3", "max", "int8", 3, 32),
         ("graviton-3", "max", "int8", 4, 64),
         ("graviton-3", "max", "int8", 8, 128),
+        ("snapdragon-8-gen-2", "max", "int8", 4, 64),
+        ("snapdragon-8-gen-2", "max", "int8", 8, 32),
     ],
 )
 def test_runs_right_on_the_emulated_cpu(
@@ -121,6 +129,21 @@ def test_the_inner_loop_has_the_instruction_meant_and_spills_nothing(
     assert not [
         line for loop in inner for line in loop.splitlines() if re.search(r"\bst[rp]\s+q.*\[sp", line)
     ]
+
+
+LINUX_WITH_I8MM = "Features : fp asimd atomics fphp asimdhp asimdrdm asimddp asimdfhm i8mm bf16"
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("name", ["host", "snapdragon-8-gen-2", "snapdragon-x", "graviton-4", "apple-m2-cpu"])
+def test_matrix_instructions_spill_nothing_whatever_cpu_llvm_schedules_for(name: str, bits: int) -> None:
+    host = describe_linux_cpu("aarch64", LINUX_WITH_I8MM, cores=4, caches={})
+    target = host if name == "host" else resolve(name)
+    _, assembly, _ = compiled_for(target, "int8", bits, n=256, k=256)
+    loops = re.findall(r"^\.?L\w+:\n((?:\s[^\n]*\n)*?\sb\.\w+\s[^\n]*\n)", assembly, flags=re.MULTILINE)
+    inner = [loop for loop in loops if loop.count("usmmla") >= 8]
+    assert len(inner) == 1
+    assert not re.search(r"\b(?:st|ld)u?[rp]\s+q.*\[sp", inner[0])
 
 
 def test_a_cpu_without_dot_products_is_told_why() -> None:
