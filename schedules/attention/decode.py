@@ -76,8 +76,9 @@ def decode_paged(shape: AttentionShape, target: Target) -> tirx.PrimFunc:
 
             tile.start(i32(group), read)
             with T.If(start < end), T.Then():
-                keys, values = history.readers(flat, sequence, head)
-                ahead = history.prefetcher(flat, sequence, head)
+                page_of = history.page_of(sequence)
+                keys, values = history.readers(flat, page_of, head)
+                ahead = history.prefetcher(flat, page_of, head)
                 tile.see(i32(group), start, end, keys, values, lambda row: (low, end), ahead)
             with T.serial(group) as row:
                 place = keep((sequence * shape.heads + head * group + row) * splits + split)

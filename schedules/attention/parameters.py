@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
@@ -94,7 +95,6 @@ class Pages:
 
 
 CACHE_LINE = 64
-BYTES = {"float32": 4, "float16": 2}
 
 
 class History:
@@ -114,28 +114,29 @@ class History:
         whole = (count - 1) * i32(PAGE_SIZE) + self.last_page_length[sequence]
         return tirx.Select(count > 0, whole, i32(0))
 
-    def prefetcher(self, flat: Any, sequence: Any, head: Any) -> Prefetcher:
-        """What asks for a page's keys and values before they are read; ``flat`` from ``Pages.flatten``."""
+    def page_of(self, sequence: Any) -> Callable[[Any], Any]:
+        """What says in which page a key of a sequence lies."""
         begin = keep(self.page_indptr[sequence])
         last = keep(self.page_indptr[sequence + 1] - 1)
+        # A register block of keys may reach beyond the last page: read that again, the scores are masked.
+        return lambda key: self.page_values[tirx.min(begin + tirx.floordiv(key, i32(PAGE_SIZE)), last)]
+
+    def prefetcher(self, flat: Any, page_of: Callable[[Any], Any], head: Any) -> Prefetcher:
+        """What asks for keys and values before they are read; ``flat`` from ``Pages.flatten``."""
+        line = CACHE_LINE // np.dtype(self.shape.dtype).itemsize
 
         def ask(half: Callable[[Any, Any], Any], first_key: Any, first: Any, count: int) -> None:
-            page = self.page_values[tirx.min(begin + tirx.floordiv(first_key, i32(PAGE_SIZE)), last)]
-            start = half(page, head) + _wide(first)
-            for offset in range(0, count, CACHE_LINE // BYTES[self.shape.dtype]):
+            start = half(page_of(first_key), head) + _wide(first)
+            for offset in range(0, count, line):
                 prefetch(flat, [start + offset])
 
         return Prefetcher(partial(ask, self.pages.keys), partial(ask, self.pages.values))
 
-    def readers(self, flat: Any, sequence: Any, head: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    def readers(
+        self, flat: Any, page_of: Callable[[Any], Any], head: Any
+    ) -> tuple[Callable[..., Any], Callable[..., Any]]:
         """The key and value accessors that ``Tile.see`` asks for; ``flat`` from ``Pages.flatten``."""
-        begin = keep(self.page_indptr[sequence])
-        last = keep(self.page_indptr[sequence + 1] - 1)
         head_dim = self.shape.head_dim
-
-        def page_of(key: Any) -> Any:
-            # A register block of keys may reach beyond the last page: read that again, the scores are masked.
-            return self.page_values[tirx.min(begin + tirx.floordiv(key, i32(PAGE_SIZE)), last)]
 
         def keys(first: Any) -> Callable[[Any], Any]:
             base = self.pages.keys(page_of(first), head)

@@ -171,7 +171,7 @@ def prefill_paged(shape: AttentionShape, target: Target) -> tirx.PrimFunc:
 
                 tile = Tile(shape, tiles)
                 tile.start(rows, _query_reader(q, place, scale))
-                keys, values = history.readers(flat, sequence, head)
+                keys, values = history.readers(flat, history.page_of(sequence), head)
                 start = keep(i32(0))
                 if shape.sliding_window is not None:
                     lowest = T.alloc_buffer((1,), "int32", scope="global")

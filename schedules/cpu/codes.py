@@ -46,20 +46,17 @@ class Codes:
     def _bytes(self, block: Expression, chunk: Expression, start: int, count: int) -> Expression:
         pairs, chunks = self.qweight.shape[:2]
         flat = T.decl_buffer((pairs, chunks, 2, 4 * LANES), "uint8", data=self.qweight.data)
-        pair, half = _pair_and_half(block)
-        return flat[pair, chunk, half, lanes(start, count)]
+        return flat[(*_place(block, chunk), lanes(start, count))]
 
     def prefetch_chunk(self, block: Expression, chunk: Expression, ahead: int) -> None:
         """Ask for the chunk so many bytes further on; after the end of a row comes the next two blocks'."""
-        pair, half = _pair_and_half(block)
-        prefetch(self.qweight, [pair, chunk + ahead // _STEP_BYTES, half, 0, 0])
+        prefetch(self.qweight, [*_place(block, chunk + ahead // _STEP_BYTES), 0, 0])
 
     def prefetch_group(self, block: Expression, group: Expression, ahead: int) -> None:
         """Ask for the scales and zero points that go with the chunks so many bytes further on."""
-        pair, half = _pair_and_half(block)
-        later = group + -(-ahead // (_STEP_BYTES * self.chunks_per_group))
-        prefetch(self.scales, [pair, later, half, 0])
-        prefetch(self.zeros, [pair, later, half, 0])
+        later = _place(block, group + -(-ahead // (_STEP_BYTES * self.chunks_per_group)))
+        prefetch(self.scales, [*later, 0])
+        prefetch(self.zeros, [*later, 0])
 
     def byte_operands(self, block: Expression, chunk: Expression) -> list[tuple[int, Expression]]:
         """A chunk for four-way dot products: (k within the chunk, 64 codes as bytes of int32x16) pairs."""
@@ -100,16 +97,11 @@ class Codes:
 
     def scale(self, block: Expression, group: Expression) -> Expression:
         """The scales of 16 outputs as float32x16."""
-        return T.cast(self.scales[(*self._place(block, group), lanes())], "float32x16")
+        return T.cast(self.scales[(*_place(block, group), lanes())], "float32x16")
 
     def zero(self, block: Expression, group: Expression) -> Expression:
         """The zero points of 16 outputs as float32x16."""
-        return T.cast(T.cast(self.zeros[(*self._place(block, group), lanes())], "int32x16"), "float32x16")
-
-    @staticmethod
-    def _place(block: Expression, group: Expression) -> tuple[Expression, Expression, Expression]:
-        pair, half = _pair_and_half(block)
-        return pair, group, half
+        return T.cast(T.cast(self.zeros[(*_place(block, group), lanes())], "int32x16"), "float32x16")
 
     def dequantized(
         self, words: Expression, position: int, scale: Expression, shift: Expression
@@ -118,10 +110,9 @@ class Codes:
         return fma(self.values(words, position), scale, shift)
 
 
-def _pair_and_half(block: Expression) -> tuple[Expression, Expression]:
-    """Where a block of 16 outputs is; shifts, because a division would round towards zero."""
+def _place(block: Expression, step: Expression) -> tuple[Expression, Expression, Expression]:
+    """Where a block of 16 outputs is at a chunk or group: by shifts, because a division would round towards zero."""
     if isinstance(block, int):
-        return block // 2, block % 2
-    return T.shift_right(block, tirx.const(1, block.ty.dtype)), T.bitwise_and(
-        block, tirx.const(1, block.ty.dtype)
-    )
+        return block // 2, step, block % 2
+    one = tirx.const(1, block.ty.dtype)
+    return T.shift_right(block, one), step, T.bitwise_and(block, one)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
@@ -43,8 +44,7 @@ class Operands:
     @property
     def weight_bytes(self) -> int:
         """Bytes of the weight arrays."""
-        sizes = {"uint8": 1, "float16": 2}
-        return sum(math.prod(map(int, w.shape)) * sizes[str(w.dtype)] for w in self.weights)
+        return sum(math.prod(map(int, w.shape)) * np.dtype(str(w.dtype)).itemsize for w in self.weights)
 
     def share_out(self, tasks: int, weight_passes: int) -> Expression:
         """The loop over tasks: parallel, unless reading the weights so often takes less than waking threads.
