@@ -102,15 +102,30 @@ def end_of_model(
 
 
 def logits_of_model(
-    model: PreTrainedModel, paths: Paths, token_ids: Tensor, hidden: Tensor, *, as_tuple: bool
+    model: PreTrainedModel,
+    paths: Paths,
+    token_ids: Tensor,
+    hidden: Tensor,
+    *,
+    as_tuple: bool,
+    weights: Mapping[str, Tensor],
 ) -> Tensor:
     """The logits for hidden states that leave the last block: `end_of_model`, and the head, which must be filled.
+
+    Args:
+        model: as `end_of_model` takes it.
+        paths: where its blocks are.
+        token_ids: int64 [B, L] that belong to the hidden states.
+        hidden: float32 [B, L, H].
+        as_tuple: the model's blocks return tuples.
+        weights: to use in place of parameters outside the blocks, by full name.
 
     Returns:
         float32 [B, L, V].
     """
+    asked = {"input_ids": token_ids, "use_cache": False}
     with _blocks_that_answer(model, paths, (hidden,) if as_tuple else hidden):
-        logits: Tensor = model(input_ids=token_ids, use_cache=False).logits
+        logits: Tensor = torch.func.functional_call(model, dict(weights), kwargs=asked).logits
         return logits
 
 

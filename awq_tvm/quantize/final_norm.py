@@ -120,9 +120,8 @@ class _Ending:
         quantized: HiddenStates,
     ) -> None:
         self._model, self._token_ids, self._loss_mask = model, token_ids, loss_mask
-        self._hidden = {"original": original, "quantized": quantized}
+        self._original, self._quantized = original, quantized
         self.weights = model.norms_behind_blocks(token_ids[:1, :1])
-        self._original_weights = {name: one.detach().clone() for name, one in self.weights.items()}
 
     def divergence(self, samples: range) -> float:
         """Mean KL divergence over the tokens of some samples that count."""
@@ -139,8 +138,8 @@ class _Ending:
         """Sum of the KL divergence over the tokens of a piece of a sample that count, and how many these are."""
         some = slice(piece * _TOKENS_AT_ONCE, (piece + 1) * _TOKENS_AT_ONCE)
         with torch.no_grad():
-            expected = self._answers("original", self._original_weights, sample, some)
-        found = self._answers("quantized", self.weights, sample, some)
+            expected = self._answers(self._original, {}, sample, some)
+        found = self._answers(self._quantized, self.weights, sample, some)
         if not bool(torch.isfinite(found).all()):
             raise CheckpointError(
                 "A logit of the quantized model is NaN or infinite",
@@ -150,10 +149,12 @@ class _Ending:
             )
         return torch.sum(expected.exp() * (expected - found)), found.shape[0]
 
-    def _answers(self, whose: str, weights: Mapping[str, Tensor], sample: int, some: slice) -> Tensor:
-        hidden = self._hidden[whose][sample : sample + 1][:, some]
+    def _answers(
+        self, stream: HiddenStates, weights: Mapping[str, Tensor], sample: int, some: slice
+    ) -> Tensor:
+        one = slice(sample, sample + 1)
         with fast_gradients():
-            logits = self._model.logits(self._token_ids[sample : sample + 1, some], hidden, weights)
+            logits = self._model.logits(self._token_ids[one, some], stream[one][:, some], weights)
         return logits[self._loss_mask[sample, some]].float().log_softmax(dim=-1)
 
 

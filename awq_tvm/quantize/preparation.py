@@ -101,8 +101,8 @@ def keep_final_norm(
     leaving = journal.read_hidden()
     weights, report = learn_final_norm(
         checkpoint,
-        torch.from_numpy(text.token_ids.copy()),
-        torch.from_numpy(text.loss_mask.copy()),
+        torch.from_numpy(text.token_ids),
+        torch.from_numpy(text.loss_mask),
         leaving[FULL],
         leaving[QUANTIZED],
         steps=options.learn_norm_steps,

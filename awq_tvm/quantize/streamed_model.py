@@ -80,8 +80,9 @@ class StreamedModel:
         Returns:
             float32 [L, V].
         """
-        with _in_place(self._model, weights or {}):
-            logits = logits_of_model(self._model, self._family, tokens, hidden, as_tuple=self._returns_tuple)
+        logits = logits_of_model(
+            self._model, self._family, tokens, hidden, as_tuple=self._returns_tuple, weights=weights or {}
+        )
         return logits[0].float()
 
     def norms_behind_blocks(self, token: Tensor) -> dict[str, torch.nn.Parameter]:
@@ -108,19 +109,3 @@ class StreamedModel:
         for one in found.values():
             one.grad = None
         return found
-
-
-@contextmanager
-def _in_place(model: torch.nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
-    """Let a model compute with other tensors than its own parameters, and take gradients for them."""
-    kept: list[tuple[dict[str, Any], str, Any]] = []
-    try:
-        for name, weight in weights.items():
-            path, _, leaf = name.rpartition(".")
-            parameters: dict[str, Any] = model.get_submodule(path)._parameters
-            kept.append((parameters, leaf, parameters[leaf]))
-            parameters[leaf] = weight
-        yield
-    finally:
-        for parameters, leaf, before in kept:
-            parameters[leaf] = before
