@@ -19,6 +19,23 @@ def peak_memory() -> int:
     return int(peak if sys.platform == "darwin" else peak * 1024)
 
 
+def memory_of(process: int) -> dict[str, int]:
+    """What the system says of the memory of any process at this moment.
+
+    Args:
+        process: its id.
+
+    Returns:
+        By the names of /proc (VmHWM, VmRSS, RssAnon, RssFile ...) in kB; empty where there is no /proc or no process.
+    """
+    try:
+        lines = Path(f"/proc/{process}/status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return {}
+    fields = (line.split() for line in lines if line.startswith(("Vm", "Rss")))
+    return {name.removesuffix(":"): int(size) for name, size, _unit in fields}
+
+
 def give_back_freed() -> None:
     """Hand memory that was freed back to the system; the C library of Linux may keep hundreds of megabytes of it."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)

@@ -25,6 +25,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from awq_tvm.memory import memory_of
+
 ROOT = Path(__file__).resolve().parent.parent
 _STATUS = ("VmHWM", "VmRSS", "RssAnon", "RssFile")
 
@@ -114,21 +116,11 @@ def _cpu_of_children() -> float:
 def _watch(process: subprocess.Popen[bytes], seen: dict[str, int]) -> None:
     """Keep what the system said when most was resident, and the highest mark, which misses no moment."""
     while process.poll() is None:
-        now = _memory_of(process.pid)
+        now = memory_of(process.pid)
         seen["VmHWM"] = max(seen["VmHWM"], now.get("VmHWM", 0))
         if now.get("VmRSS", 0) > seen["VmRSS"]:
             seen.update({name: now[name] for name in ("VmRSS", "RssAnon", "RssFile")})
         time.sleep(0.005)
-
-
-def _memory_of(process: int) -> dict[str, int]:
-    """What the system says of a process's memory now, in kB; nothing where there is no /proc or no process."""
-    try:
-        lines = Path(f"/proc/{process}/status").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return {}
-    fields = dict(line.split(":", 1) for line in lines if ":" in line)
-    return {name: int(fields[name].split()[0]) for name in _STATUS if name in fields}
 
 
 if __name__ == "__main__":

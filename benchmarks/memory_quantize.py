@@ -27,6 +27,8 @@ import ml_dtypes
 import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from awq_tvm.memory import memory_of
+
 ROOT = Path(__file__).resolve().parent.parent
 _ROWS = 1024
 _STATUS = ("VmRSS", "RssAnon", "RssFile")
@@ -168,8 +170,8 @@ def quantize(folder: Path, options: argparse.Namespace) -> dict[str, Any] | None
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     try:
         while process.poll() is None and time.monotonic() - started < options.timeout:
-            for name, kilobytes in _memory_of(process.pid).items():
-                highest[name] = max(highest[name], kilobytes)
+            now = memory_of(process.pid)
+            highest = {name: max(kilobytes, now.get(name, 0)) for name, kilobytes in highest.items()}
             time.sleep(0.02)
     finally:
         late = process.poll() is None
@@ -185,16 +187,6 @@ def quantize(folder: Path, options: argparse.Namespace) -> dict[str, Any] | None
         "seconds_per_block": [round(block["seconds"], 1) for block in report["blocks"]],
         "seconds": round(time.monotonic() - started, 1),
     }
-
-
-def _memory_of(process: int) -> dict[str, int]:
-    """What the system says of a process's memory now, in kB; nothing where there is no /proc or no process."""
-    try:
-        lines = Path(f"/proc/{process}/status").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return {}
-    fields = dict(line.split(":", 1) for line in lines if ":" in line)
-    return {name: int(fields[name].split()[0]) for name in _STATUS if name in fields}
 
 
 if __name__ == "__main__":

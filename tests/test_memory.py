@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 import numpy as np
+import pytest
 
-from awq_tvm.memory import MemoryWatch, peak_memory
+from awq_tvm.memory import MemoryWatch, memory_of, peak_memory
 
 _BYTES = 200_000_000
 
@@ -28,3 +30,11 @@ def test_the_thread_ends():
     with MemoryWatch() as watch:
         assert watch._thread.is_alive()
     assert not watch._thread.is_alive()
+
+
+def test_memory_of_this_process_and_of_none():
+    now = memory_of(os.getpid())
+    if not now:
+        pytest.skip("no /proc")
+    assert 0 < now["RssAnon"] + now["RssFile"] <= now["VmRSS"] <= now["VmHWM"]
+    assert memory_of(2**30) == {}

@@ -3,20 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 
 import pytest
 
-from benchmarks.memory_generate import _memory_of, main
+from benchmarks.memory_generate import main
 from tests.support import tiny_decoder as tiny
-
-
-def test_memory_of_this_process_and_of_none():
-    now = _memory_of(os.getpid())
-    if not now:
-        pytest.skip("no /proc")
-    assert 0 < now["RssAnon"] + now["RssFile"] <= now["VmRSS"] <= now["VmHWM"]
-    assert _memory_of(2**30) == {}
 
 
 @pytest.mark.slow
