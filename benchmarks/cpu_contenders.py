@@ -7,8 +7,8 @@ is timed is known to be right.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -64,6 +64,7 @@ class Problem:
     cold: bool
     threads: int
 
+    @cached_property
     def weight(self) -> tuple[Array, Array, Array]:
         """Codes uint8 [N, K], scales float16 [N, G] and zero points uint8 [N, G]."""
         rng = np.random.default_rng(0)
@@ -72,17 +73,25 @@ class Problem:
         zeros = rng.integers(0, 2**self.spec.bits, (n, g), dtype=np.uint8)
         return q, (rng.random((n, g)) * 0.02 + 0.001).astype(np.float16), zeros
 
+    @cached_property
     def dequantized(self) -> Array:
         """W, float32 [N, K]."""
-        q, scales, zeros = self.weight()
+        q, scales, zeros = self.weight
         width = self.spec.group_size
         centred = q.astype(np.float32) - zeros.astype(np.float32).repeat(width, axis=1)
         return centred * scales.astype(np.float32).repeat(width, axis=1)
 
+    @cached_property
     def x(self) -> Array:
         """Float32 [M, K]."""
         rng = np.random.default_rng(1)
         return rng.standard_normal((self.rows, self.spec.in_features), dtype=np.float32)
+
+    @cached_property
+    def expected(self) -> tuple[Array, Array]:
+        """Y and, for each element of it, sum(|x||W|): float64 [M, N]."""
+        x, weight = self.x.astype(np.float64), self.dequantized.astype(np.float64)
+        return x @ weight.T, np.abs(x) @ np.abs(weight).T
 
     def copies(self, weight_bytes: int) -> int:
         """How many copies of a weight of that size a contender walks through."""
@@ -92,22 +101,14 @@ class Problem:
 def error_of(contender: Contender, problem: Problem) -> float:
     """The largest |y - x W'| / (|x| |W|') of a contender, in float64."""
     contender.calls[0]()
-    x, weight = problem.x().astype(np.float64), problem.dequantized().astype(np.float64)
-    scale = np.abs(x) @ np.abs(weight).T
-    return float((np.abs(contender.result() - x @ weight.T) / scale).max())
+    y, scale = problem.expected
+    return float((np.abs(contender.result() - y) / scale).max())
 
 
 def ours(problem: Problem, target: Target, activations: str) -> Iterator[Contender]:
     """Each registered rule that serves the problem on the target."""
-    spec = MatmulSpec(
-        problem.spec.in_features,
-        problem.spec.out_features,
-        problem.spec.bits,
-        problem.spec.group_size,
-        "float32",
-        activations=activations,
-    )
-    x = tvm.runtime.tensor(problem.x())
+    spec = replace(problem.spec, activations=activations)
+    x = tvm.runtime.tensor(problem.x)
     y = tvm.runtime.tensor(np.empty((problem.rows, spec.out_features), np.float32))
     for rule in rules_for(target):
         answer = rule.applies(spec, target)
@@ -115,7 +116,7 @@ def ours(problem: Problem, target: Target, activations: str) -> Iterator[Contend
             continue
         func = rule.build(spec, target, answer.config).with_attr("global_symbol", "kernel")
         module = tvm.compile(tvm.IRModule({"kernel": func}), target=tvm.target.Target(target.tvm_target))
-        packed = rule.layout(spec, target).pack(spec, *problem.weight())
+        packed = rule.layout(spec, target).pack(spec, *problem.weight)
         size = sum(array.nbytes for array in packed)
         weights = [[tvm.runtime.tensor(a) for a in packed] for _ in range(problem.copies(size))]
         calls = tuple(partial(module["kernel"], x, *w, y) for w in weights)
@@ -139,7 +140,7 @@ def onnxruntime(problem: Problem, accuracy_level: int) -> Contender:
 
     spec, rows = problem.spec, problem.rows
     k, n, g = spec.in_features, spec.out_features, spec.group_size
-    q, scales, zeros = problem.weight()
+    q, scales, zeros = problem.weight
     packed = (q[:, 0::2] | (q[:, 1::2] << 4)).reshape(n, k // g, g // 2)
     zeros = np.pad(zeros, ((0, 0), (0, zeros.shape[1] % 2)))
     zeros = zeros[:, 0::2] | (zeros[:, 1::2] << 4)
@@ -166,7 +167,7 @@ def onnxruntime(problem: Problem, accuracy_level: int) -> Contender:
     options = ort.SessionOptions()
     options.intra_op_num_threads = problem.threads
     size = packed.nbytes + 4 * scales.size + zeros.nbytes
-    x, y = problem.x(), np.empty((rows, n), np.float32)
+    x, y = problem.x, np.empty((rows, n), np.float32)
     calls = []
     for _ in range(problem.copies(size)):
         session = ort.InferenceSession(model.SerializeToString(), options)
@@ -190,8 +191,8 @@ def torch_int4(problem: Problem) -> Contender:
     import torch
 
     torch.set_num_threads(problem.threads)
-    q, scales, zeros = problem.weight()
-    width, x = problem.spec.group_size, torch.from_numpy(problem.x()).bfloat16()
+    q, scales, zeros = problem.weight
+    width, x = problem.spec.group_size, torch.from_numpy(problem.x).bfloat16()
     # Its W is (q - 8) * scale + zero.
     shift = (8 - zeros.astype(np.float32)) * scales.astype(np.float32)
     pairs = np.stack([scales.astype(np.float32), shift], axis=-1).transpose(1, 0, 2)
@@ -213,8 +214,8 @@ def torch_dense(problem: Problem) -> Contender:
     import torch
 
     torch.set_num_threads(problem.threads)
-    x = torch.from_numpy(problem.x()).bfloat16()
-    weight = torch.from_numpy(problem.dequantized()).bfloat16()
+    x = torch.from_numpy(problem.x).bfloat16()
+    weight = torch.from_numpy(problem.dequantized).bfloat16()
     last: list[Any] = []
 
     def call(copy: Any) -> None:
@@ -226,7 +227,7 @@ def torch_dense(problem: Problem) -> Contender:
 
 def numpy_dense(problem: Problem) -> Contender:
     """NumPy's float32 product, the weight dequantized beforehand."""
-    x, weight = problem.x(), np.ascontiguousarray(problem.dequantized().T)
+    x, weight = problem.x, np.ascontiguousarray(problem.dequantized.T)
     y = np.empty((problem.rows, problem.spec.out_features), np.float32)
     copies = [weight.copy() for _ in range(problem.copies(weight.nbytes))]
     calls = tuple(partial(np.matmul, x, w, y) for w in copies)

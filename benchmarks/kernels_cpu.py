@@ -196,7 +196,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         best = min((row for row in here if row.name.startswith("ours")), key=lambda row: row.median)
         if best.roof is None:
             continue
-        axes.barh(place, best.roof / best.median, color="#4477aa", label="ours" if not place else None)
+        axes.barh(place, best.roof / best.median, color="#4477aa")
         for row in here:
             if not row.name.startswith("ours"):
                 # At the time the other takes, on the scale of our roof.
