@@ -38,7 +38,10 @@ RECIPES: dict[str, tuple[Method, AwqOptions | None]] = {
     "awq without clip": ("awq", AwqOptions(clip="none")),
     "awq without value scales": ("awq", AwqOptions(share_value_scales=False)),
     "awq": ("awq", METHODS["awq"]),
-    "learned rounding alone": ("awq+", replace(METHODS["awq+"], scale_steps=0, clip="none")),
+    "learned rounding alone": (
+        "awq+",
+        replace(METHODS["awq+"], scale_steps=0, clip="none", learn_norm_steps=0),
+    ),
     "awq+ without scales": ("awq+", replace(METHODS["awq+"], scale_steps=0)),
     "awq+ without clip": ("awq+", replace(METHODS["awq+"], clip="none")),
     "awq+ on full-precision inputs": ("awq+", replace(METHODS["awq+"], learn_from="full")),
