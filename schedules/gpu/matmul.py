@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from tvm.script.ir_builder import IRBuilder
-from tvm.script.ir_builder import tirx as T
-
-from awq_tvm import ir_attrs
 from awq_tvm.schedules.gpu.config import GpuMatmulConfig
 from awq_tvm.schedules.gpu.few_tokens import few_tokens_kernel
+from awq_tvm.schedules.gpu.function import matmul_function
 from awq_tvm.schedules.gpu.tiled import tiled_kernel
 from awq_tvm.schedules.layout import Layout, RowLayout
 from awq_tvm.schedules.rule import Match, MatmulRule, NotApplicable
@@ -28,54 +25,17 @@ def build_matmul(spec: MatmulSpec, config: GpuMatmulConfig, rule: str) -> Any:
         config: sizes.
         rule: the name of the rule, for ``ir_attrs.SCHEDULE``.
     """
-    with IRBuilder() as builder, T.prim_func(s_tir=True):
-        T.func_name("dequantize_matmul")
-        T.func_attr(
-            {
-                "tirx.noalias": True,
-                ir_attrs.IS_SCHEDULED: True,
-                # TVM's operator fusion must leave it alone.
-                "op_pattern": 8,
-                ir_attrs.OP: ir_attrs.OP_DEQUANTIZE_MATMUL,
-                ir_attrs.BITS: spec.bits,
-                ir_attrs.GROUP_SIZE: spec.group_size,
-                ir_attrs.MATMUL_SPEC: spec.to_json(),
-                ir_attrs.LAYOUT: RowLayout.name,
-                ir_attrs.SCHEDULE: rule,
-            }
-        )
-        tokens = IRBuilder.name("m", T.int64())
-        arguments = _arguments(spec, tokens)
-        with T.If(tokens == 1):
-            with T.Then():
-                few_tokens_kernel(spec, config, arguments, tokens, 1)
-            with T.Else(), T.If(tokens <= config.few_tokens):
-                with T.Then():
-                    few_tokens_kernel(spec, config, arguments, tokens, config.tokens_per_block)
-                with T.Else():
-                    tiled_kernel(spec, config, arguments, tokens)
-    return builder.get()
 
+    def one(arguments: dict[str, Any], tokens: Any) -> None:
+        few_tokens_kernel(spec, config, arguments, tokens, 1)
 
-def _arguments(spec: MatmulSpec, tokens: Any) -> dict[str, Any]:
-    """Declare the parameters and their buffers in order, named as in ``MatmulSpec`` and the layout."""
-    shapes: list[tuple[str, tuple[Any, ...], str]] = [("x", (tokens, spec.in_features), spec.dtype)]
-    shapes += [(array.suffix, array.shape, array.dtype) for array in RowLayout().arrays(spec)]
-    if spec.has_bias:
-        shapes.append(("bias", (spec.out_features,), spec.dtype))
-    if spec.has_residual:
-        shapes.append(("residual", (tokens, spec.out_features), spec.dtype))
-    shapes.append(("y", (tokens, spec.out_features), spec.dtype))
-    handles = [T.arg(f"{name}_handle", T.handle()) for name, _, _ in shapes]
-    return {
-        name: IRBuilder.name(name, T.match_buffer(handle, [_int64(d) for d in shape], dtype))
-        for handle, (name, shape, dtype) in zip(handles, shapes, strict=True)
-    }
+    def few(arguments: dict[str, Any], tokens: Any) -> None:
+        few_tokens_kernel(spec, config, arguments, tokens, config.tokens_per_block)
 
+    def many(arguments: dict[str, Any], tokens: Any) -> None:
+        tiled_kernel(spec, config, arguments, tokens)
 
-def _int64(extent: Any) -> Any:
-    """Shapes are int64, as Relax has them."""
-    return T.int64(extent) if isinstance(extent, int) else extent
+    return matmul_function(spec, RowLayout(), rule, {1: one, config.few_tokens: few}, many)
 
 
 class GpuMatmulRule(MatmulRule):
