@@ -144,7 +144,68 @@ class PairedBlocksLayout(Layout):
         return code, scales[p, g, h, j], zeros[p, g, h, j]
 
 
-LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (RowLayout(), PairedBlocksLayout())}
+class MmaFragmentsLayout(Layout):
+    """What each lane of a warp holds of a 16 x 16 tile of W, as the left operand of `mma.m16n8k16`.
+
+    Sixteen outputs and 64 k are a block: one 16-byte load of each of 32 lanes for codes of up to 4 bits, two for
+    wider ones. Lane l holds the outputs l / 4 and l / 4 + 8, and in each half h of the 64 k the eight k
+    32 h + 8 (l % 4) + 0..7, so that its operand of x is 16 bytes in a row: which k of a tile comes first does not
+    matter, as long as x and W agree.
+
+    With n = 16 p + 8 u + v, k = 64 b + 32 h + 8 c + 4 j + 2 a + e and lane l = 4 v + c, codes of up to 4 bits:
+    qweight uint8 [N16, K // 64, 32, 16], the nibble u + 2 a + 4 e of the little-endian 32-bit word 2 h + j; wider
+    codes: uint8 [N16, K // 64, 2, 32, 16], byte (p, b, h, l, 8 j + 4 a + 2 u + e). scales float16
+    [N16, G, 8, 2], zeros uint8 [N16, G, 8, 2], element (p, g, v, u). N16 = ceil(N / 16); the rows that pad N have
+    scale 0. K must be a multiple of 64.
+    """
+
+    name = "mma_fragments"
+
+    def arrays(self, spec: MatmulSpec) -> tuple[ArrayType, ...]:
+        """See ``Layout.arrays``."""
+        n16, blocks, g = -(-spec.out_features // 16), spec.in_features // 64, spec.groups
+        halves = () if spec.bits <= 4 else (2,)
+        return (
+            ArrayType("qweight", (n16, blocks, *halves, 32, 16), "uint8"),
+            ArrayType("scales", (n16, g, 8, 2), "float16"),
+            ArrayType("zeros", (n16, g, 8, 2), "uint8"),
+        )
+
+    def pack(self, spec: MatmulSpec, q: Array, scales: Array, zeros: Array) -> tuple[Array, ...]:
+        """See ``Layout.pack``."""
+        n, k = q.shape
+        padding = ((0, -n % 16), (0, 0))
+        q, scales, zeros = (np.pad(array, padding) for array in (q, scales, zeros))
+        # Axes: p, u, v, b, h, c, j, a, e.
+        codes = q.reshape(-1, 2, 8, k // 64, 2, 4, 2, 2, 2)
+        if spec.bits <= 4:
+            # To p, b, v, c, h, j, then the nibbles of a word: e, a, u, the last two in one byte.
+            codes = codes.transpose(0, 3, 2, 5, 4, 6, 8, 7, 1)
+            codes = (codes[..., 0] | (codes[..., 1] << 4)).reshape(-1, k // 64, 32, 16)
+        else:
+            codes = codes.transpose(0, 3, 4, 2, 5, 6, 7, 1, 8).reshape(-1, k // 64, 2, 32, 16)
+        by_group = (
+            np.ascontiguousarray(a.reshape(-1, 2, 8, spec.groups).transpose(0, 3, 2, 1))
+            for a in (scales, zeros)
+        )
+        return (np.ascontiguousarray(codes), *by_group)
+
+    def elements(self, spec: MatmulSpec, arrays: tuple[Any, ...], n: Any, k: Any) -> tuple[Any, Any, Any]:
+        """See ``Layout.elements``."""
+        qweight, scales, zeros = arrays
+        p, u, v, g = n // 16, n % 16 // 8, n % 8, k // spec.group_size
+        b, h, c, j, a, e = k // 64, k % 64 // 32, k % 32 // 8, k % 8 // 4, k % 4 // 2, k % 2
+        lane = 4 * v + c
+        if spec.bits <= 4:
+            code = (qweight[p, b, lane, 8 * h + 4 * j + 2 * e + a] >> (u * 4).astype("uint8")) & 15
+        else:
+            code = qweight[p, b, h, lane, 8 * j + 4 * a + 2 * u + e]
+        return code, scales[p, g, v, u], zeros[p, g, v, u]
+
+
+LAYOUTS: dict[str, Layout] = {
+    layout.name: layout for layout in (RowLayout(), PairedBlocksLayout(), MmaFragmentsLayout())
+}
 
 
 class DenseLayout:

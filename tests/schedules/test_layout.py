@@ -11,7 +11,7 @@ from awq_tvm.schedules.layout import LAYOUTS
 from awq_tvm.schedules.spec import LEGAL_BITS, MatmulSpec
 
 Array = np.ndarray[Any, Any]
-MATMUL_LAYOUTS = ("row", "paired_blocks")
+MATMUL_LAYOUTS = ("row", "paired_blocks", "mma_fragments")
 
 
 def _weight(spec: MatmulSpec, seed: int = 0) -> tuple[Array, Array, Array]:
@@ -25,11 +25,14 @@ def _weight(spec: MatmulSpec, seed: int = 0) -> tuple[Array, Array, Array]:
 @pytest.mark.parametrize("name", MATMUL_LAYOUTS)
 @pytest.mark.parametrize("bits", LEGAL_BITS)
 @pytest.mark.parametrize(
-    ("rows", "columns", "group_size"), [(1, 8, 8), (24, 64, 16), (33, 96, 32), (16, 40, 40)]
+    ("rows", "columns", "group_size"),
+    [(1, 8, 8), (24, 64, 16), (33, 96, 32), (16, 40, 40), (35, 192, 32), (16, 128, 128)],
 )
 def test_elements_reads_what_pack_wrote(
     name: str, bits: int, rows: int, columns: int, group_size: int
 ) -> None:
+    if name == "mma_fragments" and columns % 64:
+        pytest.skip("a block is 64 k")
     spec = MatmulSpec(columns, rows, bits, group_size, "float32")
     q, scales, zeros = _weight(spec)
     arrays = LAYOUTS[name].pack(spec, q, scales, zeros)
@@ -44,12 +47,13 @@ def test_elements_reads_what_pack_wrote(
     np.testing.assert_array_equal(zero, np.repeat(zeros, group_size, axis=1))
 
 
+@pytest.mark.parametrize("name", ["paired_blocks", "mma_fragments"])
 @pytest.mark.parametrize("bits", LEGAL_BITS)
-def test_rows_that_pad_a_block_weigh_nothing(bits: int) -> None:
-    spec = MatmulSpec(16, 19, bits, 8, "float32")
-    layout = LAYOUTS["paired_blocks"]
+def test_rows_that_pad_a_block_weigh_nothing(name: str, bits: int) -> None:
+    spec = MatmulSpec(64, 19, bits, 32, "float32")
+    layout = LAYOUTS[name]
     arrays = layout.pack(spec, *_weight(spec))
-    n, k = np.meshgrid(np.arange(19, 32), np.arange(16), indexing="ij")
+    n, k = np.meshgrid(np.arange(19, 32), np.arange(64), indexing="ij")
     _, scale, _ = layout.elements(spec, arrays, n, k)
     np.testing.assert_array_equal(scale, 0)
 
@@ -57,5 +61,5 @@ def test_rows_that_pad_a_block_weigh_nothing(bits: int) -> None:
 @pytest.mark.parametrize("name", MATMUL_LAYOUTS)
 def test_a_name_leads_to_its_layout(name: str) -> None:
     assert LAYOUTS[name].name == name
-    suffixes = [array.suffix for array in LAYOUTS[name].arrays(MatmulSpec(8, 8, 4, 8, "float32"))]
+    suffixes = [array.suffix for array in LAYOUTS[name].arrays(MatmulSpec(64, 8, 4, 8, "float32"))]
     assert suffixes == ["qweight", "scales", "zeros"]
