@@ -1,10 +1,12 @@
-"""CUDA: the portable GPU kernels, asked last so that faster families go first."""
+"""CUDA: tensor cores where the GPU and the linear allow, else the portable GPU kernels."""
 
 from __future__ import annotations
 
+from awq_tvm.schedules.cuda.tensor_core import TensorCoreRule
 from awq_tvm.schedules.gpu.matmul import GpuMatmulRule
 from awq_tvm.schedules.rule import register
 
 CUDA_MATMUL = GpuMatmulRule("cuda_simt_matmul", version=1)
 
+register("cuda", TensorCoreRule())
 register("cuda", CUDA_MATMUL)

@@ -1,0 +1,125 @@
+"""The sizes a tensor-core matmul is built with, proved consistent when they are made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from awq_tvm.errors import UnsupportedError
+
+MAX_SUMS = 128
+"""Float32 sums a thread may hold: half of its 255 registers."""
+
+
+@dataclass(frozen=True)
+class FewConfig:
+    """A kernel for a few tokens: the warps of a block share its outputs and divide k among them.
+
+    Attributes:
+        eights: tokens of a block, in eights.
+        tiles: outputs of a block, in sixteens.
+        warps: of a block.
+        in_flight: 16-byte loads of codes that a lane issues before it uses the first.
+    """
+
+    eights: int
+    tiles: int
+    warps: int
+    in_flight: int = 4
+
+    def __post_init__(self) -> None:
+        """Prove the sizes consistent."""
+        _require(self.eights >= 1 and self.tiles >= 1, "eights and tiles must be at least 1")
+        _require(1 <= self.warps <= 32, f"{self.warps} warps do not make a block")
+        _require(4 * self.eights * self.tiles <= MAX_SUMS, "the sums do not fit a thread's registers")
+        _require(self.in_flight % self.tiles == 0, "in_flight is not a multiple of tiles")
+
+    @property
+    def most_tokens(self) -> int:
+        """The largest M."""
+        return 8 * self.eights
+
+
+@dataclass(frozen=True)
+class TiledConfig:
+    """A kernel for many tokens: x passes through shared memory in stages, each warp owns a part of the output tile.
+
+    Attributes:
+        eights: tokens of a warp, in eights.
+        tiles: outputs of a warp, in sixteens.
+        token_warps: warps of a block along the tokens.
+        row_warps: warps of a block along the outputs.
+        stages: of x in shared memory.
+    """
+
+    eights: int
+    tiles: int
+    token_warps: int = 2
+    row_warps: int = 4
+    stages: int = 4
+
+    def __post_init__(self) -> None:
+        """Prove the sizes consistent."""
+        _require(self.eights >= 1 and self.tiles >= 1, "eights and tiles must be at least 1")
+        _require(4 * self.eights * self.tiles <= MAX_SUMS, "the sums do not fit a thread's registers")
+        _require(self.threads <= 1024, f"{self.threads} threads do not make a block")
+        _require(self.tokens * 8 % self.threads == 0, "the threads do not divide the copies of a stage")
+        _require(self.stages >= 2, "fewer than two stages hide nothing")
+
+    @property
+    def threads(self) -> int:
+        """Of a block."""
+        return 32 * self.token_warps * self.row_warps
+
+    @property
+    def tokens(self) -> int:
+        """Of a block."""
+        return 8 * self.eights * self.token_warps
+
+    @property
+    def rows(self) -> int:
+        """Outputs of a block."""
+        return 16 * self.tiles * self.row_warps
+
+    @property
+    def shared_bytes(self) -> int:
+        """Shared memory of a block."""
+        return self.stages * self.tokens * 128
+
+
+@dataclass(frozen=True)
+class TensorCoreConfig:
+    """The kernels of one linear, by M.
+
+    Attributes:
+        few: up to their ``most_tokens``, in rising order.
+        middle: up to its tile's tokens.
+        many: above that.
+    """
+
+    few: tuple[FewConfig, ...]
+    middle: TiledConfig
+    many: TiledConfig
+
+    @property
+    def shared_bytes(self) -> int:
+        """The most shared memory of one block."""
+        return max(self.middle.shared_bytes, self.many.shared_bytes)
+
+
+def default_config(in_features: int) -> TensorCoreConfig:
+    """What suits a linear before anything was measured.
+
+    Args:
+        in_features: K; short rows are divided among fewer warps.
+    """
+    warps = 8 if in_features >= 2048 else 4
+    return TensorCoreConfig(
+        few=(FewConfig(1, 1, warps), FewConfig(2, 1, warps)),
+        middle=TiledConfig(4, 1),
+        many=TiledConfig(8, 2, stages=3),
+    )
+
+
+def _require(holds: bool, why: str) -> None:
+    if not holds:
+        raise UnsupportedError("This tensor-core configuration is not consistent", why=why)

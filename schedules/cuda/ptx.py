@@ -1,0 +1,59 @@
+"""The PTX instructions that the tensor-core kernels are made of, each as one statement of the IR.
+
+Registers are elements of local uint32 buffers, each two float16 or four codes; semantics are those of the PTX ISA.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tvm.script.ir_builder import tirx as T
+
+_AND_OR = 0xEA
+"""The truth table of (a & b) | c."""
+
+
+def mma(d: Sequence[Any], a: Sequence[Any], b: Sequence[Any]) -> None:
+    """Emit D[16, 8] += A[16, 16] @ B[16, 8] in float32, A and B float16: 4, 4 and 2 registers of every lane."""
+    T.evaluate(T.ptx["mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"](*d, *a, *b, *d))
+
+
+def load_streamed(into: Sequence[Any], address: Any) -> None:
+    """Emit a 16-byte load of what is read once, past the first-level cache, into four registers."""
+    T.evaluate(T.ptx["ld.global.nc.L1::no_allocate.v4.b32"](*into, address))
+
+
+def and_or(d: Any, a: Any, mask: int, bits: int) -> None:
+    """Emit d = (a & mask) | bits."""
+    T.evaluate(T.ptx["lop3.b32"](d, a, T.uint32(mask), T.uint32(bits), _AND_OR))
+
+
+def permute_bytes(d: Any, a: Any, b: int, selector: int) -> None:
+    """Emit d = the bytes of b:a that the four nibbles of ``selector`` pick, lowest first."""
+    T.evaluate(T.ptx["prmt.b32"](d, a, T.uint32(b), T.uint32(selector)))
+
+
+def subtract_halves(d: Any, a: Any, b: Any) -> None:
+    """Emit d = a - b of two float16 each."""
+    T.evaluate(T.ptx["sub.f16x2"](d, a, b))
+
+
+def fma_halves(d: Any, a: Any, b: Any, c: Any) -> None:
+    """Emit d = a * b + c of two float16 each, rounded once."""
+    T.evaluate(T.ptx["fma.rn.f16x2"](d, a, b, c))
+
+
+def copy_async(into: Any, address: Any) -> None:
+    """Emit an asynchronous copy of 16 bytes to shared memory, past the first-level cache."""
+    T.evaluate(T.ptx["cp.async.cg.shared.global"](into, address, 16))
+
+
+def commit_copies() -> None:
+    """Emit the end of a group of asynchronous copies."""
+    T.evaluate(T.ptx["cp.async.commit_group"]())
+
+
+def wait_for_copies(left: int) -> None:
+    """Emit a wait until at most ``left`` of this thread's newest groups of copies are under way."""
+    T.evaluate(T.ptx["cp.async.wait_group"](left))

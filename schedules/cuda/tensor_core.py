@@ -1,0 +1,61 @@
+"""CUDA: the fused dequantize-matmul on tensor cores, for compute capability 8.0 and later."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from awq_tvm.schedules.cuda.config import FewConfig, TensorCoreConfig, TiledConfig, default_config
+from awq_tvm.schedules.cuda.few_tokens import few_tokens_kernel
+from awq_tvm.schedules.cuda.fragments import BLOCK_K, HALF_K
+from awq_tvm.schedules.cuda.tiled import tiled_kernel
+from awq_tvm.schedules.gpu.function import Emit, matmul_function
+from awq_tvm.schedules.layout import LAYOUTS, Layout
+from awq_tvm.schedules.rule import Match, MatmulRule, NotApplicable
+from awq_tvm.schedules.spec import MatmulSpec
+from awq_tvm.targets import Target
+
+LEAST_ARCH = 80
+
+
+class TensorCoreRule(MatmulRule):
+    """Weights as the left operand of `mma.m16n8k16`, x in float16, sums in float32."""
+
+    name = "cuda_tensor_core_matmul"
+    version = 1
+
+    def applies(self, spec: MatmulSpec, target: Target) -> Match | NotApplicable:
+        """Every spec of whole blocks of k in float16, on a GPU that has the instructions and the shared memory."""
+        config = default_config(spec.in_features)
+        if spec.activations != "float" or spec.dtype != "float16":
+            return NotApplicable(f"activations are {spec.activations} in {spec.dtype}, and it takes float16")
+        if spec.in_features % BLOCK_K or spec.group_size % HALF_K:
+            return NotApplicable(
+                f"K = {spec.in_features} in groups of {spec.group_size} is not whole blocks of {BLOCK_K} in "
+                f"groups of a multiple of {HALF_K}"
+            )
+        if int((target.sm_arch or "sm_0").removeprefix("sm_")) < LEAST_ARCH:
+            return NotApplicable(f"{target.sm_arch} lacks cp.async and mma.m16n8k16")
+        if (target.shared_memory_bytes or 0) < config.shared_bytes:
+            return NotApplicable(
+                f"the tiles take {config.shared_bytes} bytes of shared memory, and "
+                f"{target.shared_memory_bytes} are there"
+            )
+        return Match(config)
+
+    def layout(self, spec: MatmulSpec, target: Target) -> Layout:
+        """Fragments, shared by all kernels."""
+        return LAYOUTS["mma_fragments"]
+
+    def build(self, spec: MatmulSpec, target: Target, config: TensorCoreConfig) -> Any:
+        """See ``MatmulRule.build``; the host part looks at M and launches one kernel."""
+        up_to: dict[int, Emit] = {few.most_tokens: _few(spec, few) for few in config.few}
+        up_to[config.middle.tokens] = _tiled(spec, config.middle)
+        return matmul_function(spec, LAYOUTS["mma_fragments"], self.name, up_to, _tiled(spec, config.many))
+
+
+def _few(spec: MatmulSpec, config: FewConfig) -> Emit:
+    return lambda arguments, tokens: few_tokens_kernel(spec, config, arguments, tokens)
+
+
+def _tiled(spec: MatmulSpec, config: TiledConfig) -> Emit:
+    return lambda arguments, tokens: tiled_kernel(spec, config, arguments, tokens)
