@@ -18,25 +18,31 @@ class FewConfig:
         eights: tokens of a block, in eights.
         tiles: outputs of a block, in sixteens.
         warps: of a block.
-        in_flight: 16-byte loads of codes that a lane issues before it uses the first.
+        stages: blocks of k that a warp has in shared memory or on the way there.
     """
 
     eights: int
     tiles: int
     warps: int
-    in_flight: int = 4
+    stages: int = 4
 
     def __post_init__(self) -> None:
         """Prove the sizes consistent."""
         _require(self.eights >= 1 and self.tiles >= 1, "eights and tiles must be at least 1")
         _require(1 <= self.warps <= 32, f"{self.warps} warps do not make a block")
         _require(4 * self.eights * self.tiles <= MAX_SUMS, "the sums do not fit a thread's registers")
-        _require(self.in_flight % self.tiles == 0, "in_flight is not a multiple of tiles")
+        _require(self.stages >= 2, "fewer than two stages hide nothing")
 
     @property
     def most_tokens(self) -> int:
         """The largest M."""
         return 8 * self.eights
+
+    def shared_bytes(self, bits: int, group_size: int) -> int:
+        """Shared memory of a block, for codes of so many bits in groups of so many k."""
+        stage = self.tiles * tile_bytes(bits, group_size) + self.eights * 1024
+        partial = self.warps * 8 * self.eights * (16 * self.tiles + 4) * 4
+        return self.warps * self.stages * stage + partial
 
 
 @dataclass(frozen=True)
@@ -80,10 +86,9 @@ class TiledConfig:
         """Outputs of a block."""
         return 16 * self.tiles * self.row_warps
 
-    @property
-    def shared_bytes(self) -> int:
-        """Shared memory of a block."""
-        return self.stages * self.tokens * 128
+    def shared_bytes(self, bits: int, group_size: int) -> int:
+        """Shared memory of a block, for codes of so many bits in groups of so many k."""
+        return self.stages * (self.row_warps * self.tiles * tile_bytes(bits, group_size) + self.tokens * 128)
 
 
 @dataclass(frozen=True)
@@ -100,10 +105,14 @@ class TensorCoreConfig:
     middle: TiledConfig
     many: TiledConfig
 
-    @property
-    def shared_bytes(self) -> int:
-        """The most shared memory of one block."""
-        return max(self.middle.shared_bytes, self.many.shared_bytes)
+    def shared_bytes(self, bits: int, group_size: int) -> int:
+        """The most shared memory of one block of any of them."""
+        return max(one.shared_bytes(bits, group_size) for one in (*self.few, self.middle, self.many))
+
+
+def tile_bytes(bits: int, group_size: int) -> int:
+    """Shared memory of sixteen outputs and 64 k: codes, and scales and zero points of one group or two."""
+    return (512 if bits <= 4 else 1024) + 48 * (1 if group_size % 64 == 0 else 2)
 
 
 def default_config(in_features: int) -> TensorCoreConfig:
@@ -116,7 +125,7 @@ def default_config(in_features: int) -> TensorCoreConfig:
     return TensorCoreConfig(
         few=(FewConfig(1, 1, warps), FewConfig(2, 1, warps)),
         middle=TiledConfig(4, 1),
-        many=TiledConfig(8, 2, stages=3),
+        many=TiledConfig(8, 2),
     )
 
 

@@ -1,8 +1,8 @@
 """The tensor-core kernel for a few tokens: its roof is the bandwidth of the weights.
 
 A block owns some outputs for all tokens; its warps take the blocks of 64 k in turn and add their sums in shared
-memory. Codes go from memory to registers, several loads of 512 bytes a warp under way at a time, and are the left
-operand, so that tokens come eight at a time; x is read through the first-level cache.
+memory at the end. Each warp has stages of its own there, filled by asynchronous copies some blocks ahead, and waits
+for nobody else. Weights are the left operand, so that tokens come eight at a time.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from typing import Any
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from awq_tvm.schedules.cuda import ptx
 from awq_tvm.schedules.cuda.config import FewConfig
-from awq_tvm.schedules.cuda.fragments import HALF_K, ROWS, Fragments
+from awq_tvm.schedules.cuda.fragments import BLOCK_K, HALF_K, ROWS, Fragments
 from awq_tvm.schedules.cuda.warp_sum import EIGHT, add_block, clear
 from awq_tvm.schedules.gpu.epilogue import finish
 from awq_tvm.schedules.gpu.weights import local
@@ -21,6 +22,9 @@ from awq_tvm.schedules.spec import MatmulSpec
 
 PADDING = 4
 """Floats between rows of partial sums, so that the lanes of a store meet different banks."""
+
+_X_WORDS = 128
+"""32-bit words of x of eight tokens and half a block: 16 bytes a lane."""
 
 
 def few_tokens_kernel(spec: MatmulSpec, config: FewConfig, arguments: dict[str, Any], tokens: Any) -> None:
@@ -32,19 +36,18 @@ def few_tokens_kernel(spec: MatmulSpec, config: FewConfig, arguments: dict[str, 
         arguments: buffers by name.
         tokens: M.
     """
-    threads = 32 * config.warps
     rows, most = ROWS * config.tiles, EIGHT * config.eights
+    threads = 32 * config.warps
     with (
         T.launch_thread("blockIdx.x", -(-spec.out_features // rows)) as bx,
         T.launch_thread("threadIdx.x", threads) as thread,
     ):
-        partial = IRBuilder.name(
-            "partial", T.alloc_buffer((config.warps * most * (rows + PADDING),), "float32", scope="shared")
-        )
         warp, lane = thread // 32, thread % 32
         sums = local("sums", 4 * config.eights * config.tiles, "float32")
         clear(sums, 4 * config.eights * config.tiles)
-        _add_up(spec, config, arguments, sums, bx, warp, lane, tokens)
+        _add_up(spec, config, arguments, sums, bx * config.tiles, warp, lane, tokens)
+        length = config.warps * most * (rows + PADDING)
+        partial = IRBuilder.name("partial", T.alloc_buffer((length,), "float32", scope="shared"))
         for tile in range(config.tiles):
             for eight in range(config.eights):
                 for d in range(4):
@@ -62,74 +65,57 @@ def _add_up(
     config: FewConfig,
     arguments: dict[str, Any],
     sums: Any,
-    bx: Any,
+    first_tile: Any,
     warp: Any,
     lane: Any,
     tokens: Any,
 ) -> None:
-    """Emit a warp's loop over its blocks of k, the next codes under way while these are used."""
+    """Emit a warp's loop over its blocks of k."""
     weights = Fragments(spec, arguments)
-    x = IRBuilder.name(
-        "x_pairs", T.decl_buffer((tokens, spec.in_features // 2), "uint32", data=arguments["x"].data)
-    )
-    # Tiles past the last are computed as the last, tokens past the last as the last, and not stored.
-    tiles = [
-        T.min(bx * config.tiles + i, weights.tiles - 1)
-        if weights.tiles % config.tiles
-        else bx * config.tiles + i
-        for i in range(config.tiles)
-    ]
-    own_blocks = -(-weights.blocks // config.warps)
-    at_once = min(config.in_flight // config.tiles, own_blocks)
-    steps = -(-own_blocks // at_once)
-    words = weights.words * config.tiles
+    x = arguments["x"]
+    x_at = config.tiles * weights.tile_words
+    stage_words = x_at + 2 * config.eights * _X_WORDS
+    length = config.warps * config.stages * stage_words
+    stages = IRBuilder.name("stages", T.alloc_buffer((length,), "uint32", scope="shared.dyn"))
+    steps = -(-weights.blocks // config.warps)
 
-    def block_of(step: Any, i: int) -> Any:
-        return (step * at_once + i) * config.warps + warp
+    def base_of(step: Any) -> Any:
+        return (warp * config.stages + step % config.stages) * stage_words
 
-    def inside(step: Any, i: int, emit: Any) -> None:
-        """Emit where the block exists: everywhere, if warps and steps divide the blocks."""
-        if weights.blocks % (at_once * config.warps) == 0:
-            emit()
-        else:
-            with T.If(block_of(step, i) < weights.blocks), T.Then():
-                emit()
+    def x_place(step: Any, eight: int, half: int) -> Any:
+        return base_of(step) + x_at + (2 * eight + half) * _X_WORDS + lane * 4
 
-    def load(into: Any, step: Any) -> None:
-        for i in range(at_once):
+    def copy(step: Any) -> None:
+        """Emit the copies of the warp's block of a step, if there is one."""
+        block = step * config.warps + warp
+        with T.If(block < weights.blocks), T.Then():
+            weights.copy(stages, base_of(step), first_tile, config.tiles, block, lane, 32)
+            for eight in range(config.eights):
+                token = EIGHT * eight + lane // 4
+                for half in range(2):
+                    k = block * BLOCK_K + HALF_K * half + lane % 4 * 8
+                    source = x.ptr_to([T.min(token, tokens - 1), k])
+                    place = stages.ptr_to([x_place(step, eight, half)])
+                    ptx.copy_async_or_zero(place, source, token < tokens)
 
-            def emit(i: int = i) -> None:
-                for t, tile in enumerate(tiles):
-                    weights.load(into, words * i + weights.words * t, tile, block_of(step, i), lane)
+    for step in range(config.stages - 1):
+        copy(step)
+        ptx.commit_copies()
+    with T.serial(0, steps) as step:
+        ptx.wait_for_copies(config.stages - 2)
+        # Scales are copied by other lanes; and all have done with the stage that is filled next.
+        ptx.sync_warp()
+        copy(step + (config.stages - 1))
+        # An empty group keeps the count of those under way.
+        ptx.commit_copies()
 
-            inside(step, i, emit)
+        def load_x(into: Any, eight: int, half: int, step: Any = step) -> None:
+            with T.vectorized(0, 4) as i:
+                T.buffer_store(into, stages[x_place(step, eight, half) + i], [i])
 
-    def add(raw: Any, step: Any) -> None:
-        for i in range(at_once):
-
-            def emit(i: int = i) -> None:
-                def load_x(into: Any, eight: int, half: int) -> None:
-                    token = T.min(EIGHT * eight + lane // 4, tokens - 1)
-                    first = block_of(step, i) * 32 + HALF_K // 2 * half + lane % 4 * 4
-                    with T.vectorized(0, 4) as j:
-                        T.buffer_store(into, x[token, first + j], [j])
-
-                add_block(
-                    weights, sums, raw, words * i, tiles, block_of(step, i), lane, config.eights, load_x
-                )
-
-            inside(step, i, emit)
-
-    raw = local("raw", words * at_once, "uint32")
-    load(raw, 0)
-    if steps > 1:
-        following = local("following", words * at_once, "uint32")
-        with T.serial(0, steps - 1) as step:
-            load(following, step + 1)
-            add(raw, step)
-            for i in range(words * at_once):
-                T.buffer_store(raw, following[i], [i])
-    add(raw, steps - 1)
+        with T.If(step * config.warps + warp < weights.blocks), T.Then():
+            bases = [base_of(step) + i * weights.tile_words for i in range(config.tiles)]
+            add_block(weights, sums, stages, bases, lane, config.eights, load_x)
 
 
 def _store(

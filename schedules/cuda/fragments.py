@@ -1,4 +1,8 @@
-"""Weights of the `mma_fragments` layout in a lane's registers: loads of 16 bytes, decoding without conversions.
+"""Weights of the `mma_fragments` layout on their way: memory, shared memory, a lane's registers, decoded.
+
+Codes, scales and zero points of some tiles and one block of k are copied to shared memory asynchronously, 16 bytes
+at a time, because a copy stays where it stands: loads to registers are moved down to their use by the assembler, and
+then too few are under way.
 
 A code q of up to 4 bits becomes float16 by its bits: 0x6400 | q is 1024 + q, 0x6400 | q << 4 is 1024 + 16 q, so
 that one subtraction or one fma by 1/16 gives q - z, exactly. Four codes need no more than a mask each and a shift for
@@ -17,13 +21,19 @@ from awq_tvm.schedules.gpu.weights import local
 from awq_tvm.schedules.spec import MatmulSpec
 
 ROWS = 16
-"""Outputs of a fragment."""
+"""Outputs of a tile."""
 
 BLOCK_K = 64
-"""k of a block of fragments."""
+"""k of a block."""
 
 HALF_K = 32
-"""k of half a block: the smallest group, and what one 16-byte load of x is a lane's part of."""
+"""k of half a block: the smallest group, and of what one lane's 16 bytes of x are a part."""
+
+_CHUNK = 4
+"""32-bit words of what is copied at once."""
+
+_SCALE_WORDS, _ZERO_WORDS = 8, 4
+"""Words of a tile's scales and zero points of one group."""
 
 _BIAS = 0x6400
 _SIXTEENTH = 0x2C002C00
@@ -43,45 +53,78 @@ class Fragments:
         self.tiles = -(-spec.out_features // ROWS)
         self.blocks = spec.in_features // BLOCK_K
         self.wide = spec.bits > 4
-        self.words = 8 if self.wide else 4
-        self._scales = arguments["scales"]
-        qweight, zeros = arguments["qweight"], arguments["zeros"]
-        halves = 2 if self.wide else 1
-        self._codes = IRBuilder.name(
-            "codes",
-            T.decl_buffer((self.tiles, self.blocks, halves, 32, 4), "uint32", data=qweight.data),
-        )
-        self._zeros = IRBuilder.name(
-            "zero_pairs", T.decl_buffer((self.tiles, spec.groups, 8), "uint16", data=zeros.data)
-        )
-
-    def load(self, into: Any, at: int, tile: Any, block: Any, lane: Any) -> None:
-        """Emit the load of a lane's codes of one tile and block into ``words`` registers from ``into[at]`` on."""
-        for half in range(self.words // 4):
-            registers = [into[at + 4 * half + i] for i in range(4)]
-            ptx.load_streamed(registers, self._codes.ptr_to([tile, block, half, lane, 0]))
-
-    def group_of(self, block: Any, half: int) -> Any:
-        """The group of a half block."""
-        if self.spec.group_size % BLOCK_K == 0:
-            return block // (self.spec.group_size // BLOCK_K)
-        return (block * 2 + half) // (self.spec.group_size // HALF_K)
+        self.scales, self.zeros = arguments["scales"], arguments["zeros"]
+        shape = (self.tiles, self.blocks, self.lane_words // _CHUNK, 32, _CHUNK)
+        qweight = arguments["qweight"]
+        self.codes = IRBuilder.name("codes", T.decl_buffer(shape, "uint32", data=qweight.data))
 
     @property
-    def halves_per_sum(self) -> int:
-        """How many halves of a block are summed before the scale: both, where a group holds both."""
-        return 2 if self.spec.group_size % BLOCK_K == 0 else 1
+    def lane_words(self) -> int:
+        """32-bit words of a lane's codes of one tile and block."""
+        return 2 * _CHUNK if self.wide else _CHUNK
 
-    def load_group(self, tile: Any, group: Any, lane: Any) -> tuple[Any, Any]:
-        """Emit the loads of a lane's two scales, as float32, and two zero points, as `decode` takes them."""
-        pair = local("scale_pair", 2, "float16")
-        with T.vectorized(0, 2) as u:
-            T.buffer_store(pair, self._scales[tile, group, lane // 4, u], [u])
+    @property
+    def sums_per_block(self) -> int:
+        """How many parts of a block are summed apart: one, or each half where groups end between them."""
+        return 1 if self.spec.group_size % BLOCK_K == 0 else 2
+
+    @property
+    def tile_words(self) -> int:
+        """32-bit words of one tile and block in shared memory: codes, then scales and zero points of each part."""
+        return 32 * self.lane_words + self.sums_per_block * (_SCALE_WORDS + _ZERO_WORDS)
+
+    def copy(
+        self, shared: Any, base: Any, tile: Any, count: int, block: Any, thread: Any, threads: int
+    ) -> None:
+        """Emit the asynchronous copies of ``count`` tiles of one block to ``shared[base]`` and on.
+
+        Args:
+            shared: uint32 in shared memory.
+            base: where; a multiple of 4.
+            tile: the first tile; those past the last are copied as the last.
+            count: how many.
+            block: which block of k.
+            thread: this thread's number among those that copy.
+            threads: how many copy.
+        """
+        chunks = self.lane_words // _CHUNK
+        for number in _shared_out(count * chunks * 32, thread, threads):
+            t, chunk, lane = number // (32 * chunks), number // 32 % chunks, number % 32
+            source = self.codes.ptr_to([self._tile(tile, t), block, chunk, lane, 0])
+            ptx.copy_async(
+                shared.ptr_to([base + t * self.tile_words + number % (32 * chunks) * _CHUNK]), source
+            )
+        parts = self.sums_per_block
+        for number in _shared_out(count * parts * 2, thread, threads):
+            t, part, chunk = number // (2 * parts), number // 2 % parts, number % 2
+            source = self.scales.ptr_to([self._tile(tile, t), self._group(block, part), chunk * 4, 0])
+            place = base + t * self.tile_words + self._scales_at(part) + chunk * _CHUNK
+            ptx.copy_async(shared.ptr_to([place]), source)
+        for number in _shared_out(count * parts, thread, threads):
+            t, part = number // parts, number % parts
+            source = self.zeros.ptr_to([self._tile(tile, t), self._group(block, part), 0, 0])
+            place = base + t * self.tile_words + self._scales_at(part) + _SCALE_WORDS
+            ptx.copy_async(shared.ptr_to([place]), source)
+
+    def read_codes(self, shared: Any, base: Any, lane: Any) -> Any:
+        """Emit the loads of a lane's codes of the tile at ``shared[base]`` and return their registers."""
+        raw = local("raw", self.lane_words, "uint32")
+        for first in range(0, self.lane_words, _CHUNK):
+            with T.vectorized(0, _CHUNK) as i:
+                T.buffer_store(raw, shared[base + 32 * first + lane * _CHUNK + i], [first + i])
+        return raw
+
+    def read_group(self, shared: Any, base: Any, part: int, lane: Any) -> tuple[Any, Any]:
+        """Emit the loads of a lane's two scales, as float32, and two zero points, as ``decode`` takes them."""
+        pair = local("scale_pair", 1, "uint32")
+        T.buffer_store(pair, shared[base + self._scales_at(part) + lane // 4], [0])
         scales = local("scale", 2, "float32")
         for u in range(2):
-            T.buffer_store(scales, T.Cast("float32", pair[u]), [u])
+            bits = T.Cast("uint16", pair[0] >> T.uint32(16 * u))
+            T.buffer_store(scales, T.Cast("float32", T.reinterpret("float16", bits)), [u])
         packed = local("zero_pair", 1, "uint32")
-        T.buffer_store(packed, T.Cast("uint32", self._zeros[tile, group, lane // 4]), [0])
+        word = shared[base + self._scales_at(part) + _SCALE_WORDS + lane // 8]
+        T.buffer_store(packed, word >> T.Cast("uint32", lane // 4 % 2 * 16), [0])
         zeros = local("zero", 2, "uint32")
         ptx.permute_bytes(zeros[0], packed[0], 0x01010101 * (_BIAS >> 8), 0x4040)
         if self.wide:
@@ -92,27 +135,26 @@ class Fragments:
             T.buffer_store(zeros, (zeros[1] << T.uint32(4)) | T.uint32(_MINUS_64), [1])
         return scales, zeros
 
-    def decode(self, into: Any, raw: Any, at: int, half: int, zeros: Any) -> None:
-        """Emit ``into[4 j + i]`` = register i of the fragment j of a half block, q - z as float16 pairs.
+    def decode(self, raw: Any, half: int, zeros: Any) -> Any:
+        """Emit the decoding of half a block; returns eight registers, 4 j + i is register i of the fragment j.
 
         Args:
-            into: eight registers.
-            raw: what ``load`` filled.
-            at: where in it.
-            half: which half of the block.
-            zeros: from ``load_group``.
+            raw: from ``read_codes``.
+            half: which half.
+            zeros: from ``read_group``.
         """
+        into = local("w", 8, "uint32")
         for j in range(2):
             if self.wide:
                 for a in range(2):
-                    word = raw[at + 4 * half + 2 * j + a]
+                    word = raw[4 * half + 2 * j + a]
                     for u, selector in enumerate((0x4140, 0x4342)):
                         register = into[4 * j + 2 * a + u]
                         ptx.permute_bytes(register, word, 0x01010101 * (_BIAS >> 8), selector)
                         ptx.subtract_halves(register, register, zeros[u])
                 continue
             word = local("word", 1, "uint32")
-            T.buffer_store(word, raw[at + 2 * half + j], [0])
+            T.buffer_store(word, raw[2 * half + j], [0])
             for a in range(2):
                 if a:
                     T.buffer_store(word, word[0] >> T.uint32(8), [0])
@@ -121,3 +163,25 @@ class Fragments:
                 ptx.subtract_halves(low, low, zeros[0])
                 ptx.and_or(high, word[0], 0x00F000F0, _BIAS << 16 | _BIAS)
                 ptx.fma_halves(high, high, T.uint32(_SIXTEENTH), zeros[1])
+        return into
+
+    def _tile(self, first: Any, number: Any) -> Any:
+        return T.min(first + number, self.tiles - 1)
+
+    def _group(self, block: Any, part: Any) -> Any:
+        if self.sums_per_block == 1:
+            return block // (self.spec.group_size // BLOCK_K)
+        return (block * 2 + part) // (self.spec.group_size // HALF_K)
+
+    def _scales_at(self, part: Any) -> Any:
+        return 32 * self.lane_words + part * (_SCALE_WORDS + _ZERO_WORDS)
+
+
+def _shared_out(count: int, thread: Any, threads: int) -> Any:
+    """Yield expressions of this thread's numbers below ``count``, under an if where not every thread has one."""
+    for first in range(0, count, threads):
+        if first + threads <= count:
+            yield first + thread
+        else:
+            with T.If(thread < count - first), T.Then():
+                yield first + thread

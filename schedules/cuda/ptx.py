@@ -19,11 +19,6 @@ def mma(d: Sequence[Any], a: Sequence[Any], b: Sequence[Any]) -> None:
     T.evaluate(T.ptx["mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"](*d, *a, *b, *d))
 
 
-def load_streamed(into: Sequence[Any], address: Any) -> None:
-    """Emit a 16-byte load of what is read once, past the first-level cache, into four registers."""
-    T.evaluate(T.ptx["ld.global.nc.L1::no_allocate.v4.b32"](*into, address))
-
-
 def and_or(d: Any, a: Any, mask: int, bits: int) -> None:
     """Emit d = (a & mask) | bits."""
     T.evaluate(T.ptx["lop3.b32"](d, a, T.uint32(mask), T.uint32(bits), _AND_OR))
@@ -45,8 +40,14 @@ def fma_halves(d: Any, a: Any, b: Any, c: Any) -> None:
 
 
 def copy_async(into: Any, address: Any) -> None:
-    """Emit an asynchronous copy of 16 bytes to shared memory, past the first-level cache."""
+    """Emit an asynchronous copy of 16 bytes, read once, to shared memory: past the first-level cache."""
     T.evaluate(T.ptx["cp.async.cg.shared.global"](into, address, 16))
+
+
+def copy_async_or_zero(into: Any, address: Any, there: Any) -> None:
+    """Emit an asynchronous copy of 16 bytes that other blocks read too, or of zeros where ``there`` is false."""
+    size = T.Select(there, T.uint32(16), T.uint32(0))
+    T.evaluate(T.ptx["cp.async.ca.shared.global"](into, address, 16, size))
 
 
 def commit_copies() -> None:
@@ -57,3 +58,8 @@ def commit_copies() -> None:
 def wait_for_copies(left: int) -> None:
     """Emit a wait until at most ``left`` of this thread's newest groups of copies are under way."""
     T.evaluate(T.ptx["cp.async.wait_group"](left))
+
+
+def sync_warp() -> None:
+    """Emit a barrier of the warp's lanes, after which they see each other's shared memory."""
+    T.evaluate(T.cuda.warp_sync())

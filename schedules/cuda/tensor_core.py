@@ -35,10 +35,10 @@ class TensorCoreRule(MatmulRule):
             )
         if int((target.sm_arch or "sm_0").removeprefix("sm_")) < LEAST_ARCH:
             return NotApplicable(f"{target.sm_arch} lacks cp.async and mma.m16n8k16")
-        if (target.shared_memory_bytes or 0) < config.shared_bytes:
+        wanted = config.shared_bytes(spec.bits, spec.group_size)
+        if (target.shared_memory_bytes or 0) < wanted:
             return NotApplicable(
-                f"the tiles take {config.shared_bytes} bytes of shared memory, and "
-                f"{target.shared_memory_bytes} are there"
+                f"the tiles take {wanted} bytes of shared memory, and {target.shared_memory_bytes} are there"
             )
         return Match(config)
 

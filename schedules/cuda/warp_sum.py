@@ -1,4 +1,4 @@
-"""What one warp adds up: some fragments of W against some eights of tokens, over a block of 64 k."""
+"""What one warp adds up: some tiles of W against some eights of tokens, over a block of 64 k."""
 
 from __future__ import annotations
 
@@ -18,10 +18,8 @@ EIGHT = 8
 def add_block(
     weights: Fragments,
     sums: Any,
-    raw: Any,
-    at: int,
-    tiles: list[Any],
-    block: Any,
+    shared: Any,
+    bases: list[Any],
     lane: Any,
     eights: int,
     load_x: Callable[[Any, int, int], None],
@@ -31,48 +29,44 @@ def add_block(
     Args:
         weights: of the linear.
         sums: float32, four of each tile and eight: ``sums[4 * (tile * eights + eight) + i]``.
-        raw: codes of the tiles, one after the other, from ``Fragments.load``.
-        at: where they begin.
-        tiles: the tiles' numbers.
-        block: the block's number.
+        shared: where ``Fragments.copy`` has put the tiles.
+        bases: where each tile begins.
         lane: of the warp.
         eights: how many times eight tokens.
         load_x: emits the load of a lane's 16 bytes of x, given four registers, the eight and the half block.
     """
-    per_sum = weights.halves_per_sum
-    for first in range(0, 2, per_sum):
-        halves = range(first, first + per_sum)
-        group = weights.group_of(block, first)
+    parts = weights.sums_per_block
+    raw = [weights.read_codes(shared, base, lane) for base in bases]
+    for part in range(parts):
+        halves = range(part * 2 // parts, (part + 1) * 2 // parts)
         scales, left = [], []
-        for i, tile in enumerate(tiles):
-            scale, zeros = weights.load_group(tile, group, lane)
+        for base, codes in zip(bases, raw, strict=True):
+            scale, zeros = weights.read_group(shared, base, part, lane)
             scales.append(scale)
-            decoded = []
-            for half in halves:
-                registers = local("w", 8, "uint32")
-                weights.decode(registers, raw, at + weights.words * i, half, zeros)
-                decoded.append(registers)
-            left.append(decoded)
+            left.append([weights.decode(codes, half, zeros) for half in halves])
         for eight in range(eights):
             right = []
             for half in halves:
                 registers = local("x_words", 4, "uint32")
                 load_x(registers, eight, half)
                 right.append(registers)
-            for i in range(len(tiles)):
-                part = local("part", 4, "float32")
+            for i, (scale, tile) in enumerate(zip(scales, left, strict=True)):
+                products = _multiply(tile, right)
                 for d in range(4):
-                    T.buffer_store(part, T.float32(0), [d])
-                for w, x in zip(left[i], right, strict=True):
-                    for j in range(HALF_K // 16):
-                        ptx.mma(
-                            [part[d] for d in range(4)],
-                            [w[4 * j + r] for r in range(4)],
-                            [x[2 * j], x[2 * j + 1]],
-                        )
-                for d in range(4):
-                    to = 4 * (i * eights + eight) + d
-                    T.buffer_store(sums, sums[to] + scales[i][d // 2] * part[d], [to])
+                    at = 4 * (i * eights + eight) + d
+                    T.buffer_store(sums, sums[at] + scale[d // 2] * products[d], [at])
+
+
+def _multiply(left: list[Any], right: list[Any]) -> Any:
+    """Emit the product of some half blocks of a tile and of eight tokens; returns its four registers."""
+    products = local("products", 4, "float32")
+    clear(products, 4)
+    for w, x in zip(left, right, strict=True):
+        for j in range(HALF_K // 16):
+            ptx.mma(
+                [products[d] for d in range(4)], [w[4 * j + r] for r in range(4)], [x[2 * j], x[2 * j + 1]]
+            )
+    return products
 
 
 def clear(sums: Any, count: int) -> None:
