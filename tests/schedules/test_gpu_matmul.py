@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import tvm
 
-from awq_tvm.errors import UnsupportedError
+from awq_tvm.errors import BundleError, UnsupportedError
 from awq_tvm.schedules.gpu.config import GpuMatmulConfig
 from awq_tvm.schedules.gpu.weights import CodeReader
 from awq_tvm.schedules.layout import RowLayout
-from awq_tvm.schedules.rule import Match, NotApplicable, rules_for, select
+from awq_tvm.schedules.rule import Match, NotApplicable, rules_for
 from awq_tvm.schedules.spec import MatmulSpec
 from awq_tvm.targets import resolve
-from tests.support.gpu_emulator import COMPILER, Emulated, launch_for
+from tests.support.gpu_kernels import COMPILER, Emulated, launch_for
 
 needs_compiler = pytest.mark.skipif(
     COMPILER is None, reason="kernels run on the CPU through g++, not installed"
@@ -44,7 +44,8 @@ ON_METAL = ("4 bits", "8 bits", "3 bits, channel", "one nibble a run")
 def built(case: MatmulSpec, name: str) -> tuple[tvm.tirx.PrimFunc, str]:
     """The rule's PrimFunc and the source of its kernels."""
     target = resolve(name)
-    rule, match = select(case, target)
+    rule = rules_for(target)[-1]
+    match = rule.applies(case, target)
     assert isinstance(match, Match)
     func = rule.build(case, target, match.config).with_attr("global_symbol", "mm")
     with tvm.target.Target(target.tvm_target_with_host) as built_for:
@@ -115,19 +116,20 @@ def test_kernels_compute_the_spec(name: str, case: str, tmp_path) -> None:
 
 
 @needs_compiler
-def test_without_barriers_the_numbers_are_wrong(tmp_path) -> None:
-    """The emulator would notice a forgotten barrier."""
+def test_without_barriers_the_emulator_objects(tmp_path) -> None:
     case = CASES["2 bits, float32"]
     func, source = built(case, "cuda")
-    with pytest.raises(AssertionError):
-        check(Emulated(source, "cuda", tmp_path, ("-DEMULATOR_NO_BARRIERS",)), func, case, 65)
+    kernels = Emulated(source.replace("__syncthreads();", ""), "cuda", tmp_path)
+    with pytest.raises(BundleError, match="went wrong") as error:
+        check(kernels, func, case, 65)
+    assert "missing barrier" in error.value.why
 
 
 def test_host_part_picks_the_kernel_by_m() -> None:
     target = resolve("cuda")
     case = spec(64, 100, 4, 32)
-    rule, match = select(case, target)
-    func = rule.build(case, target, match.config)
+    rule = rules_for(target)[-1]
+    func = rule.build(case, target, GpuMatmulConfig())
     one, few, many = (launch_for(func, "m", m) for m in (1, 16, 17))
     assert (one.index, one.grid, one.block) == (0, (25, 1, 1), (32, 4, 1))
     assert (few.index, few.grid, few.block) == (1, (25, 4, 1), (32, 4, 1))

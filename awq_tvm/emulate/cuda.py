@@ -1,0 +1,61 @@
+"""Generated CUDA source to a C++ translation unit: shared memory, asm statements, a wrapper for each kernel."""
+
+from __future__ import annotations
+
+import re
+
+from awq_tvm.emulate.ptx import translate_asm
+from awq_tvm.emulate.unit import place_array, wrapper
+from awq_tvm.errors import UnsupportedError
+
+_KERNEL = re.compile(
+    r'^extern "C" __global__ void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\(([^{;]*)\)\s*\{', re.M
+)
+_DYNAMIC = re.compile(r"extern __shared__ (?:__align__\(\d+\) )?(?:alignas\(\d+\) )?([\w:]+) (\w+)\[\];")
+_STATIC = re.compile(r"(?<!extern )__shared__ (?:__align__\(\d+\) )?(?:alignas\(\d+\) )?([\w:]+) (\w+)\[(\d+)\];")
+
+
+def cuda_unit(source: str) -> str:
+    """The C++ of a CUDA source as TVM's code generator writes it.
+
+    Raises:
+        UnsupportedError: it holds something that is not known here.
+    """
+    source = _DYNAMIC.sub(r"\1* const \2 = reinterpret_cast<\1*>(emulator::dynamic_shared());", source)
+    source = _place_static_arrays(source)
+    for line in source.splitlines():
+        if "__shared__" in line:
+            raise UnsupportedError(
+                "the emulator does not know a declaration of shared memory",
+                where="CUDA source",
+                why=line.strip(),
+            )
+    source = translate_asm(source)
+    wrappers = []
+    for name, parameters in _KERNEL.findall(source):
+        kinds, names = zip(*map(_parameter, parameters.split(",")), strict=True)
+        values = ", ".join(f"*({kind}*)a[{i}]" for i, kind in enumerate(kinds))
+        wrappers.append(wrapper(name, names, f"{name}({values});"))
+    return "\n".join(['#include "cuda.h"', source, *wrappers])
+
+
+def _place_static_arrays(source: str) -> str:
+    before = "0"
+
+    def place(match: re.Match[str]) -> str:
+        nonlocal before
+        if match.group(0).startswith("extern"):
+            before = "0"
+            return match.group(0)
+        placed, before = place_array(*match.groups()[-3:], before)
+        return placed
+
+    return re.sub(f"{_KERNEL.pattern}|{_STATIC.pattern}", place, source, flags=re.M)
+
+
+def _parameter(text: str) -> tuple[str, str]:
+    """Type and name of a kernel's parameter."""
+    kind, name = text.replace("__restrict__", " ").strip().rsplit(None, 1)
+    while name.startswith("*"):
+        kind, name = kind + "*", name[1:]
+    return kind.removesuffix(" "), name

@@ -1,0 +1,74 @@
+"""Generated Metal source to a C++ translation unit: threadgroup memory, attributes, a wrapper for each kernel."""
+
+from __future__ import annotations
+
+import re
+
+from awq_tvm.emulate.unit import place_array, wrapper
+from awq_tvm.errors import UnsupportedError
+
+_KERNEL = re.compile(r"^kernel void (\w+)\((.*?)\) \{$", re.M | re.S)
+_STRUCT = re.compile(r"^struct (\w+) \{\n(.*?)\};$", re.M | re.S)
+_FIELD = re.compile(r"(\w+) (\w+)(?:\[\d+\])?;")
+_ARRAY = re.compile(r"^\s*threadgroup (?:alignas\(\d+\) )?([\w:]+) (\w+)\[(\d+)\];$", re.M)
+_AXES = "xyz"
+
+
+def metal_unit(source: str) -> str:
+    """The C++ of a Metal source as TVM's code generator writes it: one unit a kernel, each in a namespace.
+
+    Raises:
+        UnsupportedError: it holds something that is not known here.
+    """
+    units = [
+        _unit(number, text) for number, text in enumerate(source.split("// Function: ")[1:])
+    ]
+    return "\n".join(["#include <metal_stdlib>", *units])
+
+
+def _unit(number: int, text: str) -> str:
+    match = _KERNEL.search(text)
+    if not match:
+        raise UnsupportedError(
+            "the emulator finds no kernel in a unit", where="Metal source", why=text[:120].strip()
+        )
+    name = match.group(1)
+    structs = {found: _FIELD.findall(body) for found, body in _STRUCT.findall(text)}
+    names: list[str] = []
+    values: list[str] = []
+    setup = ""
+    for part in match.group(2).split(",\n"):
+        kind, parameter = part.split("[[")[0].strip().rsplit(" ", 1)
+        if "[[threadgroup_position_in_grid]]" in part or "[[thread_position_in_threadgroup]]" in part:
+            what = "block" if "threadgroup_position" in part else "thread"
+            axes = _AXES[: int(kind[-1])] if kind[-1].isdigit() else _AXES[:1]
+            fields = ", ".join(f"emulator::{what}_index().{axis}" for axis in axes)
+            values.append(f"{kind}{{{fields}}}")
+        elif kind.startswith("constant"):
+            struct = kind.removeprefix("constant").strip(" &")
+            fields = structs[struct]
+            numbers = ", ".join(f"*({field}*)a[{len(names) + i}]" for i, (field, _) in enumerate(fields))
+            setup = f"{struct} scalars{{{numbers}}}; "
+            values.append("scalars")
+            names += [field for _, field in fields]
+        elif kind.startswith("device"):
+            values.append(f"*({kind.removeprefix('device').strip()}*)a[{len(names)}]")
+            names.append(parameter)
+        else:
+            raise UnsupportedError(
+                "the emulator does not know a parameter", where=f"kernel {name}", why=part.strip()
+            )
+    body = text.split("\n", 1)[1].replace("using namespace metal;", "").replace("#include <metal_stdlib>", "")
+    call = wrapper(name, names, f"{setup}{name}({', '.join(values)});")
+    return f"namespace unit{number} {{\nusing namespace metal;\n{_place_arrays(body)}\n{call}}}\n"
+
+
+def _place_arrays(body: str) -> str:
+    before = "0"
+
+    def place(match: re.Match[str]) -> str:
+        nonlocal before
+        placed, before = place_array(*match.groups(), before)
+        return placed
+
+    return _ARRAY.sub(place, body)

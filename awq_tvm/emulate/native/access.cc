@@ -1,0 +1,163 @@
+// Every access of a kernel to memory. The kernel's translation unit is compiled with -fsanitize=thread, which calls a
+// hook for each load and store that is not to the stack; the hooks are these, and no sanitizer is linked.
+#include <algorithm>
+#include <map>
+#include <mutex>
+#include <shared_mutex>
+
+#include "block.h"
+
+namespace emulator {
+
+namespace {
+
+// Global memory that kernels may touch: first byte to end.
+std::map<const unsigned char*, const unsigned char*> regions;
+std::shared_mutex regions_lock;
+std::uint64_t regions_version = 0;
+thread_local std::uint64_t seen_version = 0;
+
+constexpr std::size_t kStackBytes = 128 * 1024;
+
+bool ordered(const Block& block, std::uint32_t epoch, std::uint32_t warp_epoch, unsigned other, unsigned self) {
+  if (epoch < block.epoch || other == self) return true;
+  const unsigned warp = self / kWarpSize;
+  return other / kWarpSize == warp && warp_epoch < block.warp_epochs[warp];
+}
+
+void global_access(Block& block, const unsigned char* pointer, std::size_t bytes, const char* what) {
+  if (seen_version == regions_version && pointer >= block.near_first && pointer + bytes <= block.near_end) return;
+  std::shared_lock<std::shared_mutex> hold(regions_lock);
+  seen_version = regions_version;
+  auto after = regions.upper_bound(pointer);
+  if (after != regions.begin()) {
+    const auto found = std::prev(after);
+    if (pointer >= found->first && pointer + bytes <= found->second) {
+      block.near_first = found->first;
+      block.near_end = found->second;
+      return;
+    }
+    if (pointer < found->second + 4096)
+      fail("%s of %zu bytes, %td bytes into a buffer of %td: out of bounds", what, bytes, pointer - found->first,
+           found->second - found->first);
+  }
+  if (after != regions.end() && pointer + 4096 > after->first)
+    fail("%s of %zu bytes, %td bytes before a buffer: out of bounds", what, bytes, after->first - pointer);
+  fail("%s of %zu bytes at %p, which is no buffer of the device: out of bounds", what, bytes,
+       static_cast<const void*>(pointer));
+}
+
+void access(const void* where, std::size_t bytes, bool write, bool vector) {
+  Block* block = running;
+  if (block == nullptr) return;
+  const auto* pointer = static_cast<const unsigned char*>(where);
+  const auto from_stack = static_cast<std::size_t>(pointer - block->stacks);
+  if (from_stack < kStackBytes * kMaxThreads) return;
+  // Loads and stores of 2, 4, 8 and 16 bytes are one instruction each on the device.
+  if (vector && reinterpret_cast<std::uintptr_t>(pointer) % bytes != 0)
+    fail("%s of %zu bytes at an address that is no multiple of %zu: misaligned", write ? "write" : "read", bytes,
+         bytes);
+  const auto offset = static_cast<std::size_t>(pointer - block->arena);
+  if (offset < kArenaBytes) {
+    for (const Range& array : block->arrays)
+      if (offset >= array.first && offset + bytes <= array.end) {
+        write ? write_shared(*block, offset, bytes) : read_shared(*block, offset, bytes);
+        return;
+      }
+    fail("%s of %zu bytes of shared memory outside its arrays: out of bounds", write ? "write" : "read", bytes);
+  }
+  global_access(*block, pointer, bytes, write ? "write" : "read");
+}
+
+}  // namespace
+
+void set_pending(Block& block, unsigned offset, std::size_t bytes, bool pending) {
+  for (Shadow* s = block.shadow + offset; s != block.shadow + offset + bytes; ++s) s->pending = pending;
+}
+
+void write_shared(Block& block, unsigned offset, std::size_t bytes) {
+  const unsigned self = block.current, warp = self / kWarpSize;
+  for (std::size_t i = 0; i < bytes; ++i) {
+    Shadow& s = block.shadow[offset + i];
+    if (s.pending) fail("write to shared memory at %zu that an asynchronous copy is about to fill", offset + i);
+    if (s.write_epoch >= block.first_epoch &&
+        !ordered(block, s.write_epoch, s.write_warp_epoch, s.writer, self))
+      fail("missing barrier: thread %u wrote shared memory at %zu, and thread %u writes it", unsigned(s.writer),
+           offset + i, self);
+    if (s.read_epoch == block.epoch) {
+      const bool clear = !s.read_by_warps && s.reader / kWarpSize == warp && s.read_warp_epoch < block.warp_epochs[warp];
+      if (!clear && (s.read_by_lanes || s.read_by_warps || s.reader != self))
+        fail("missing barrier: thread %u read shared memory at %zu, and thread %u writes it", unsigned(s.reader),
+             offset + i, self);
+    }
+    s.write_epoch = block.epoch;
+    s.write_warp_epoch = block.warp_epochs[warp];
+    s.writer = static_cast<std::uint16_t>(self);
+    s.read_epoch = 0;
+  }
+}
+
+void read_shared(Block& block, unsigned offset, std::size_t bytes) {
+  const unsigned self = block.current, warp = self / kWarpSize;
+  for (std::size_t i = 0; i < bytes; ++i) {
+    Shadow& s = block.shadow[offset + i];
+    if (s.pending) fail("read of shared memory at %zu that an asynchronous copy is about to fill", offset + i);
+    if (s.write_epoch < block.first_epoch)
+      fail("read of shared memory at %zu that nobody wrote: uninitialised", offset + i);
+    if (!ordered(block, s.write_epoch, s.write_warp_epoch, s.writer, self))
+      fail("missing barrier: thread %u wrote shared memory at %zu, and thread %u reads it", unsigned(s.writer),
+           offset + i, self);
+    if (s.read_epoch != block.epoch) {
+      s.read_by_lanes = s.read_by_warps = false;
+      s.reader = static_cast<std::uint16_t>(self);
+    } else if (s.reader != self) {
+      (s.reader / kWarpSize == warp ? s.read_by_lanes : s.read_by_warps) = true;
+      s.reader = static_cast<std::uint16_t>(self);
+    }
+    s.read_epoch = block.epoch;
+    s.read_warp_epoch = block.warp_epochs[warp];
+  }
+}
+
+void check_read(const void* pointer, std::size_t bytes) { access(pointer, bytes, false, true); }
+void check_write(const void* pointer, std::size_t bytes) { access(pointer, bytes, true, true); }
+
+}  // namespace emulator
+
+using emulator::access;
+
+extern "C" {
+
+void awq_emulate_register(const void* base, std::size_t bytes) {
+  std::unique_lock<std::shared_mutex> hold(emulator::regions_lock);
+  const auto* first = static_cast<const unsigned char*>(base);
+  emulator::regions[first] = first + bytes;
+  ++emulator::regions_version;
+}
+
+void awq_emulate_unregister(const void* base) {
+  std::unique_lock<std::shared_mutex> hold(emulator::regions_lock);
+  emulator::regions.erase(static_cast<const unsigned char*>(base));
+  ++emulator::regions_version;
+}
+
+#define HOOKS(size)                                                              \
+  void __tsan_read##size(void* p) { access(p, size, false, true); }              \
+  void __tsan_write##size(void* p) { access(p, size, true, true); }              \
+  void __tsan_unaligned_read##size(void* p) { access(p, size, false, true); }    \
+  void __tsan_unaligned_write##size(void* p) { access(p, size, true, true); }
+HOOKS(1)
+HOOKS(2)
+HOOKS(4)
+HOOKS(8)
+HOOKS(16)
+
+// Structures that are no power of two long, copied as their parts.
+void __tsan_read_range(void* p, unsigned long bytes) { access(p, bytes, false, false); }
+void __tsan_write_range(void* p, unsigned long bytes) { access(p, bytes, true, false); }
+void __tsan_vptr_update(void**, void*) {}
+void __tsan_vptr_read(void**) {}
+void __tsan_func_entry(void*) {}
+void __tsan_func_exit() {}
+void __tsan_init() {}
+}

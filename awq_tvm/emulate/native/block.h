@@ -1,0 +1,75 @@
+// The block that this operating-system thread runs, as scheduler (runtime.cc) and memory checks (access.cc) see it.
+#pragma once
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "emulator.h"
+#include "fiber.h"
+
+namespace emulator {
+
+enum class State : unsigned char { kReady, kBarrier, kMeeting, kDone };
+
+struct Copy {
+  std::uint32_t to;
+  const void* from;
+  unsigned bytes, source_bytes;
+};
+
+struct Fiber {
+  Context context;
+  State state;
+  Meeting meeting;
+  int site;
+  unsigned mask, parity;
+  Index position;
+  std::vector<std::vector<Copy>> copies;  // groups, the last one open
+};
+
+// The last accesses to a byte of shared memory. An epoch counts the barriers passed, of the block or of the warp, and
+// goes on from one block to the next: what an earlier one left is older than its first epoch, and needs no clearing.
+struct Shadow {
+  std::uint32_t write_epoch, write_warp_epoch, read_epoch, read_warp_epoch;
+  std::uint16_t writer, reader;
+  bool read_by_lanes, read_by_warps, pending;
+};
+
+struct Range {
+  std::size_t first, end;
+};
+
+struct Block {
+  const Kernel* kernel = nullptr;
+  void** arguments = nullptr;
+  Index grid, size, index;
+  unsigned threads = 0, dynamic_bytes = 0;
+  unsigned current = 0;
+  bool failed = false;
+  std::string message;
+  std::uint32_t first_epoch = 1, epoch = 1;
+  std::uint32_t warp_epochs[kMaxThreads / kWarpSize] = {};
+  std::vector<Range> arrays;  // of shared memory, as offsets into the arena
+  Context scheduler;
+  Fiber fibers[kMaxThreads];
+  Deposit deposits[2][kMaxThreads];
+  unsigned char* stacks = nullptr;
+  unsigned char* arena = nullptr;
+  Shadow* shadow = nullptr;
+  // The region of global memory that was touched last.
+  const unsigned char *near_first = nullptr, *near_end = nullptr;
+
+  Block();
+  ~Block();
+  bool run(Index which);
+  bool release();
+  void report_stuck();
+};
+
+extern thread_local Block* running;
+
+void write_shared(Block& block, unsigned offset, std::size_t bytes);
+void read_shared(Block& block, unsigned offset, std::size_t bytes);
+void set_pending(Block& block, unsigned offset, std::size_t bytes, bool pending);
+
+}  // namespace emulator

@@ -1,0 +1,259 @@
+"""Inline PTX to C++: every instruction of an `asm` statement becomes a call of a function in `native/include/ptx.h`.
+
+What is not known here is an error that names the instruction; nothing is skipped.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from awq_tvm.errors import UnsupportedError
+
+_ASM = re.compile(r"\b(?:asm|__asm__)\s+(?:volatile|__volatile__)\s*\(")
+_STRING = re.compile(r'\s*"((?:[^"\\]|\\.)*)"')
+_OPERAND = re.compile(r"%(\d+)")
+_DECLARATION = re.compile(r"\.reg\s+\.(\w+)\s+(\w+)$")
+_INSTRUCTION = re.compile(r"(?:@(!?)(\w+)\s+)?([\w.:]+)\s*(.*)$", re.S)
+
+_REGISTER_TYPES = {
+    "pred": "bool",
+    "b32": "std::uint32_t",
+    "u32": "std::uint32_t",
+    "b64": "std::uint64_t",
+    "u64": "std::uint64_t",
+    "f32": "float",
+}
+
+
+def translate_asm(source: str) -> str:
+    """Replace every asm statement of a CUDA source by C++.
+
+    Raises:
+        UnsupportedError: an instruction or a form of the statement is not known.
+    """
+    parts, at = [], 0
+    while match := _ASM.search(source, at):
+        end = _closing(source, match.end())
+        parts += [source[at : match.start()], _statement(source[match.end() : end])]
+        at = end + 1
+    return "".join([*parts, source[at:]])
+
+
+def _closing(source: str, start: int) -> int:
+    """Where the parenthesis that was open at ``start`` closes; strings are skipped."""
+    depth, at = 1, start
+    while depth:
+        string = _STRING.match(source, at)
+        if string:
+            at = string.end()
+            continue
+        if at >= len(source):
+            raise _unknown("an asm statement does not end", source[start : start + 80])
+        depth += {"(": 1, ")": -1}.get(source[at], 0)
+        at += 1
+    return at - 1
+
+
+def _statement(text: str) -> str:
+    """One asm statement, from after its parenthesis to before the closing one."""
+    template, at = "", 0
+    while match := _STRING.match(text, at):
+        template += match.group(1).encode().decode("unicode_escape")
+        at = match.end()
+    sections = _split(text[at:], ":")
+    registers = [_expression(operand) for section in sections[1:3] for operand in _split(section, ",")]
+    lines = []
+    for instruction in _instructions(template):
+        lines.append(_translate(instruction, registers))
+    return "{ " + " ".join(lines) + " }"
+
+
+def _split(text: str, separator: str) -> list[str]:
+    """Split outside of parentheses, braces, brackets and strings; empty parts of an empty text are dropped."""
+    parts, depth, start, at = [], 0, 0, 0
+    while at < len(text):
+        string = _STRING.match(text, at) if text[at] == '"' else None
+        if string:
+            at = string.end()
+            continue
+        depth += {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}.get(text[at], 0)
+        # "::" stands inside names of instructions and of C++.
+        if depth == 0 and text[at] == separator:
+            parts.append(text[start:at])
+            start = at + 1
+        at += 1
+    parts.append(text[start:])
+    return parts if separator == ":" else [part for part in parts if part.strip()]
+
+
+def _expression(operand: str) -> str:
+    """The C++ expression of `"=r"(expression)`."""
+    match = re.fullmatch(r'\s*"[=+]?[rlhfdn]"\s*\((.*)\)\s*', operand, re.S)
+    if not match:
+        raise _unknown("an operand of an asm statement", operand)
+    return match.group(1)
+
+
+def _instructions(template: str) -> list[str]:
+    text = template.strip()
+    if text.startswith("{") and text.endswith("}"):
+        text = text[1:-1]
+    return [part.strip() for part in text.split(";") if part.strip()]
+
+
+def _translate(instruction: str, registers: list[str]) -> str:
+    declaration = _DECLARATION.match(instruction)
+    if declaration:
+        kind, name = declaration.groups()
+        if kind not in _REGISTER_TYPES:
+            raise _unknown("a register", instruction)
+        return f"{_REGISTER_TYPES[kind]} {name};"
+    match = _INSTRUCTION.match(instruction)
+    if not match:
+        raise _unknown("an instruction", instruction)
+    negated, predicate, name, rest = match.groups()
+
+    def register(text: str) -> str:
+        return _OPERAND.sub(lambda m: f"({registers[int(m.group(1))]})", text.strip())
+
+    operands = [
+        [register(part) for part in _split(operand.strip()[1:-1], ",")]
+        if operand.strip().startswith("{")
+        else register(operand)
+        for operand in _split(rest, ",")
+    ]
+    for known in _INSTRUCTIONS:
+        found = known.pattern.fullmatch(name)
+        if found:
+            code = known.emit(found, operands)
+            return f"if ({negated}{predicate}) {{ {code} }}" if predicate else code
+    raise _unknown("an instruction", f"{name} {rest}")
+
+
+def _unknown(what: str, text: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"the emulator does not know {what}",
+        where="inline PTX",
+        why=" ".join(text.split()),
+        fix="teach awq_tvm/emulate/ptx.py the instruction",
+    )
+
+
+Operands = list[str | list[str]]
+
+
+@dataclass(frozen=True)
+class _Instruction:
+    pattern: re.Pattern[str]
+    emit: Callable[[re.Match[str], Operands], str]
+
+
+def _many(operand: str | list[str]) -> list[str]:
+    return operand if isinstance(operand, list) else [operand]
+
+
+def _one(operand: str | list[str]) -> str:
+    if isinstance(operand, list):
+        raise _unknown("a list of registers", ", ".join(operand))
+    return operand
+
+
+def _address(operand: str | list[str]) -> str:
+    """`[%0]` or `[%0+16]` as an integer or pointer expression."""
+    match = re.fullmatch(r"\[(.*?)(?:\+(-?\d+))?\]", _one(operand), re.S)
+    if not match:
+        raise _unknown("an address", _one(operand))
+    base, offset = match.groups()
+    return f"({base} + {offset})" if offset else base
+
+
+def _pointer(operand: str | list[str]) -> str:
+    match = re.fullmatch(r"\[(.*?)(?:\+(-?\d+))?\]", _one(operand), re.S)
+    if not match:
+        raise _unknown("an address", _one(operand))
+    base, offset = match.groups()
+    return f"((const char*)({base}) + {offset or 0})"
+
+
+def _call(function: str) -> Callable[[re.Match[str], Operands], str]:
+    def emit(_: re.Match[str], operands: Operands) -> str:
+        target, *arguments = (_one(operand) for operand in operands)
+        return f"{target} = ptx::{function}({', '.join(arguments)});"
+
+    return emit
+
+
+def _mma(found: re.Match[str], operands: Operands) -> str:
+    d, a, b, c = (_many(operand) for operand in operands)
+    stores = " ".join(f"{register} = awq_d[{i}];" for i, register in enumerate(d))
+    return (
+        f"{{ float awq_d[4]; ptx::mma_m16n8k16<ptx::{found.group(1)}>(awq_d, {{{', '.join(a)}}}, "
+        f"{{{', '.join(b)}}}, {{{', '.join(c)}}}); {stores} }}"
+    )
+
+
+def _ldmatrix(found: re.Match[str], operands: Operands) -> str:
+    registers = _many(operands[0])
+    transposed = "true" if found.group(2) else "false"
+    stores = " ".join(f"{register} = awq_d[{i}];" for i, register in enumerate(registers))
+    return (
+        f"{{ std::uint32_t awq_d[{len(registers)}]; ptx::ldmatrix<{found.group(1)}, {transposed}>"
+        f"(awq_d, {_address(operands[1])}); {stores} }}"
+    )
+
+
+def _load(found: re.Match[str], operands: Operands) -> str:
+    registers = _many(operands[0])
+    kind = {"f32": "float", "b32": "std::uint32_t", "u32": "std::uint32_t"}[found.group(2)]
+    if int(found.group(1) or 1) != len(registers):
+        raise _unknown("a load with so many registers", found.group(0))
+    stores = " ".join(f"{register} = awq_d[{i}];" for i, register in enumerate(registers))
+    return (
+        f"{{ {kind} awq_d[{len(registers)}]; ptx::load<{kind}, {len(registers)}>({_pointer(operands[1])}, awq_d); "
+        f"{stores} }}"
+    )
+
+
+def _copy(_: re.Match[str], operands: Operands) -> str:
+    to, source, size = _address(operands[0]), _pointer(operands[1]), _one(operands[2])
+    taken = _one(operands[3]) if len(operands) > 3 else size
+    return f"emulator::copy_async({to}, {source}, {size}, {taken});"
+
+
+def _instruction(pattern: str, emit: Callable[[re.Match[str], Operands], str]) -> _Instruction:
+    return _Instruction(re.compile(pattern), emit)
+
+
+_INSTRUCTIONS = (
+    _instruction(r"lop3\.b32", _call("lop3")),
+    _instruction(r"prmt\.b32", _call("prmt")),
+    _instruction(r"add\.(?:rn\.)?f16x2", _call("add_f16x2")),
+    _instruction(r"sub\.(?:rn\.)?f16x2", _call("sub_f16x2")),
+    _instruction(r"mul\.(?:rn\.)?f16x2", _call("mul_f16x2")),
+    _instruction(r"fma\.rn\.f16x2", _call("fma_f16x2")),
+    _instruction(r"mma\.sync\.aligned\.m16n8k16\.row\.col\.f32\.(b?f16)\.\1\.f32", _mma),
+    _instruction(r"ldmatrix\.sync\.aligned\.m8n8\.x([124])(\.trans)?\.shared(?:::cta)?\.b16", _ldmatrix),
+    _instruction(
+        r"ld\.global(?:\.nc)?(?:\.L1::\w+)?(?:\.L2::\w+)?(?:\.v([24]))?\.(b32|u32|f32)", _load
+    ),
+    _instruction(r"cp\.async\.c[ag]\.shared(?:::cta)?\.global(?:\.L2::\w+)?", _copy),
+    _instruction(r"cp\.async\.commit_group", lambda _, operands: "emulator::commit_copies();"),
+    _instruction(
+        r"cp\.async\.wait_group", lambda _, operands: f"emulator::wait_copies({_one(operands[0])});"
+    ),
+    _instruction(
+        r"cp\.async\.wait_all",
+        lambda _, operands: "emulator::commit_copies(); emulator::wait_copies(0);",
+    ),
+    _instruction(
+        r"setp\.ne\.b32", lambda _, o: f"{_one(o[0])} = {_one(o[1])} != {_one(o[2])};"
+    ),
+    _instruction(r"mov\.(?:b32|u32|f32)", lambda _, o: f"{_one(o[0])} = {_one(o[1])};"),
+    _instruction(
+        r"cvta\.to\.shared\.u64",
+        lambda _, o: f"{_one(o[0])} = emulator::shared_address((const void*)({_one(o[1])}));",
+    ),
+    _instruction(r"cvt\.u32\.u64", lambda _, o: f"{_one(o[0])} = (std::uint32_t)({_one(o[1])});"),
+)
