@@ -20,7 +20,15 @@ MESSAGE_LINES = 20
 Dialect = Literal["cuda", "metal"]
 _UNITS = {"cuda": cuda_unit, "metal": metal_unit}
 
-_FLAGS = ("-std=c++17", "-O1", "-w", "-fPIC", "-fno-strict-aliasing", f"-I{NATIVE}", f"-I{NATIVE / 'include'}")
+_FLAGS = (
+    "-std=c++17",
+    "-O1",
+    "-w",
+    "-fPIC",
+    "-fno-strict-aliasing",
+    f"-I{NATIVE}",
+    f"-I{NATIVE / 'include'}",
+)
 
 # Every access to memory calls a hook. Nothing of the sanitizer itself is linked.
 _HOOKS = ("-fsanitize=thread", "--param", "tsan-distinguish-volatile=0", "-fvisibility=hidden")
@@ -55,7 +63,7 @@ def build_kernels(source: str, dialect: Dialect, folder: Path) -> Path:
         for done in [pool.submit(_run, command) for command in commands]:
             done.result()
     library = folder / "kernels.so"
-    _run([compiler, "-shared", "-o", str(library), *map(str, objects)])
+    _run([compiler, "-shared", "-Wl,-Bsymbolic", "-o", str(library), *map(str, objects)])
     return library
 
 
@@ -83,6 +91,8 @@ def _run(command: list[str]) -> None:
         raise TargetError(
             "the C++ of the kernels does not compile",
             where="the emulator",
-            why="\n".join([line for line in lines if "error" in line][:MESSAGE_LINES] or lines[-MESSAGE_LINES:]),
+            why="\n".join(
+                [line for line in lines if "error" in line][:MESSAGE_LINES] or lines[-MESSAGE_LINES:]
+            ),
             fix="teach awq_tvm/emulate what the kernel uses",
         )

@@ -11,8 +11,11 @@ from awq_tvm.errors import UnsupportedError
 _KERNEL = re.compile(
     r'^extern "C" __global__ void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\(([^{;]*)\)\s*\{', re.M
 )
-_DYNAMIC = re.compile(r"extern __shared__ (?:__align__\(\d+\) )?(?:alignas\(\d+\) )?([\w:]+) (\w+)\[\];")
-_STATIC = re.compile(r"(?<!extern )__shared__ (?:__align__\(\d+\) )?(?:alignas\(\d+\) )?([\w:]+) (\w+)\[(\d+)\];")
+_QUALIFIED = (
+    r"__shared__ (?:__align__\(\d+\) )?(?:alignas\(\d+\) )?(?P<kind>(?:unsigned )?[\w:]+) (?P<name>\w+)"
+)
+_DYNAMIC = re.compile(rf"extern {_QUALIFIED}\[\];")
+_STATIC = re.compile(rf"(?<!extern ){_QUALIFIED}\[(?P<length>\d+)\];")
 
 
 def cuda_unit(source: str) -> str:
@@ -21,7 +24,9 @@ def cuda_unit(source: str) -> str:
     Raises:
         UnsupportedError: it holds something that is not known here.
     """
-    source = _DYNAMIC.sub(r"\1* const \2 = reinterpret_cast<\1*>(emulator::dynamic_shared());", source)
+    source = _DYNAMIC.sub(
+        r"\g<kind>* const \g<name> = reinterpret_cast<\g<kind>*>(emulator::dynamic_shared());", source
+    )
     source = _place_static_arrays(source)
     for line in source.splitlines():
         if "__shared__" in line:
@@ -44,13 +49,13 @@ def _place_static_arrays(source: str) -> str:
 
     def place(match: re.Match[str]) -> str:
         nonlocal before
-        if match.group(0).startswith("extern"):
+        if match["kind"] is None:
             before = "0"
-            return match.group(0)
-        placed, before = place_array(*match.groups()[-3:], before)
+            return match[0]
+        placed, before = place_array(match["kind"], match["name"], match["length"], before)
         return placed
 
-    return re.sub(f"{_KERNEL.pattern}|{_STATIC.pattern}", place, source, flags=re.M)
+    return re.sub(rf'extern "C" __global__|{_STATIC.pattern}', place, source)
 
 
 def _parameter(text: str) -> tuple[str, str]:

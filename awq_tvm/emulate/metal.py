@@ -20,9 +20,7 @@ def metal_unit(source: str) -> str:
     Raises:
         UnsupportedError: it holds something that is not known here.
     """
-    units = [
-        _unit(number, text) for number, text in enumerate(source.split("// Function: ")[1:])
-    ]
+    units = [_unit(number, text) for number, text in enumerate(source.split("// Function: ")[1:])]
     return "\n".join(["#include <metal_stdlib>", *units])
 
 
@@ -42,8 +40,8 @@ def _unit(number: int, text: str) -> str:
         if "[[threadgroup_position_in_grid]]" in part or "[[thread_position_in_threadgroup]]" in part:
             what = "block" if "threadgroup_position" in part else "thread"
             axes = _AXES[: int(kind[-1])] if kind[-1].isdigit() else _AXES[:1]
-            fields = ", ".join(f"emulator::{what}_index().{axis}" for axis in axes)
-            values.append(f"{kind}{{{fields}}}")
+            index = ", ".join(f"emulator::{what}_index().{axis}" for axis in axes)
+            values.append(f"{kind}{{{index}}}")
         elif kind.startswith("constant"):
             struct = kind.removeprefix("constant").strip(" &")
             fields = structs[struct]
@@ -68,7 +66,7 @@ def _place_arrays(body: str) -> str:
 
     def place(match: re.Match[str]) -> str:
         nonlocal before
-        placed, before = place_array(*match.groups(), before)
+        placed, before = place_array(match[1], match[2], match[3], before)
         return placed
 
     return _ARRAY.sub(place, body)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from awq_tvm.errors import UnsupportedError
 
-_ASM = re.compile(r"\b(?:asm|__asm__)\s+(?:volatile|__volatile__)\s*\(")
+_ASM = re.compile(r"\b(?:asm|__asm__)\s*(?:volatile|__volatile__)?\s*\(")
 _STRING = re.compile(r'\s*"((?:[^"\\]|\\.)*)"')
 _OPERAND = re.compile(r"%(\d+)")
 _DECLARATION = re.compile(r"\.reg\s+\.(\w+)\s+(\w+)$")
@@ -235,9 +235,7 @@ _INSTRUCTIONS = (
     _instruction(r"fma\.rn\.f16x2", _call("fma_f16x2")),
     _instruction(r"mma\.sync\.aligned\.m16n8k16\.row\.col\.f32\.(b?f16)\.\1\.f32", _mma),
     _instruction(r"ldmatrix\.sync\.aligned\.m8n8\.x([124])(\.trans)?\.shared(?:::cta)?\.b16", _ldmatrix),
-    _instruction(
-        r"ld\.global(?:\.nc)?(?:\.L1::\w+)?(?:\.L2::\w+)?(?:\.v([24]))?\.(b32|u32|f32)", _load
-    ),
+    _instruction(r"ld\.global(?:\.nc)?(?:\.L1::\w+)?(?:\.L2::\w+)?(?:\.v([24]))?\.(b32|u32|f32)", _load),
     _instruction(r"cp\.async\.c[ag]\.shared(?:::cta)?\.global(?:\.L2::\w+)?", _copy),
     _instruction(r"cp\.async\.commit_group", lambda _, operands: "emulator::commit_copies();"),
     _instruction(
@@ -247,9 +245,7 @@ _INSTRUCTIONS = (
         r"cp\.async\.wait_all",
         lambda _, operands: "emulator::commit_copies(); emulator::wait_copies(0);",
     ),
-    _instruction(
-        r"setp\.ne\.b32", lambda _, o: f"{_one(o[0])} = {_one(o[1])} != {_one(o[2])};"
-    ),
+    _instruction(r"setp\.ne\.b32", lambda _, o: f"{_one(o[0])} = {_one(o[1])} != {_one(o[2])};"),
     _instruction(r"mov\.(?:b32|u32|f32)", lambda _, o: f"{_one(o[0])} = {_one(o[1])};"),
     _instruction(
         r"cvta\.to\.shared\.u64",

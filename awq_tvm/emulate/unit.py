@@ -14,7 +14,7 @@ def wrapper(name: str, parameters: Sequence[str], call: str) -> str:
         call: C++ that calls it with ``a[i]``, pointers to the arguments' values.
     """
     return (
-        f"static void awq_call_{name}(void** a) {{ {call} }}\n"
+        f'__attribute__((no_sanitize("thread"))) static void awq_call_{name}(void** a) {{ {call} }}\n'
         f'static emulator::Kernel awq_kernel_{name}("{name}", "{" ".join(parameters)}", awq_call_{name});\n'
     )
 

@@ -107,7 +107,9 @@ class TensorCoreConfig:
 
     def shared_bytes(self, bits: int, group_size: int) -> int:
         """The most shared memory of one block of any of them."""
-        return max(one.shared_bytes(bits, group_size) for one in (*self.few, self.middle, self.many))
+        sizes = [few.shared_bytes(bits, group_size) for few in self.few]
+        sizes += [tiled.shared_bytes(bits, group_size) for tiled in (self.middle, self.many)]
+        return max(sizes)
 
 
 def tile_bytes(bits: int, group_size: int) -> int:
@@ -115,15 +117,17 @@ def tile_bytes(bits: int, group_size: int) -> int:
     return (512 if bits <= 4 else 1024) + 48 * (1 if group_size % 64 == 0 else 2)
 
 
-def default_config(in_features: int) -> TensorCoreConfig:
+def default_config(in_features: int, bits: int) -> TensorCoreConfig:
     """What suits a linear before anything was measured.
 
     Args:
         in_features: K; short rows are divided among fewer warps.
+        bits: wide codes take twice the room, and fewer stages bring as many bytes.
     """
     warps = 8 if in_features >= 2048 else 4
+    stages = 4 if bits <= 4 else 3
     return TensorCoreConfig(
-        few=(FewConfig(1, 1, warps), FewConfig(2, 1, warps)),
+        few=(FewConfig(1, 1, warps, stages), FewConfig(2, 1, warps, stages)),
         middle=TiledConfig(4, 1),
         many=TiledConfig(8, 2),
     )

@@ -1,7 +1,8 @@
-"""Runs the kernels of one PrimFunc in the emulator, launched as its host part would launch them."""
+"""Runs the kernels of one matmul in the emulator, launched as its host part would, and compares with float64."""
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 from dataclasses import dataclass
@@ -9,15 +10,24 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pytest
+import tvm
 from tvm import tirx
 from tvm.sym import Analyzer
 
+from awq_tvm import ir_attrs
 from awq_tvm.emulate import EmulatedKernels, build_kernels
+from awq_tvm.schedules.layout import LAYOUTS, Layout
+from awq_tvm.schedules.rule import Match, MatmulRule
+from awq_tvm.schedules.spec import MatmulSpec
+from awq_tvm.targets import Target
 
-COMPILER = shutil.which("g++")
+needs_compiler = pytest.mark.skipif(
+    shutil.which("g++") is None, reason="kernels run on the CPU through g++, not installed"
+)
 AXES = ("x", "y", "z")
 
-_DYNAMIC = re.compile(r'alloc_buffer\(\((\d+),\), "uint32", scope="shared.dyn"\)')
+_DYNAMIC = re.compile(r'alloc_buffer\(\((\d+),\), "uint32", scope="shared.dyn"')
 
 
 @dataclass(frozen=True)
@@ -94,3 +104,64 @@ class Emulated:
             for parameter in self.kernels.parameters[name]
         ]
         self.kernels.launch(name, arguments, launch.grid, launch.block, launch.dynamic_shared_bytes)
+
+
+def build_for(rule: MatmulRule, case: MatmulSpec, target: Target, config: Any = None) -> tuple[Any, str]:
+    """The rule's PrimFunc and the source of its kernels; with the rule's own configuration if none is given."""
+    match = rule.applies(case, target)
+    assert isinstance(match, Match), match
+    func = rule.build(case, target, config or match.config).with_attr("global_symbol", "mm")
+    with tvm.target.Target(target.tvm_target_with_host) as built_for:
+        library = tvm.tirx.build(tvm.IRModule({"mm": func}), target=built_for)
+    return func, library.imports[0].inspect_source(target.kind)
+
+
+def random_arrays(case: MatmulSpec, m: int, layout: Layout) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(m)
+    N, K, G = case.out_features, case.in_features, case.groups
+    q = rng.integers(0, 2**case.bits, (N, K), dtype=np.uint8)
+    scales = rng.uniform(0.01, 0.03, (N, G)).astype(np.float16)
+    zeros = rng.integers(0, 2**case.bits, (N, G), dtype=np.uint8)
+    arrays = {"q": q, "s": scales, "z": zeros}
+    arrays |= zip(("qweight", "scales", "zeros"), layout.pack(case, q, scales, zeros), strict=True)
+    arrays["x"] = rng.standard_normal((m, K)).astype(case.dtype)
+    arrays["bias"] = rng.standard_normal(N).astype(case.dtype)
+    arrays["residual"] = rng.standard_normal((m, N)).astype(case.dtype)
+    # A row before and after that no kernel may touch.
+    arrays["guarded"] = np.full((m + 2, N), np.nan, case.dtype)
+    arrays["y"] = arrays["guarded"][1:-1]
+    return arrays
+
+
+def reference(case: MatmulSpec, a: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """y in float64, and how far a kernel may be off.
+
+    The bound: one rounding of the result to the output's dtype, and float32 sums of K products; no
+    elementwise function here is steeper than 1.13.
+    """
+    W = (a["q"].astype(float) - np.repeat(a["z"], case.group_size, 1)) * np.repeat(
+        a["s"].astype(float), case.group_size, 1
+    )
+    x = a["x"].astype(float)
+    bias = a["bias"].astype(float) if case.has_bias else 0.0
+    v = x @ W.T + bias
+    erf = np.vectorize(math.erf)
+    f = {
+        None: v,
+        "relu": np.maximum(v, 0),
+        "silu": v / (1 + np.exp(-v)),
+        "gelu": 0.5 * v * (1 + erf(v * math.sqrt(0.5))),
+        "gelu_tanh": 0.5 * v * (1 + np.tanh(math.sqrt(2 / math.pi) * (v + 0.044715 * v**3))),
+    }[case.activation_function]
+    y = f + (a["residual"].astype(float) if case.has_residual else 0.0)
+    magnitude = np.abs(x) @ np.abs(W).T + np.abs(bias) + np.abs(y)
+    rounding = 2.0**-11 if case.dtype == "float16" else 2.0**-24
+    return y, rounding * np.abs(y) + 4 * case.in_features**0.5 * 2.0**-24 * magnitude + 1e-6
+
+
+def check(kernels: Emulated, func: Any, case: MatmulSpec, m: int) -> None:
+    arrays = random_arrays(case, m, LAYOUTS[func.attrs[ir_attrs.LAYOUT]])
+    kernels.run(func, arrays, m)
+    expected, bound = reference(case, arrays)
+    assert (np.abs(arrays["y"] - expected) <= bound).all(), np.abs(arrays["y"] - expected).max()
+    assert np.isnan(arrays["guarded"][[0, -1]]).all()

@@ -25,24 +25,38 @@ bool ordered(const Block& block, std::uint32_t epoch, std::uint32_t warp_epoch, 
   return other / kWarpSize == warp && warp_epoch < block.warp_epochs[warp];
 }
 
-void global_access(Block& block, const unsigned char* pointer, std::size_t bytes, const char* what) {
-  if (seen_version == regions_version && pointer >= block.near_first && pointer + bytes <= block.near_end) return;
+// The region that begins last before `pointer`, and the first after it; null where there is none.
+struct Neighbours {
+  const unsigned char *first, *end, *next;
+};
+
+Neighbours neighbours(const unsigned char* pointer) {
   std::shared_lock<std::shared_mutex> hold(regions_lock);
   seen_version = regions_version;
-  auto after = regions.upper_bound(pointer);
+  Neighbours found{};
+  const auto after = regions.upper_bound(pointer);
+  if (after != regions.end()) found.next = after->first;
   if (after != regions.begin()) {
-    const auto found = std::prev(after);
-    if (pointer >= found->first && pointer + bytes <= found->second) {
-      block.near_first = found->first;
-      block.near_end = found->second;
-      return;
-    }
-    if (pointer < found->second + 4096)
-      fail("%s of %zu bytes, %td bytes into a buffer of %td: out of bounds", what, bytes, pointer - found->first,
-           found->second - found->first);
+    found.first = std::prev(after)->first;
+    found.end = std::prev(after)->second;
   }
-  if (after != regions.end() && pointer + 4096 > after->first)
-    fail("%s of %zu bytes, %td bytes before a buffer: out of bounds", what, bytes, after->first - pointer);
+  return found;
+}
+
+void global_access(Block& block, const unsigned char* pointer, std::size_t bytes, const char* what) {
+  if (seen_version == regions_version && pointer >= block.near_first && pointer + bytes <= block.near_end) return;
+  // A failing fiber is left for good, so that it must not hold the lock.
+  const Neighbours found = neighbours(pointer);
+  if (found.first && pointer + bytes <= found.end) {
+    block.near_first = found.first;
+    block.near_end = found.end;
+    return;
+  }
+  if (found.first && pointer < found.end + 4096)
+    fail("%s of %zu bytes, %td bytes into a buffer of %td: out of bounds", what, bytes, pointer - found.first,
+         found.end - found.first);
+  if (found.next && pointer + 4096 > found.next)
+    fail("%s of %zu bytes, %td bytes before a buffer: out of bounds", what, bytes, found.next - pointer);
   fail("%s of %zu bytes at %p, which is no buffer of the device: out of bounds", what, bytes,
        static_cast<const void*>(pointer));
 }
@@ -53,6 +67,8 @@ void access(const void* where, std::size_t bytes, bool write, bool vector) {
   const auto* pointer = static_cast<const unsigned char*>(where);
   const auto from_stack = static_cast<std::size_t>(pointer - block->stacks);
   if (from_stack < kStackBytes * kMaxThreads) return;
+  // What lanes gave each other is read by inline functions of the headers.
+  if (static_cast<std::size_t>(pointer - reinterpret_cast<const unsigned char*>(block)) < sizeof(Block)) return;
   // Loads and stores of 2, 4, 8 and 16 bytes are one instruction each on the device.
   if (vector && reinterpret_cast<std::uintptr_t>(pointer) % bytes != 0)
     fail("%s of %zu bytes at an address that is no multiple of %zu: misaligned", write ? "write" : "read", bytes,

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "emulator.h"
+#include "vectors.h"
 
 #define __global__
 #define __device__
@@ -25,20 +26,6 @@ struct dim3 {
 #define gridDim (emulator::grid_size())
 constexpr int warpSize = emulator::kWarpSize;
 
-template <typename T, int N>
-struct AwqVector;
-template <typename T>
-struct alignas(2 * sizeof(T)) AwqVector<T, 2> {
-  T x, y;
-};
-template <typename T>
-struct AwqVector<T, 3> {
-  T x, y, z;
-};
-template <typename T>
-struct alignas(4 * sizeof(T) < 16 ? 4 * sizeof(T) : 16) AwqVector<T, 4> {
-  T x, y, z, w;
-};
 #define AWQ_VECTORS(name, T)                                                          \
   using name##2 = AwqVector<T, 2>;                                                    \
   using name##3 = AwqVector<T, 3>;                                                    \

@@ -1,35 +1,14 @@
-// Stands for CUDA's half precision header: every operation rounds once, to nearest even.
+// Stands for CUDA's half precision header.
 #pragma once
 #include "cuda.h"
+#include "half.h"
 
-struct __half {
-  _Float16 value;
-  __half() = default;
-  __half(_Float16 h) : value(h) {}
-  __half(float f) : value(static_cast<_Float16>(f)) {}
-  __half(double f) : value(static_cast<_Float16>(f)) {}
-  __half(int i) : value(static_cast<_Float16>(i)) {}
-  __half(unsigned i) : value(static_cast<_Float16>(i)) {}
-  __half(long i) : value(static_cast<_Float16>(i)) {}
-  operator float() const { return static_cast<float>(value); }
-};
 using half = __half;
 struct alignas(4) __half2 {
   __half x, y;
 };
 using half2 = __half2;
 
-inline __half operator+(__half a, __half b) { return __half(static_cast<_Float16>(a.value + b.value)); }
-inline __half operator-(__half a, __half b) { return __half(static_cast<_Float16>(a.value - b.value)); }
-inline __half operator*(__half a, __half b) { return __half(static_cast<_Float16>(a.value * b.value)); }
-inline __half operator/(__half a, __half b) { return __half(static_cast<_Float16>(a.value / b.value)); }
-inline __half operator-(__half a) { return __half(static_cast<_Float16>(-a.value)); }
-inline bool operator>(__half a, __half b) { return a.value > b.value; }
-inline bool operator<(__half a, __half b) { return a.value < b.value; }
-inline bool operator>=(__half a, __half b) { return a.value >= b.value; }
-inline bool operator<=(__half a, __half b) { return a.value <= b.value; }
-inline bool operator==(__half a, __half b) { return a.value == b.value; }
-inline bool operator!=(__half a, __half b) { return a.value != b.value; }
 inline bool __hgt(__half a, __half b) { return a > b; }
 inline bool __hlt(__half a, __half b) { return a < b; }
 inline float __half2float(__half a) { return a; }
