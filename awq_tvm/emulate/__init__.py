@@ -4,7 +4,7 @@ The source is compiled as C++ with headers that define the dialect; each thread 
 access to memory is checked. See docs/emulator.md for what it finds and what it cannot know.
 """
 
-from awq_tvm.emulate.build import build_kernels
+from awq_tvm.emulate.build import build_device, build_kernels
 from awq_tvm.emulate.kernels import EmulatedKernels
 
-__all__ = ["EmulatedKernels", "build_kernels"]
+__all__ = ["EmulatedKernels", "build_device", "build_kernels"]

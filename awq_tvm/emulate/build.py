@@ -49,21 +49,57 @@ def build_kernels(source: str, dialect: Dialect, folder: Path) -> Path:
         UnsupportedError: the source holds something that the emulator does not know.
         TargetError: there is no C++ compiler, or it rejects the translation.
     """
+    return _build(source, dialect, folder, {}, ())
+
+
+def build_device(source: str, dialect: Dialect, folder: Path, tvm_runtime: Path) -> Path:
+    """Compile generated kernels together with a stand-in for the GPU in TVM's runtime.
+
+    Where the library is loaded beside TVM's runtime, devices of the kind are this machine's memory, and libraries
+    compiled for them launch their kernels in the emulator.
+
+    Args:
+        source: see ``build_kernels``.
+        dialect: see ``build_kernels``; also the kind of the device.
+        folder: see ``build_kernels``.
+        tvm_runtime: TVM's runtime library; its headers lie beside it, as in TVM's wheel.
+
+    Raises:
+        UnsupportedError: see ``build_kernels``.
+        TargetError: see ``build_kernels``.
+    """
+    from tvm_ffi import libinfo
+
+    includes = [tvm_runtime.parents[1] / "include", *map(Path, libinfo.include_paths())]
+    flags = [f'-DAWQ_KIND="{dialect}"', *(f"-I{path}" for path in includes)]
+    ffi = Path(libinfo.find_libtvm_ffi())
+    return _build(source, dialect, folder, {"device.cc": flags}, (str(tvm_runtime), str(ffi)))
+
+
+def _build(
+    source: str,
+    dialect: Dialect,
+    folder: Path,
+    more: dict[str, list[str]],
+    libraries: tuple[str, ...],
+) -> Path:
     unit = folder / "kernels.cc"
     unit.write_text(_UNITS[dialect](source), encoding="utf-8")
     compiler = find_compiler()
     flags = [*_FLAGS, *(("-mf16c", "-mfma") if platform.machine() == "x86_64" else ())]
-    jobs = [(unit, [*flags, *_HOOKS]), *((NATIVE / name, [*flags, "-O2"]) for name in RUNTIME)]
-    objects = [folder / f"{path.stem}.o" for path, _ in jobs]
+    jobs = {unit: [*flags, *_HOOKS]}
+    jobs |= {NATIVE / name: [*flags, "-O2"] for name in RUNTIME}
+    jobs |= {NATIVE / name: [*_FLAGS, *own] for name, own in more.items()}
+    objects = [str(folder / f"{path.stem}.o") for path in jobs]
     with ThreadPoolExecutor() as pool:
         commands = [
-            [compiler, *more, "-c", str(path), "-o", str(into)]
-            for (path, more), into in zip(jobs, objects, strict=True)
+            [compiler, *own, "-c", str(path), "-o", into]
+            for (path, own), into in zip(jobs.items(), objects, strict=True)
         ]
         for done in [pool.submit(_run, command) for command in commands]:
             done.result()
     library = folder / "kernels.so"
-    _run([compiler, "-shared", "-Wl,-Bsymbolic", "-o", str(library), *map(str, objects)])
+    _run([compiler, "-shared", "-Wl,-Bsymbolic", "-o", str(library), *objects, *libraries])
     return library
 
 

@@ -27,17 +27,24 @@ class Executor:
         manifest: of the bundle.
         threads: CPU threads, None for one a processor. TVM's pool starts once in a process, so the first executor
             decides.
+        device_library: what brings the GPU, in place of TVM's part for it.
 
     Raises:
         BundleError: the library or the weights are not the manifest's.
     """
 
     def __init__(
-        self, library: Path, weights: Path, manifest: Manifest, *, threads: int | None = None
+        self,
+        library: Path,
+        weights: Path,
+        manifest: Manifest,
+        *,
+        threads: int | None = None,
+        device_library: Path | None = None,
     ) -> None:
         # Read when the pool starts, at the first parallel loop; left alone, TVM uses every second processor.
         os.environ["TVM_NUM_THREADS"] = str(threads or _processors())
-        self._tvm = TvmRuntime(manifest.target.kind)
+        self._tvm = TvmRuntime(manifest.target.kind, device_library)
         model = manifest.model
         self.context_length, self.max_sequences = model.context_length, model.max_sequences
         self._chunk, self._vocab_size = model.prefill_chunk_size, model.vocab_size

@@ -33,6 +33,7 @@ class TvmRuntime:
 
     Args:
         kind: of the target: "cpu", "cuda" or "metal".
+        device_library: what brings devices of the kind, in place of TVM's own.
 
     Raises:
         UnsupportedError: TVM or its runtime library is not installed.
@@ -42,8 +43,8 @@ class TvmRuntime:
         shape: makes of integers what TVM takes for a shape.
     """
 
-    def __init__(self, kind: str) -> None:
-        self._ffi = load_runtime_library(kind)
+    def __init__(self, kind: str, device_library: Path | None = None) -> None:
+        self._ffi = load_runtime_library(kind, device_library)
         self.shape = self._ffi.Shape
         self._device = self._ffi.device(kind, 0)
         self._on_cpu = kind == "cpu"
@@ -93,8 +94,12 @@ class TvmRuntime:
         return made
 
 
-def load_runtime_library(kind: str) -> Any:
+def load_runtime_library(kind: str, device_library: Path | None = None) -> Any:
     """Load TVM's runtime library, and its part for GPUs of a kind, once in a process.
+
+    Args:
+        kind: "cpu", or of the GPU.
+        device_library: in place of TVM's part for the GPU.
 
     Returns:
         the module tvm_ffi.
@@ -112,7 +117,7 @@ def load_runtime_library(kind: str) -> Any:
     # What tvm/base.py does; the same file is mapped once, whoever loads it. Global, for the parts and for bundles.
     ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
     if kind != "cpu":
-        part = path.with_stem(f"{path.stem}_{kind}")
+        part = device_library or path.with_stem(f"{path.stem}_{kind}")
         try:
             ctypes.CDLL(str(part), ctypes.RTLD_LOCAL)
         except OSError as error:

@@ -1,0 +1,216 @@
+// A stand-in for a GPU in TVM's runtime: memory of the host behind red zones, and modules whose functions launch in the
+// emulator. With it the host part of a library for CUDA or Metal runs as it would on the device. Which of the two it
+// stands for is AWQ_KIND.
+#include <dlpack/dlpack.h>
+#include <tvm/ffi/extra/module.h>
+#include <tvm/ffi/function.h>
+#include <tvm/ffi/reflection/registry.h>
+#include <tvm/runtime/device_api.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <string>
+#include <vector>
+
+extern "C" {
+int awq_emulate_launch(const char*, void**, const std::uint32_t*, const std::uint32_t*, std::uint32_t, char*,
+                       std::size_t);
+void awq_emulate_register(const void*, std::size_t);
+void awq_emulate_unregister(const void*);
+}
+
+namespace {
+
+namespace ffi = tvm::ffi;
+using tvm::Device;
+using tvm::runtime::DeviceAPI;
+using tvm::runtime::DeviceAttrKind;
+
+constexpr std::size_t kRedZone = 4096;
+
+std::map<std::string, std::int64_t>& launches() {
+  static std::map<std::string, std::int64_t> counted;
+  return counted;
+}
+
+class EmulatedDevice : public DeviceAPI {
+ public:
+  using DeviceAPI::AllocDataSpace;
+
+  void SetDevice(Device) final {}
+  void GetAttr(Device, DeviceAttrKind kind, ffi::Any* value) final {
+    switch (kind) {
+      case tvm::runtime::kExist: *value = 1; break;
+      case tvm::runtime::kMaxThreadsPerBlock: *value = 1024; break;
+      case tvm::runtime::kWarpSize: *value = 32; break;
+      default: break;
+    }
+  }
+  void* AllocDataSpace(Device, std::size_t bytes, std::size_t alignment, DLDataType) final {
+    // As wide as what a device gives, whatever is asked for.
+    if (alignment < 256) alignment = 256;
+    const std::size_t before = (kRedZone + alignment - 1) / alignment * alignment;
+    void* whole = nullptr;
+    if (posix_memalign(&whole, alignment, before + bytes + kRedZone) != 0) throw std::bad_alloc();
+    auto* data = static_cast<unsigned char*>(whole) + before;
+    awq_emulate_register(data, bytes);
+    wholes_[data] = whole;
+    return data;
+  }
+  void FreeDataSpace(Device, void* data) final {
+    awq_emulate_unregister(data);
+    std::free(wholes_.at(data));
+    wholes_.erase(data);
+  }
+  void StreamSync(Device, TVMStreamHandle) final {}
+  TVMStreamHandle CreateStream(Device) final { return nullptr; }
+  void FreeStream(Device, TVMStreamHandle) final {}
+  void SetStream(Device, TVMStreamHandle) final {}
+  TVMStreamHandle GetCurrentStream(Device) final { return nullptr; }
+  void SyncStreamFromTo(Device, TVMStreamHandle, TVMStreamHandle) final {}
+
+ protected:
+  void CopyDataFromTo(const void* from, std::size_t from_offset, void* to, std::size_t to_offset, std::size_t bytes,
+                      Device, Device, DLDataType, TVMStreamHandle) final {
+    std::memcpy(static_cast<char*>(to) + to_offset, static_cast<const char*>(from) + from_offset, bytes);
+  }
+
+ private:
+  std::map<void*, void*> wholes_;
+};
+
+// What a module says of one of its functions, in the order of the bytes it was saved as.
+struct Signature {
+  std::vector<DLDataType> arguments;
+  std::vector<std::string> tags;
+};
+
+// Reads what TVM's module of a GPU saves first: its format, then its functions.
+class Reader {
+ public:
+  explicit Reader(const ffi::Bytes& bytes) : at_(bytes.data()), end_(bytes.data() + bytes.size()) {}
+
+  template <typename T>
+  T number() {
+    T value;
+    take(&value, sizeof value);
+    return value;
+  }
+  std::string text() {
+    std::string value(length(1), '\0');
+    take(value.data(), value.size());
+    return value;
+  }
+  std::size_t length(std::size_t least_bytes) {
+    const auto count = number<std::uint64_t>();
+    if (count > static_cast<std::uint64_t>(end_ - at_) / least_bytes)
+      TVM_FFI_THROW(ValueError) << "the device part of the library is cut short";
+    return count;
+  }
+
+ private:
+  void take(void* into, std::size_t bytes) {
+    if (bytes > static_cast<std::size_t>(end_ - at_))
+      TVM_FFI_THROW(ValueError) << "the device part of the library is cut short";
+    std::memcpy(into, at_, bytes);
+    at_ += bytes;
+  }
+  const char *at_, *end_;
+};
+
+std::map<std::string, Signature> read_signatures(const ffi::Bytes& bytes) {
+  Reader reader(bytes);
+  reader.text();  // the format of the code
+  std::map<std::string, Signature> found;
+  for (std::size_t left = reader.length(8); left; --left) {
+    Signature& signature = found[reader.text()];
+    reader.text();  // the name again
+    for (std::size_t i = reader.length(4); i; --i) {
+      const auto code = reader.number<std::uint8_t>(), bits = reader.number<std::uint8_t>();
+      signature.arguments.push_back({code, bits, reader.number<std::uint16_t>()});
+    }
+    for (std::size_t i = reader.length(8); i; --i) signature.tags.push_back(reader.text());
+    for (std::size_t i = reader.length(4); i; --i)
+      if (reader.number<std::int32_t>() != 0) TVM_FFI_THROW(ValueError) << "the emulator knows no tensor maps";
+  }
+  return found;
+}
+
+void launch(const std::string& name, const Signature& signature, ffi::PackedArgs args) {
+  const std::size_t count = signature.arguments.size();
+  std::vector<std::uint64_t> values(count);
+  std::vector<void*> pointers(count);
+  for (std::size_t i = 0; i < count; ++i) {
+    const DLDataType type = signature.arguments[i];
+    pointers[i] = &values[i];
+    if (type.code == kDLFloat) {
+      const double value = args[i].cast<double>();
+      const float narrow = static_cast<float>(value);
+      if (type.bits == 32) std::memcpy(&values[i], &narrow, sizeof narrow);
+      else if (type.bits == 64) std::memcpy(&values[i], &value, sizeof value);
+      else TVM_FFI_THROW(ValueError) << "kernel " << name << ": a float argument of " << int(type.bits) << " bits";
+    } else if (type.code == kDLOpaqueHandle) {
+      values[i] = reinterpret_cast<std::uint64_t>(args[i].cast<void*>());
+    } else {
+      values[i] = static_cast<std::uint64_t>(args[i].cast<std::int64_t>());
+    }
+  }
+  std::uint32_t sizes[2][3] = {{1, 1, 1}, {1, 1, 1}}, dynamic = 0;
+  for (std::size_t i = 0; i < signature.tags.size(); ++i) {
+    const std::string& tag = signature.tags[i];
+    if (tag == "tirx.use_dyn_shared_memory") {
+      dynamic = static_cast<std::uint32_t>(args[count + i].cast<std::int64_t>());
+      continue;
+    }
+    const bool block = tag.rfind("threadIdx.", 0) == 0;
+    if (!block && tag.rfind("blockIdx.", 0) != 0)
+      TVM_FFI_THROW(ValueError) << "kernel " << name << ": the emulator does not know the launch parameter " << tag;
+    const auto extent = args[count + i].cast<std::int64_t>();
+    sizes[block][tag.back() - 'x'] = static_cast<std::uint32_t>(extent > 0 ? extent : 1);
+  }
+  char message[2048];
+  if (awq_emulate_launch(name.c_str(), pointers.data(), sizes[0], sizes[1], dynamic, message, sizeof message))
+    TVM_FFI_THROW(RuntimeError) << "emulator: " << message;
+  ++launches()[name];
+}
+
+class EmulatedModule : public ffi::ModuleObj {
+ public:
+  explicit EmulatedModule(std::map<std::string, Signature> signatures) : signatures_(std::move(signatures)) {}
+  const char* kind() const final { return AWQ_KIND; }
+  int GetPropertyMask() const final { return ffi::Module::kRunnable; }
+  ffi::Optional<ffi::Function> GetFunction(const ffi::String& name) final {
+    const auto found = signatures_.find(std::string(name));
+    if (found == signatures_.end()) return std::nullopt;
+    return ffi::Function::FromPacked([name = found->first, signature = found->second](ffi::PackedArgs args, ffi::Any*) {
+      launch(name, signature, args);
+    });
+  }
+
+ private:
+  std::map<std::string, Signature> signatures_;
+};
+
+void device_api(ffi::PackedArgs, ffi::Any* value) {
+  static auto* device = new EmulatedDevice;
+  *value = static_cast<void*>(static_cast<DeviceAPI*>(device));
+}
+
+}  // namespace
+
+TVM_FFI_STATIC_INIT_BLOCK() {
+  namespace refl = tvm::ffi::reflection;
+  refl::GlobalDef()
+      .def_packed("device_api." AWQ_KIND, device_api)
+      .def_packed("device_api." AWQ_KIND "_host", device_api)
+      .def("ffi.Module.load_from_bytes." AWQ_KIND,
+           [](const ffi::Bytes& bytes) {
+             return ffi::Module(ffi::make_object<EmulatedModule>(read_signatures(bytes)));
+           })
+      .def("awq_emulate.launches", [] {
+        ffi::Map<ffi::String, std::int64_t> counted;
+        for (const auto& [name, count] : launches()) counted.Set(name, count);
+        return counted;
+      });
+}
