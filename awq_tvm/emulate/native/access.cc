@@ -67,6 +67,7 @@ void access(const void* where, std::size_t bytes, bool write, bool vector) {
   const auto* pointer = static_cast<const unsigned char*>(where);
   const auto from_stack = static_cast<std::size_t>(pointer - block->stacks);
   if (from_stack < kStackBytes * kMaxThreads) return;
+  if (block->second_write.bytes) judge_second_write(*block);
   // What lanes gave each other is read by inline functions of the headers.
   if (static_cast<std::size_t>(pointer - reinterpret_cast<const unsigned char*>(block)) < sizeof(Block)) return;
   // Loads and stores of 2, 4, 8 and 16 bytes are one instruction each on the device.
@@ -91,15 +92,25 @@ void set_pending(Block& block, unsigned offset, std::size_t bytes, bool pending)
   for (Shadow* s = block.shadow + offset; s != block.shadow + offset + bytes; ++s) s->pending = pending;
 }
 
+void judge_second_write(Block& block) {
+  SecondWrite& write = block.second_write;
+  const std::size_t bytes = write.bytes;
+  write.bytes = 0;
+  if (std::memcmp(write.before, block.arena + write.offset, bytes) != 0)
+    fail("missing barrier: thread %u wrote shared memory at %zu, and thread %u writes another value", write.writer,
+         write.offset, block.current);
+}
+
 void write_shared(Block& block, unsigned offset, std::size_t bytes) {
   const unsigned self = block.current, warp = self / kWarpSize;
+  bool expect_same = false;
+  unsigned other = 0;
   for (std::size_t i = 0; i < bytes; ++i) {
     Shadow& s = block.shadow[offset + i];
     if (s.pending) fail("write to shared memory at %zu that an asynchronous copy is about to fill", offset + i);
     if (s.write_epoch >= block.first_epoch &&
         !ordered(block, s.write_epoch, s.write_warp_epoch, s.writer, self))
-      fail("missing barrier: thread %u wrote shared memory at %zu, and thread %u writes it", unsigned(s.writer),
-           offset + i, self);
+      expect_same = true, other = s.writer;
     if (s.read_epoch == block.epoch) {
       const bool clear = !s.read_by_warps && s.reader / kWarpSize == warp && s.read_warp_epoch < block.warp_epochs[warp];
       if (!clear && (s.read_by_lanes || s.read_by_warps || s.reader != self))
@@ -110,6 +121,11 @@ void write_shared(Block& block, unsigned offset, std::size_t bytes) {
     s.write_warp_epoch = block.warp_epochs[warp];
     s.writer = static_cast<std::uint16_t>(self);
     s.read_epoch = 0;
+  }
+  if (expect_same) {
+    SecondWrite& write = block.second_write;
+    write = {offset, std::min(bytes, sizeof write.before), other, {}};
+    std::memcpy(write.before, block.arena + offset, write.bytes);
   }
 }
 

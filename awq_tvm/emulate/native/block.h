@@ -35,6 +35,14 @@ struct Shadow {
   bool read_by_lanes, read_by_warps, pending;
 };
 
+// A write to bytes that another thread has written since the last barrier, about to happen. It is a fault only if it
+// changes them: that many threads store one value is common and does no harm.
+struct SecondWrite {
+  std::size_t offset, bytes;  // bytes is 0 where there is none
+  unsigned writer;
+  unsigned char before[64];
+};
+
 struct Range {
   std::size_t first, end;
 };
@@ -50,6 +58,7 @@ struct Block {
   std::uint32_t first_epoch = 1, epoch = 1;
   std::uint32_t warp_epochs[kMaxThreads / kWarpSize] = {};
   std::vector<Range> arrays;  // of shared memory, as offsets into the arena
+  SecondWrite second_write = {};
   Context scheduler;
   Fiber fibers[kMaxThreads];
   Deposit deposits[2][kMaxThreads];
@@ -68,6 +77,7 @@ struct Block {
 
 extern thread_local Block* running;
 
+void judge_second_write(Block& block);
 void write_shared(Block& block, unsigned offset, std::size_t bytes);
 void read_shared(Block& block, unsigned offset, std::size_t bytes);
 void set_pending(Block& block, unsigned offset, std::size_t bytes, bool pending);

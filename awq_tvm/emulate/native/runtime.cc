@@ -27,6 +27,7 @@ unsigned char* reserve(std::size_t bytes) {
 
 void leave() {
   Block& block = *running;
+  if (block.second_write.bytes && !block.failed) judge_second_write(block);
   switch_to(block.fibers[block.current].context, block.scheduler);
 }
 
@@ -222,6 +223,7 @@ bool Block::run(Index which) {
   first_epoch = ++epoch;
   failed = false;
   message.clear();
+  second_write.bytes = 0;
   arrays.assign(1, {kDynamic, kDynamic + dynamic_bytes});
   for (unsigned i = 0; i < threads; ++i) {
     Fiber& fiber = fibers[i];
