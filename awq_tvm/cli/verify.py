@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,15 +17,25 @@ def command(
     any_target: Annotated[
         bool, typer.Option("--any-target", help="Do not ask whether this machine can run it.")
     ] = False,
+    emulate: Annotated[
+        bool, typer.Option("--emulate", help="Also run a GPU's bundle on this CPU, every access checked.")
+    ] = False,
+    prompt: Annotated[str, typer.Option("--prompt", help="With --emulate: what to read.")] = "Once upon a",
+    tokens: Annotated[
+        int, typer.Option("--tokens", min=1, help="With --emulate: how many tokens to generate.")
+    ] = 2,
     json_output: Json = False,
 ) -> None:
     """Check every file of a bundle against its manifest, the versions, and this machine."""
     from awq_tvm.bundle.verify import verify_bundle
 
     start = time.perf_counter()
-    manifest = verify_bundle(bundle, target=not any_target)
+    manifest = verify_bundle(bundle, target=not (any_target or emulate))
     seconds = time.perf_counter() - start
     size = sum(info.size for info in manifest.files.values())
+    if emulate:
+        _emulate(bundle, prompt, tokens, json_output)
+        return
     if json_output:
         print_json(
             {
@@ -41,4 +52,19 @@ def command(
     runs = "not asked whether this machine runs it" if any_target else "this machine can run it"
     print(
         f"{bundle}: good; {len(manifest.files)} files, {in_bytes(size)}, checked in {seconds:.2f} s; {runs}"
+    )
+
+
+def _emulate(bundle: Path, prompt: str, tokens: int, json_output: bool) -> None:
+    """Run the bundle in the emulator and say what came of it."""
+    from awq_tvm.runtime.emulated import as_json, run_emulated
+
+    run = run_emulated(bundle, prompt, tokens)
+    if json_output:
+        print_json({"ok": True, "bundle": bundle, "target": run.target, **as_json(run)})
+        return
+    launched = sum(run.launches.values())
+    print(
+        f"{bundle}: {launched} launches of {len(run.launches)} kernels, nothing found; "
+        f"{run.prompt_tokens} tokens read, {len(run.token_ids)} generated in {run.seconds:.1f} s: {run.text!r}"
     )

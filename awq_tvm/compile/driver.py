@@ -59,7 +59,7 @@ def compile_model(
     model: str,
     out: Path,
     *,
-    target: str = "auto",
+    target: str | Target = "auto",
     activations: str = "auto",
     vocabulary_bits: int = 8,
     kv_cache: str = "auto",
@@ -73,7 +73,7 @@ def compile_model(
     Args:
         model: what ``open_checkpoint`` takes; linears of the blocks that it holds unquantized stay so.
         out: the bundle's directory, which must not exist.
-        target: a name of ``awq_tvm.targets``.
+        target: a name of ``awq_tvm.targets``, or a description.
         activations: "float", "int8", or "auto" for the target's default.
         vocabulary_bits: what an unquantized embedding and head are stored in: 8 or 4, or 16 for float16.
         kv_cache: "float32", "float16", or "auto": float16 with int8 activations, else what is computed in.
@@ -85,7 +85,7 @@ def compile_model(
     Raises:
         AwqTvmError: one of its kinds, by what was wrong.
     """
-    chip = resolve(target)
+    chip = target if isinstance(target, Target) else resolve(target)
     chosen = _activations(chip, activations)
     check_output(out)
     checkpoint = open_checkpoint(model)

@@ -1,0 +1,145 @@
+"""A bundle for a GPU, run without one: its own library and weights, its kernels in the emulator.
+
+The process that does it has a stand-in for the GPU in TVM's runtime from then on, so it should be one of its own.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from awq_tvm.bundle import machine
+from awq_tvm.bundle.reader import Bundle, open_bundle
+from awq_tvm.emulate import build_device
+from awq_tvm.emulate.build import Dialect
+from awq_tvm.errors import BundleError, TargetError, UsageError
+from awq_tvm.prompt.tokenizer import load_tokenizer
+from awq_tvm.runtime.engine import Engine
+from awq_tvm.runtime.executor import Executor
+from awq_tvm.runtime.sampler import SamplingOptions
+from awq_tvm.runtime.tvm_library import find_runtime_library, load_runtime_library
+
+SOURCES = {"cuda": "kernels.cu", "metal": "kernels.metal"}
+_SAYS_EMULATOR = "emulator: "
+
+
+@dataclass(frozen=True)
+class EmulatedRun:
+    """What came of it.
+
+    Attributes:
+        target: of the bundle.
+        prompt_tokens: how many were read.
+        token_ids: what was generated, greedily.
+        text: the same as text.
+        launches: how often each kernel was launched.
+        seconds: of running, without compiling.
+    """
+
+    target: str
+    prompt_tokens: int
+    token_ids: tuple[int, ...]
+    text: str
+    launches: dict[str, int]
+    seconds: float
+
+
+def run_emulated(path: Path, prompt: str, max_tokens: int) -> EmulatedRun:
+    """Verify a bundle for a GPU and generate a few tokens with it in the emulator.
+
+    Args:
+        path: the bundle.
+        prompt: a text.
+        max_tokens: how many tokens at most.
+
+    Raises:
+        UsageError: the bundle is for a CPU.
+        BundleError: it is damaged, or a kernel does what real hardware punishes.
+        TargetError: its host part is for another machine, or there is no C++ compiler.
+        UnsupportedError: a kernel holds what the emulator does not know.
+    """
+    bundle = open_bundle(path, target=False)
+    with emulated_executor(bundle) as executor:
+        engine = Engine(
+            executor,
+            load_tokenizer(bundle.side_files()),
+            eos_token_ids=bundle.manifest.model.eos_token_ids,
+            vocab_size=bundle.manifest.model.vocab_size,
+        )
+        tokens = engine.encode(prompt)
+        start = time.perf_counter()
+        with _findings(path):
+            answer = engine.generate_tokens(tokens, SamplingOptions(temperature=0, max_tokens=max_tokens))
+        seconds = time.perf_counter() - start
+    counted = load_runtime_library("cpu").get_global_func("awq_emulate.launches")()
+    launches = {str(name): int(count) for name, count in counted.items()}
+    return EmulatedRun(
+        bundle.manifest.target.name, len(tokens), answer.token_ids, answer.text, launches, seconds
+    )
+
+
+@contextmanager
+def emulated_executor(bundle: Bundle) -> Iterator[Executor]:
+    """The executor of a verified bundle for a GPU, on the stand-in device; errors as ``run_emulated``."""
+    target = bundle.manifest.target
+    if target.kind not in SOURCES:
+        raise UsageError(
+            "Only bundles for a GPU run in the emulator.",
+            where=str(bundle.path),
+            why=f"this one is for {target.name}, a CPU",
+            fix="leave out --emulate",
+        )
+    host = machine.architecture(target.triple), machine.operating_system(target.triple)
+    here = machine.architecture(), machine.operating_system()
+    if host != here:
+        raise TargetError(
+            "The host part of the bundle is for another machine.",
+            where=f"{bundle.path}, target {target.name}",
+            why=f"it needs {' '.join(host)}; found {' '.join(here)}",
+        )
+    source = bundle.path / SOURCES[target.kind]
+    if source.name not in bundle.manifest.files:
+        raise BundleError(
+            "The bundle does not hold the source of its kernels.",
+            where=str(bundle.path),
+            why=f"there is no {source.name}",
+            fix="build the bundle again with `python -m awq_tvm compile`",
+        )
+    (dialect,) = (name for name in get_args(Dialect) if name == target.kind)
+    with tempfile.TemporaryDirectory(prefix="awq_tvm-emulate-") as folder:
+        library = build_device(
+            source.read_text(encoding="utf-8"), dialect, Path(folder), find_runtime_library()
+        )
+        yield Executor(bundle.library, bundle.weights, bundle.manifest, device_library=library)
+
+
+@contextmanager
+def _findings(path: Path) -> Iterator[None]:
+    """Turn what a launch reports through TVM into our own error."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if _SAYS_EMULATOR not in text:
+            raise
+        raise BundleError(
+            "A kernel of the bundle does what real hardware punishes.",
+            where=str(path),
+            why=text.partition(_SAYS_EMULATOR)[2].strip(),
+        ) from None
+
+
+def as_json(run: EmulatedRun) -> dict[str, Any]:
+    """The run as a JSON object."""
+    return {
+        "prompt_tokens": run.prompt_tokens,
+        "token_ids": list(run.token_ids),
+        "text": run.text,
+        "launches": run.launches,
+        "seconds": run.seconds,
+    }
