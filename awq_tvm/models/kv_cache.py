@@ -141,7 +141,6 @@ def _stock_gpu_kernels(shape: AttentionShape, layers: int, target: Target) -> li
     ragged = stock._attention_prefill_ragged(h_kv, h, d, d, dtype, no_rope, target)
     paged = stock._attention_prefill(h_kv, h, d, dtype, False, no_rope, target)
     paged_decode = stock._attention_decode(h_kv, h, d, dtype, False, no_rope, target)
-    merged = stock._merge_state_inplace(h, d, dtype, target, "attention_merge")
     return [
         _add(stock._kv_cache_transpose_append(h_kv, d, dtype), "kv_cache_append"),
         relax.prim_value(0),
@@ -153,7 +152,7 @@ def _stock_gpu_kernels(shape: AttentionShape, layers: int, target: Target) -> li
         _NONE,
         _NONE,
         _NONE,
-        relax.Tuple([_add(merged, "attention_merge")]),
+        relax.Tuple([_add(merge.merge_in_place_on_gpu(shape), "attention_merge")]),
         _add(rotary.split_and_rotate_on_gpu(shape), "split_rotary"),
         _add(stock._copy_single_page(h_kv, STOCK_PAGE_SIZE, d, dtype, target), "kv_cache_copy_page"),
         _add(stock._kv_cache_debug_get_kv(layers, h_kv, d, dtype), "kv_cache_read_back"),

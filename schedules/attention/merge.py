@@ -51,3 +51,44 @@ def merge_in_place(shape: AttentionShape) -> tirx.PrimFunc:
                 one(token)
 
     return build("attention_merge", emit)
+
+
+GPU_THREADS = 32
+
+
+def merge_in_place_on_gpu(shape: AttentionShape) -> tirx.PrimFunc:
+    """The same on CUDA or Metal: a warp a token and head, a thread a feature at a time.
+
+    TVM's own kernel writes s while other threads have still to read it, which only goes well as long as the
+    threads of a warp keep step.
+    """
+
+    def emit() -> None:
+        tokens = size("tokens")
+        v = tensor("v", (tokens, shape.heads, shape.head_dim), shape.dtype)
+        s = tensor("s", (tokens, shape.heads))
+        other_v = tensor("other_v", (tokens, shape.heads, shape.head_dim), shape.dtype)
+        other_s = tensor("other_s", (tokens, shape.heads))
+        with (
+            T.launch_thread("blockIdx.x", tokens) as token,
+            T.launch_thread("blockIdx.y", shape.heads) as head,
+            T.launch_thread("threadIdx.x", GPU_THREADS) as thread,
+        ):
+            weights = T.alloc_buffer((2,), "float32", scope="local")
+            highest = T.alloc_buffer((1,), "float32", scope="local")
+            T.buffer_store(highest, T.max(s[token, head], other_s[token, head]), [0])
+            T.buffer_store(weights, tirx.exp2(s[token, head] - highest[0]), [0])
+            T.buffer_store(weights, tirx.exp2(other_s[token, head] - highest[0]), [1])
+            total = weights[0] + weights[1]
+            for first in range(0, shape.head_dim, GPU_THREADS):
+                feature = first + thread
+                with T.If(feature < shape.head_dim), T.Then():
+                    own = v[token, head, feature].astype("float32") * weights[0]
+                    other = other_v[token, head, feature].astype("float32") * weights[1]
+                    T.buffer_store(v, ((own + other) / total).astype(shape.dtype), [token, head, feature])
+            # Every thread has read s.
+            T.evaluate(T.tvm_storage_sync("shared"))
+            with T.If(thread == 0), T.Then():
+                T.buffer_store(s, highest[0] + tirx.log2(total), [token, head])
+
+    return build("attention_merge", emit)

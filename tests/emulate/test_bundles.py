@@ -1,0 +1,157 @@
+"""Whole bundles for GPUs on the CPU: the library's own host code, the virtual machine, every kernel in the emulator."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from awq_tvm.targets import Target, resolve
+from tests.cli.conftest import awq_tvm
+from tests.support import tiny_decoder as tiny
+
+pytestmark = [
+    pytest.mark.skipif(
+        shutil.which("g++") is None, reason="kernels run on the CPU through g++, not installed"
+    ),
+    pytest.mark.skipif(
+        (platform.system(), platform.machine()) != ("Linux", "x86_64"), reason="built for x86-64 Linux"
+    ),
+]
+
+# A prefill by tiles, one by small tiles, tokens one by one.
+PROMPT, MORE, GREEDY = 70, 20, 8
+
+TOLERANCE = 1e-2
+"""Bound of |emulated - torch| / max |torch|: float16 activations, unit roundoff 5e-4, at some 20 steps."""
+
+CHILD = """
+import sys
+import numpy as np
+from awq_tvm.bundle.reader import open_bundle
+from awq_tvm.runtime.emulated import emulated_executor
+
+bundle, prompt, more, count, into = sys.argv[1], *map(int, sys.argv[2:5]), sys.argv[5]
+ids = [int(token) for token in np.random.default_rng(0).integers(0, 120, prompt + more)]
+with emulated_executor(open_bundle(bundle, target=False)) as executor:
+    sequence = executor.new_sequence()
+    rows = [executor.forward([sequence], [ids[:prompt]], logits="all")]
+    rows.append(executor.forward([sequence], [ids[prompt:]], logits="all"))
+    for _ in range(count):
+        ids.append(int(rows[-1][-1].argmax()))
+        rows.append(executor.forward([sequence], [ids[-1:]]))
+np.savez(into, logits=np.concatenate(rows), ids=ids)
+"""
+
+
+def target_of(kind: str) -> Target:
+    """The target, its host part for this machine."""
+    target = resolve("nvidia-a100" if kind == "cuda" else "metal")
+    return dataclasses.replace(target, host=resolve("cuda").host)
+
+
+@pytest.fixture(scope="module", params=["cuda", "metal"])
+def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tiny.Compiled:
+    if request.param == "cuda" and shutil.which("nvcc") is None:
+        pytest.skip("nvcc is not installed")
+    # K of whole blocks, so that tensor cores serve every linear; norms, biases and a head of its own.
+    model = tiny.make_model("llama", intermediate_size=128, attention_bias=True)
+    folder = tmp_path_factory.mktemp(request.param)
+    return tiny.compile_quantized(
+        model, folder, target=target_of(request.param), kv_cache="auto", vocabulary_bits=8
+    )
+
+
+def test_logits_and_greedy_tokens_are_those_of_pytorch(compiled: tiny.Compiled, tmp_path: Path) -> None:
+    kernels = {kernel["reason"] for kernel in compiled.report.kernels}
+    assert kernels in ({"cuda_tensor_core_matmul"}, {"metal_simd_matmul"})
+    arguments = [compiled.bundle, PROMPT, MORE, GREEDY, tmp_path / "found.npz"]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    with np.load(tmp_path / "found.npz") as found:
+        logits, ids = found["logits"], found["ids"].tolist()
+    expected = tiny.torch_logits(compiled.model, ids)
+    assert tiny.relative_error(logits, expected) < TOLERANCE
+    assert ids[PROMPT + MORE :] == expected[PROMPT + MORE - 1 : -1].argmax(1).tolist()
+
+
+def test_verify_emulates(compiled: tiny.Compiled) -> None:
+    done = awq_tvm("verify", compiled.bundle, "--emulate", "--prompt", "w1 w2 w3", "--tokens", 3, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["prompt_tokens"] == 3
+    expected = [1, 2, 3]
+    for _ in range(3):
+        expected.append(int(tiny.torch_logits(compiled.model, expected)[-1].argmax()))
+    assert found["token_ids"] == expected[3:]
+    matmuls = {name: count for name, count in found["launches"].items() if "dequantize_matmul" in name}
+    # Three forward passes of four linears a layer, and the head.
+    assert sum(matmuls.values()) == 3 * (4 * tiny.LAYERS + 1)
+    plain = awq_tvm("verify", compiled.bundle, "--emulate", "--tokens", 1)
+    assert "nothing found" in plain.stdout
+
+
+def test_a_fault_in_a_bundle_is_found(compiled: tiny.Compiled, tmp_path: Path) -> None:
+    """The same bundle without barriers, its hashes made anew."""
+    kind = compiled.report.target.partition("-")[0]
+    bundle = tmp_path / "bundle"
+    shutil.copytree(compiled.bundle, bundle)
+    (path,) = bundle.glob("kernels.cu") if kind == "nvidia" else bundle.glob("kernels.metal")
+    barrier = "__syncthreads();" if kind == "nvidia" else "threadgroup_barrier(mem_flags::mem_threadgroup);"
+    assert barrier in path.read_text()
+    path.write_text(path.read_text().replace(barrier, ""))
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    raw = path.read_bytes()
+    manifest["files"][path.name] = {"size": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    done = awq_tvm("verify", bundle, "--emulate", "--tokens", 1, "--json")
+    assert done.returncode == 6
+    error = json.loads(done.stdout)["error"]
+    assert "what real hardware punishes" in error["what"]
+    assert "block (0, 0, 0), thread (" in error["why"]
+
+
+def test_a_bundle_without_its_sources_is_refused(compiled: tiny.Compiled, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(compiled.bundle, bundle)
+    (path,) = bundle.glob("kernels.[cm][ue]*")
+    path.unlink()
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    del manifest["files"][path.name]
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    done = awq_tvm("verify", bundle, "--emulate", "--json")
+    assert done.returncode == 6
+    assert path.name in json.loads(done.stdout)["error"]["why"]
+
+
+def test_a_bundle_for_a_cpu_is_refused(tmp_path_factory: pytest.TempPathFactory) -> None:
+    done = awq_tvm("verify", tiny.quantized_llama(tmp_path_factory).bundle, "--emulate", "--json")
+    assert done.returncode == 2
+    assert "a CPU" in json.loads(done.stdout)["error"]["why"]
+
+
+def test_a_host_part_for_another_machine_is_refused(compiled: tiny.Compiled, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(compiled.bundle, bundle)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["target"]["triple"] = "arm64-apple-macos"
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    done = awq_tvm("verify", bundle, "--emulate", "--json")
+    assert done.returncode == 5
+    assert "aarch64 darwin" in json.loads(done.stdout)["error"]["why"]
