@@ -9,7 +9,7 @@ from awq_tvm.errors import UnsupportedError
 
 _KERNEL = re.compile(r"^kernel void (\w+)\((.*?)\) \{$", re.M | re.S)
 _STRUCT = re.compile(r"^struct (\w+) \{\n(.*?)\};$", re.M | re.S)
-_FIELD = re.compile(r"(\w+) (\w+)(?:\[\d+\])?;")
+_FIELD = re.compile(r"(\w+) (\w+)(\[2\])?;")
 _ARRAY = re.compile(r"^\s*threadgroup (?:alignas\(\d+\) )?([\w:]+) (\w+)\[(\d+)\];$", re.M)
 _AXES = "xyz"
 
@@ -45,10 +45,11 @@ def _unit(number: int, text: str) -> str:
         elif kind.startswith("constant"):
             struct = kind.removeprefix("constant").strip(" &")
             fields = structs[struct]
-            numbers = ", ".join(f"*({field}*)a[{len(names) + i}]" for i, (field, _) in enumerate(fields))
+            # Each takes 8 bytes: a narrow one is the first of two.
+            numbers = ", ".join(f"{{*({field[0]}*)a[{len(names) + i}]}}" for i, field in enumerate(fields))
             setup = f"{struct} scalars{{{numbers}}}; "
             values.append("scalars")
-            names += [field for _, field in fields]
+            names += [field[1] for field in fields]
         elif kind.startswith("device"):
             values.append(f"*({kind.removeprefix('device').strip()}*)a[{len(names)}]")
             names.append(parameter)
