@@ -72,6 +72,7 @@ template <typename T>
 T shuffle(unsigned mask, T value, int from, bool inside) {
   static_assert(sizeof(T) <= sizeof(Deposit));
   const Deposit* all = meet(Meeting::kShuffle, mask, &value, sizeof(T));
+  if (inside && (from < 0 || from >= int(kWarpSize))) fail("a shuffle reads lane %d", from);
   if (inside && !(mask >> from & 1)) fail("a shuffle reads lane %d, which is not in its mask %#x", from, mask);
   return inside ? of<T>(all, from) : value;
 }
