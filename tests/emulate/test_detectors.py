@@ -172,6 +172,18 @@ FAULTS = {
         "1",
         "misaligned",
     ),
+    "missing barrier in global memory": Planted(
+        f"y_ptr[{T}] = x_ptr[{T}]; {{0}} float v = y_ptr[{T} ^ 32]; __syncthreads(); y_ptr[{T}] = v;",
+        "__syncthreads();",
+        "",
+        "missing barrier",
+    ),
+    "another block's result": Planted(
+        f"y_ptr[blockIdx.x * 32 + {T} / 2] = 1; __syncthreads(); x_ptr[0] = y_ptr[{{0}}];",
+        f"blockIdx.x * 32 + {T} / 2",
+        f"{T} / 2",
+        "another block wrote",
+    ),
     "metal: missing barrier": Planted(
         "threadgroup float s[64];\ns[threadIdx] = 0; threadgroup_barrier(mem_flags::mem_threadgroup);\n"
         "s[threadIdx] = x_ptr[threadIdx];\n{0}\ny_ptr[threadIdx] = s[63 - threadIdx];",
@@ -217,7 +229,8 @@ def kernels(tmp_path_factory) -> dict[str, EmulatedKernels]:
 
 def launch(kernels: dict[str, EmulatedKernels], name: str, form: str) -> None:
     x, y = np.arange(64, dtype=np.float32), np.zeros(64, np.float32)
-    kernels[FAULTS[name].dialect].launch(kernel(name, form), [x, y, 64], (1, 1, 1), (64, 1, 1), 256)
+    blocks = 2 if "blockIdx" in FAULTS[name].body else 1
+    kernels[FAULTS[name].dialect].launch(kernel(name, form), [x, y, 64], (blocks, 1, 1), (64, 1, 1), 256)
 
 
 @pytest.mark.parametrize("name", FAULTS)
@@ -225,7 +238,7 @@ def test_a_planted_fault_is_found(name: str, kernels) -> None:
     with pytest.raises(BundleError, match="went wrong in the emulator") as error:
         launch(kernels, name, "wrong")
     assert FAULTS[name].said in error.value.why
-    assert "block (0, 0, 0), thread (" in error.value.why
+    assert ", 0, 0), thread (" in error.value.why
 
 
 @pytest.mark.parametrize("name", FAULTS)

@@ -61,6 +61,37 @@ void global_access(Block& block, const unsigned char* pointer, std::size_t bytes
        static_cast<const void*>(pointer));
 }
 
+// Blocks of a launch are in no order; threads of a block are ordered by its barriers.
+bool ordered(const Block& block, const Writer& writer) {
+  return writer.block == block.serial && ordered(block, writer.epoch, writer.warp_epoch, writer.thread, block.current);
+}
+
+void global_order(Block& block, const unsigned char* pointer, std::size_t bytes, bool write) {
+  if (!write && !block.written.any()) return;
+  const auto first = reinterpret_cast<std::uintptr_t>(pointer) / 2;
+  const auto last = (reinterpret_cast<std::uintptr_t>(pointer) + bytes - 1) / 2;
+  bool again = false;
+  unsigned other = 0;
+  for (std::uintptr_t unit = first; unit <= last; ++unit) {
+    const Writer* found = block.written.find(unit);
+    if (found && !ordered(block, *found)) {
+      if (!write && found->block != block.serial)
+        fail("no order: another block wrote global memory that thread %u reads", block.current);
+      if (!write)
+        fail("missing barrier: thread %u wrote global memory, and thread %u reads it", found->thread, block.current);
+      again = true;
+      other = found->thread;
+    }
+    if (!write) continue;
+    Writer& writer = block.written.insert(unit);
+    writer.block = block.serial;
+    writer.epoch = block.epoch;
+    writer.warp_epoch = block.warp_epochs[block.current / kWarpSize];
+    writer.thread = block.current;
+  }
+  if (again) expect_same(block, pointer, bytes, other);
+}
+
 void access(const void* where, std::size_t bytes, bool write, bool vector) {
   Block* block = running;
   if (block == nullptr) return;
@@ -84,6 +115,8 @@ void access(const void* where, std::size_t bytes, bool write, bool vector) {
     fail("%s of %zu bytes of shared memory outside its arrays: out of bounds", write ? "write" : "read", bytes);
   }
   global_access(*block, pointer, bytes, write ? "write" : "read");
+  // A byte of its own is what neighbours in two bytes have: told apart by nobody here.
+  if (bytes > 1) global_order(*block, pointer, bytes, write);
 }
 
 }  // namespace
@@ -96,21 +129,31 @@ void judge_second_write(Block& block) {
   SecondWrite& write = block.second_write;
   const std::size_t bytes = write.bytes;
   write.bytes = 0;
-  if (std::memcmp(write.before, block.arena + write.offset, bytes) != 0)
+  if (std::memcmp(write.before, write.where, bytes) == 0) return;
+  const auto offset = static_cast<std::size_t>(write.where - block.arena);
+  if (offset < kArenaBytes)
     fail("missing barrier: thread %u wrote shared memory at %zu, and thread %u writes another value", write.writer,
-         write.offset, block.current);
+         offset, block.current);
+  fail("missing barrier: thread %u wrote global memory, and thread %u writes another value", write.writer,
+       block.current);
+}
+
+void expect_same(Block& block, const unsigned char* where, std::size_t bytes, unsigned writer) {
+  SecondWrite& write = block.second_write;
+  write = {where, std::min(bytes, sizeof write.before), writer, {}};
+  std::memcpy(write.before, where, write.bytes);
 }
 
 void write_shared(Block& block, unsigned offset, std::size_t bytes) {
   const unsigned self = block.current, warp = self / kWarpSize;
-  bool expect_same = false;
+  bool again = false;
   unsigned other = 0;
   for (std::size_t i = 0; i < bytes; ++i) {
     Shadow& s = block.shadow[offset + i];
     if (s.pending) fail("write to shared memory at %zu that an asynchronous copy is about to fill", offset + i);
     if (s.write_epoch >= block.first_epoch &&
         !ordered(block, s.write_epoch, s.write_warp_epoch, s.writer, self))
-      expect_same = true, other = s.writer;
+      again = true, other = s.writer;
     if (s.read_epoch == block.epoch) {
       const bool clear = !s.read_by_warps && s.reader / kWarpSize == warp && s.read_warp_epoch < block.warp_epochs[warp];
       if (!clear && (s.read_by_lanes || s.read_by_warps || s.reader != self))
@@ -122,11 +165,7 @@ void write_shared(Block& block, unsigned offset, std::size_t bytes) {
     s.writer = static_cast<std::uint16_t>(self);
     s.read_epoch = 0;
   }
-  if (expect_same) {
-    SecondWrite& write = block.second_write;
-    write = {offset, std::min(bytes, sizeof write.before), other, {}};
-    std::memcpy(write.before, block.arena + offset, write.bytes);
-  }
+  if (again) expect_same(block, block.arena + offset, bytes, other);
 }
 
 void read_shared(Block& block, unsigned offset, std::size_t bytes) {

@@ -6,6 +6,7 @@
 
 #include "emulator.h"
 #include "fiber.h"
+#include "written.h"
 
 namespace emulator {
 
@@ -38,7 +39,8 @@ struct Shadow {
 // A write to bytes that another thread has written since the last barrier, about to happen. It is a fault only if it
 // changes them: that many threads store one value is common and does no harm.
 struct SecondWrite {
-  std::size_t offset, bytes;  // bytes is 0 where there is none
+  const unsigned char* where;
+  std::size_t bytes;  // 0 where there is none
   unsigned writer;
   unsigned char before[64];
 };
@@ -59,6 +61,8 @@ struct Block {
   std::uint32_t warp_epochs[kMaxThreads / kWarpSize] = {};
   std::vector<Range> arrays;  // of shared memory, as offsets into the arena
   SecondWrite second_write = {};
+  Written written;              // global memory
+  std::uint64_t serial = 0;     // of the block, among all that this one has run
   Context scheduler;
   Fiber fibers[kMaxThreads];
   Deposit deposits[2][kMaxThreads];
@@ -78,6 +82,7 @@ struct Block {
 extern thread_local Block* running;
 
 void judge_second_write(Block& block);
+void expect_same(Block& block, const unsigned char* where, std::size_t bytes, unsigned writer);
 void write_shared(Block& block, unsigned offset, std::size_t bytes);
 void read_shared(Block& block, unsigned offset, std::size_t bytes);
 void set_pending(Block& block, unsigned offset, std::size_t bytes, bool pending);

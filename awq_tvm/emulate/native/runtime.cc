@@ -221,6 +221,7 @@ bool Block::run(Index which) {
   index = which;
   running = this;
   first_epoch = ++epoch;
+  ++serial;
   failed = false;
   message.clear();
   second_write.bytes = 0;
@@ -291,6 +292,7 @@ int awq_emulate_launch(const char* name, void** arguments, const std::uint32_t g
   own->size = {block[0], block[1], block[2]};
   own->threads = static_cast<unsigned>(threads);
   own->dynamic_bytes = dynamic_shared_bytes;
+  own->written.begin();
   bool good = true;
   for (unsigned z = 0; good && z < grid[2]; ++z)
     for (unsigned y = 0; good && y < grid[1]; ++y)
