@@ -44,14 +44,15 @@ def built(tmp_path_factory) -> BuiltLibrary:
 @needs_nvcc
 def test_every_kernel_is_compiled_for_every_architecture(built) -> None:
     names = {kernel.name for kernel in built.kernels}
-    ours = {"linear_kernel", "linear_kernel_1", "linear_kernel_2"}
+    ours = {"linear_kernel", "linear_kernel_1", "linear_kernel_2", "linear_kernel_3"}
     assert ours < names
     assert {"rms_norm_kernel", "take_kernel"} < names
     expected = {(name, arch) for name in names for arch in resolve("cuda").cuda_archs}
     assert {(kernel.name, kernel.arch) for kernel in built.kernels} == expected
     assert all(kernel.spill_store_bytes == kernel.spill_load_bytes == 0 for kernel in built.kernels)
-    tiled = [kernel for kernel in built.kernels if kernel.name == "linear_kernel_2"]
-    assert {kernel.shared_bytes for kernel in tiled} == {16384}
+    # What a launch asks for is not in the compiler's report: of ours, the sums of four warps for eight tokens are.
+    few = [kernel for kernel in built.kernels if kernel.name == "linear_kernel"]
+    assert {kernel.shared_bytes for kernel in few} == {4 * 8 * 20 * 4}
 
 
 @needs_nvcc
