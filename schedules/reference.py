@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING, Any
 from tvm import te, tirx
 
 from awq_tvm import ir_attrs
+from awq_tvm.schedules.frame import OPAQUE, attributes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from awq_tvm.schedules.layout import DenseLayout, Layout
     from awq_tvm.schedules.spec import DenseSpec, MatmulSpec
-
-# TVM's operator fusion must leave these functions to our own passes.
-_OPAQUE = 8
 
 
 def dequantize(spec: MatmulSpec, layout: Layout) -> tirx.PrimFunc:
@@ -113,7 +111,7 @@ def _dense_weight(spec: DenseSpec, layout: DenseLayout | None) -> tuple[Any, Cal
 
 
 def _mark_dense(func: tirx.PrimFunc, op: str, spec: DenseSpec, layout: DenseLayout | None) -> tirx.PrimFunc:
-    attrs = {"op_pattern": _OPAQUE, ir_attrs.OP: op, ir_attrs.DENSE_SPEC: spec.to_json()}
+    attrs = {"op_pattern": OPAQUE, ir_attrs.OP: op, ir_attrs.DENSE_SPEC: spec.to_json()}
     if layout is not None:
         attrs[ir_attrs.LAYOUT] = layout.name
     return func.without_attr("global_symbol").with_attrs(attrs)
@@ -174,13 +172,4 @@ def _apply(activation_function: str | None, value: Any) -> Any:
 
 def _mark(func: tirx.PrimFunc, op: str, spec: MatmulSpec, layout: Layout) -> tirx.PrimFunc:
     # A module holds many of these, so none may claim the symbol that TE gives each.
-    return func.without_attr("global_symbol").with_attrs(
-        {
-            "op_pattern": _OPAQUE,
-            ir_attrs.OP: op,
-            ir_attrs.BITS: spec.bits,
-            ir_attrs.GROUP_SIZE: spec.group_size,
-            ir_attrs.LAYOUT: layout.name,
-            ir_attrs.MATMUL_SPEC: spec.to_json(),
-        }
-    )
+    return func.without_attr("global_symbol").with_attrs(attributes(op, spec, layout))

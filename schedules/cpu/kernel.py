@@ -1,19 +1,20 @@
-"""The frame of a fused matmul PrimFunc: its parameters, its attributes, and the choice of a kernel by M."""
+"""The PrimFunc of a fused matmul on a CPU: its parameters, and what kernels are told of them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from awq_tvm import ir_attrs
 from awq_tvm.schedules.cpu.epilogue import Output
 from awq_tvm.schedules.cpu.vectors import LANES, Buffer, Expression
+from awq_tvm.schedules.frame import by_rows, scheduled_attributes
 from awq_tvm.schedules.layout import Layout
 from awq_tvm.schedules.spec import MatmulSpec
 
@@ -90,34 +91,9 @@ def fused_matmul(
         y = parameter("y", (rows, n), spec.dtype)
         output = Output(n, y, bias, residual, spec.activation_function)
         operands = Operands(spec, rows, x, weights, output)
-        _by_rows(operands, bodies, any_rows)
-    return _marked(builder.get(), spec, layout, schedule_name)
-
-
-def _by_rows(operands: Operands, bodies: tuple[tuple[int, Body], ...], any_rows: Body) -> None:
-    if not bodies:
-        any_rows(operands)
-        return
-    (largest, body), *rest = bodies
-    with T.If(operands.rows <= largest):
-        with T.Then():
-            body(operands)
-        with T.Else():
-            _by_rows(operands, tuple(rest), any_rows)
-
-
-def _marked(func: tirx.PrimFunc, spec: MatmulSpec, layout: Layout, schedule_name: str) -> tirx.PrimFunc:
+        emits = [(largest, partial(body, operands)) for largest, body in bodies]
+        by_rows(rows, emits, partial(any_rows, operands))
+    func = builder.get()
     if func.attrs is not None and "global_symbol" in func.attrs:
         func = func.without_attr("global_symbol")
-    return func.with_attrs(
-        {
-            "op_pattern": 8,
-            ir_attrs.OP: ir_attrs.OP_DEQUANTIZE_MATMUL,
-            ir_attrs.BITS: spec.bits,
-            ir_attrs.GROUP_SIZE: spec.group_size,
-            ir_attrs.MATMUL_SPEC: spec.to_json(),
-            ir_attrs.LAYOUT: layout.name,
-            ir_attrs.SCHEDULE: schedule_name,
-            ir_attrs.IS_SCHEDULED: True,
-        }
-    )
+    return func.with_attrs(scheduled_attributes(spec, layout, schedule_name))

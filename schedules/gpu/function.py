@@ -1,14 +1,15 @@
-"""The function around the kernels of one quantized linear: parameters, attributes, and the branch on M."""
+"""The function around the kernels of one quantized linear: its parameters, named, and a kernel for each M."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from awq_tvm import ir_attrs
+from awq_tvm.schedules.frame import by_rows, scheduled_attributes
 from awq_tvm.schedules.layout import Layout
 from awq_tvm.schedules.spec import MatmulSpec
 
@@ -30,37 +31,12 @@ def matmul_function(
     """
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name("dequantize_matmul")
-        T.func_attr(
-            {
-                "tirx.noalias": True,
-                ir_attrs.IS_SCHEDULED: True,
-                # TVM's operator fusion must leave it alone.
-                "op_pattern": 8,
-                ir_attrs.OP: ir_attrs.OP_DEQUANTIZE_MATMUL,
-                ir_attrs.BITS: spec.bits,
-                ir_attrs.GROUP_SIZE: spec.group_size,
-                ir_attrs.MATMUL_SPEC: spec.to_json(),
-                ir_attrs.LAYOUT: layout.name,
-                ir_attrs.SCHEDULE: rule,
-            }
-        )
+        T.func_attr({"tirx.noalias": True, **scheduled_attributes(spec, layout, rule)})
         tokens = IRBuilder.name("m", T.int64())
         arguments = _arguments(spec, layout, tokens)
-        _branch(list(kernels_up_to.items()), otherwise, arguments, tokens)
+        emits = [(limit, partial(emit, arguments, tokens)) for limit, emit in kernels_up_to.items()]
+        by_rows(tokens, emits, partial(otherwise, arguments, tokens))
     return builder.get()
-
-
-def _branch(kernels: list[tuple[int, Emit]], otherwise: Emit, arguments: dict[str, Any], tokens: Any) -> None:
-    """Emit the kernel of the first limit that M does not exceed."""
-    if not kernels:
-        otherwise(arguments, tokens)
-        return
-    (limit, emit), *others = kernels
-    with T.If(tokens == 1 if limit == 1 else tokens <= limit):
-        with T.Then():
-            emit(arguments, tokens)
-        with T.Else():
-            _branch(others, otherwise, arguments, tokens)
 
 
 def _arguments(spec: MatmulSpec, layout: Layout, tokens: Any) -> dict[str, Any]:
