@@ -23,11 +23,7 @@ def merge_in_place(shape: AttentionShape) -> tirx.PrimFunc:
     """
 
     def emit() -> None:
-        tokens = size("tokens")
-        v = tensor("v", (tokens, shape.heads, shape.head_dim), shape.dtype)
-        s = tensor("s", (tokens, shape.heads))
-        other_v = tensor("other_v", (tokens, shape.heads, shape.head_dim), shape.dtype)
-        other_s = tensor("other_s", (tokens, shape.heads))
+        tokens, v, s, other_v, other_s = _parameters(shape)
 
         def one(token: Any) -> None:
             with T.serial(shape.heads) as head:
@@ -53,6 +49,14 @@ def merge_in_place(shape: AttentionShape) -> tirx.PrimFunc:
     return build("attention_merge", emit)
 
 
+def _parameters(shape: AttentionShape) -> tuple[Any, Any, Any, Any, Any]:
+    """Declare v, s, v' and s' in order; returns n and these."""
+    tokens = size("tokens")
+    rows, sums = (tokens, shape.heads, shape.head_dim), (tokens, shape.heads)
+    v, s = tensor("v", rows, shape.dtype), tensor("s", sums)
+    return tokens, v, s, tensor("other_v", rows, shape.dtype), tensor("other_s", sums)
+
+
 GPU_THREADS = 32
 
 
@@ -64,11 +68,7 @@ def merge_in_place_on_gpu(shape: AttentionShape) -> tirx.PrimFunc:
     """
 
     def emit() -> None:
-        tokens = size("tokens")
-        v = tensor("v", (tokens, shape.heads, shape.head_dim), shape.dtype)
-        s = tensor("s", (tokens, shape.heads))
-        other_v = tensor("other_v", (tokens, shape.heads, shape.head_dim), shape.dtype)
-        other_s = tensor("other_s", (tokens, shape.heads))
+        tokens, v, s, other_v, other_s = _parameters(shape)
         with (
             T.launch_thread("blockIdx.x", tokens) as token,
             T.launch_thread("blockIdx.y", shape.heads) as head,
