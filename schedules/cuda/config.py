@@ -9,6 +9,18 @@ from awq_tvm.errors import UnsupportedError
 MAX_SUMS = 128
 """Float32 sums a thread may hold: half of its 255 registers."""
 
+ROWS = 16
+"""Outputs of a tile."""
+
+EIGHT = 8
+"""Tokens of the right operand of one instruction."""
+
+PADDING = 4
+"""Floats between rows of partial sums, so that the lanes of a store meet different banks."""
+
+GROUP_BYTES = 48
+"""Scales and zero points of a tile's outputs for one group: 16 float16 and 16 bytes."""
+
 
 @dataclass(frozen=True)
 class FewConfig:
@@ -36,13 +48,22 @@ class FewConfig:
     @property
     def most_tokens(self) -> int:
         """The largest M."""
-        return 8 * self.eights
+        return EIGHT * self.eights
+
+    @property
+    def rows(self) -> int:
+        """Outputs of a block."""
+        return ROWS * self.tiles
+
+    @property
+    def partial_sums(self) -> int:
+        """Floats in which the warps' sums meet."""
+        return self.warps * self.most_tokens * (self.rows + PADDING)
 
     def shared_bytes(self, bits: int, group_size: int) -> int:
         """Shared memory of a block, for codes of so many bits in groups of so many k."""
         stage = self.tiles * tile_bytes(bits, group_size) + self.eights * 1024
-        partial = self.warps * 8 * self.eights * (16 * self.tiles + 4) * 4
-        return self.warps * self.stages * stage + partial
+        return self.warps * self.stages * stage + 4 * self.partial_sums
 
 
 @dataclass(frozen=True)
@@ -79,12 +100,12 @@ class TiledConfig:
     @property
     def tokens(self) -> int:
         """Of a block."""
-        return 8 * self.eights * self.token_warps
+        return EIGHT * self.eights * self.token_warps
 
     @property
     def rows(self) -> int:
         """Outputs of a block."""
-        return 16 * self.tiles * self.row_warps
+        return ROWS * self.tiles * self.row_warps
 
     def shared_bytes(self, bits: int, group_size: int) -> int:
         """Shared memory of a block, for codes of so many bits in groups of so many k."""
@@ -114,7 +135,7 @@ class TensorCoreConfig:
 
 def tile_bytes(bits: int, group_size: int) -> int:
     """Shared memory of sixteen outputs and 64 k: codes, and scales and zero points of one group or two."""
-    return (512 if bits <= 4 else 1024) + 48 * (1 if group_size % 64 == 0 else 2)
+    return (512 if bits <= 4 else 1024) + GROUP_BYTES * (1 if group_size % 64 == 0 else 2)
 
 
 def default_config(in_features: int, bits: int) -> TensorCoreConfig:

@@ -7,21 +7,19 @@ for nobody else. Weights are the left operand, so that tokens come eight at a ti
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from awq_tvm.schedules.cuda import ptx
-from awq_tvm.schedules.cuda.config import FewConfig
-from awq_tvm.schedules.cuda.fragments import BLOCK_K, HALF_K, ROWS, Fragments
-from awq_tvm.schedules.cuda.warp_sum import EIGHT, add_block, clear
+from awq_tvm.schedules.cuda.config import EIGHT, PADDING, FewConfig
+from awq_tvm.schedules.cuda.fragments import BLOCK_K, HALF_K, Fragments
+from awq_tvm.schedules.cuda.warp_sum import add_block, clear, held
 from awq_tvm.schedules.gpu.epilogue import finish
 from awq_tvm.schedules.gpu.weights import local
 from awq_tvm.schedules.spec import MatmulSpec
-
-PADDING = 4
-"""Floats between rows of partial sums, so that the lanes of a store meet different banks."""
 
 _X_WORDS = 128
 """32-bit words of x of eight tokens and half a block: 16 bytes a lane."""
@@ -36,7 +34,7 @@ def few_tokens_kernel(spec: MatmulSpec, config: FewConfig, arguments: dict[str, 
         arguments: buffers by name.
         tokens: M.
     """
-    rows, most = ROWS * config.tiles, EIGHT * config.eights
+    rows, most = config.rows, config.most_tokens
     threads = 32 * config.warps
     with (
         T.launch_thread("blockIdx.x", -(-spec.out_features // rows)) as bx,
@@ -46,15 +44,9 @@ def few_tokens_kernel(spec: MatmulSpec, config: FewConfig, arguments: dict[str, 
         sums = local("sums", 4 * config.eights * config.tiles, "float32")
         clear(sums, 4 * config.eights * config.tiles)
         _add_up(spec, config, arguments, sums, bx * config.tiles, warp, lane, tokens)
-        length = config.warps * most * (rows + PADDING)
-        partial = IRBuilder.name("partial", T.alloc_buffer((length,), "float32", scope="shared"))
-        for tile in range(config.tiles):
-            for eight in range(config.eights):
-                for d in range(4):
-                    token = EIGHT * eight + lane % 4 * 2 + d % 2
-                    row = ROWS * tile + lane // 4 + d // 2 * 8
-                    at = 4 * (tile * config.eights + eight) + d
-                    T.buffer_store(partial, sums[at], [_place(config, warp, token, row)])
+        partial = IRBuilder.name("partial", T.alloc_buffer((config.partial_sums,), "float32", scope="shared"))
+        for at, row, token in held(config.tiles, config.eights, lane):
+            T.buffer_store(partial, sums[at], [_place(config, warp, token, row)])
         T.evaluate(T.tvm_storage_sync("shared"))
         for first in range(0, rows * most, threads):
             _store(spec, config, arguments, partial, bx * rows, first + thread, tokens)
@@ -109,13 +101,9 @@ def _add_up(
         # An empty group keeps the count of those under way.
         ptx.commit_copies()
 
-        def load_x(into: Any, eight: int, half: int, step: Any = step) -> None:
-            with T.vectorized(0, 4) as i:
-                T.buffer_store(into, stages[x_place(step, eight, half) + i], [i])
-
         with T.If(step * config.warps + warp < weights.blocks), T.Then():
             bases = [base_of(step) + i * weights.tile_words for i in range(config.tiles)]
-            add_block(weights, sums, stages, bases, lane, config.eights, load_x)
+            add_block(weights, sums, stages, bases, lane, config.eights, functools.partial(x_place, step))
 
 
 def _store(
@@ -128,7 +116,7 @@ def _store(
     tokens: Any,
 ) -> None:
     """Emit the sum over the warps and the epilogue of output ``number`` of the block's."""
-    rows = ROWS * config.tiles
+    rows = config.rows
     row, token = first_row + number % rows, number // rows
     with T.If(T.And(row < spec.out_features, token < tokens)), T.Then():
         total = local("total", 1, "float32")
@@ -140,4 +128,4 @@ def _store(
 
 def _place(config: FewConfig, warp: Any, token: Any, row: Any) -> Any:
     """Where a partial sum lies; one dimension, as TVM would cut off the padding of a second."""
-    return (warp * (EIGHT * config.eights) + token) * (ROWS * config.tiles + PADDING) + row
+    return (warp * config.most_tokens + token) * (config.rows + PADDING) + row

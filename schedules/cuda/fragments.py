@@ -17,11 +17,9 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from awq_tvm.schedules.cuda import ptx
+from awq_tvm.schedules.cuda.config import GROUP_BYTES, ROWS, tile_bytes
 from awq_tvm.schedules.gpu.weights import local
 from awq_tvm.schedules.spec import MatmulSpec
-
-ROWS = 16
-"""Outputs of a tile."""
 
 BLOCK_K = 64
 """k of a block."""
@@ -32,8 +30,8 @@ HALF_K = 32
 _CHUNK = 4
 """32-bit words of what is copied at once."""
 
-_SCALE_WORDS, _ZERO_WORDS = 8, 4
-"""Words of a tile's scales and zero points of one group."""
+_SCALE_WORDS = 8
+"""Words of a tile's scales of one group; behind them come its zero points."""
 
 _BIAS = 0x6400
 _SIXTEENTH = 0x2C002C00
@@ -71,7 +69,7 @@ class Fragments:
     @property
     def tile_words(self) -> int:
         """32-bit words of one tile and block in shared memory: codes, then scales and zero points of each part."""
-        return 32 * self.lane_words + self.sums_per_block * (_SCALE_WORDS + _ZERO_WORDS)
+        return tile_bytes(self.spec.bits, self.spec.group_size) // 4
 
     def copy(
         self, shared: Any, base: Any, tile: Any, count: int, block: Any, thread: Any, threads: int
@@ -110,8 +108,7 @@ class Fragments:
         """Emit the loads of a lane's codes of the tile at ``shared[base]`` and return their registers."""
         raw = local("raw", self.lane_words, "uint32")
         for first in range(0, self.lane_words, _CHUNK):
-            with T.vectorized(0, _CHUNK) as i:
-                T.buffer_store(raw, shared[base + 32 * first + lane * _CHUNK + i], [first + i])
+            read_chunk(raw, first, shared, base + 32 * first + lane * _CHUNK)
         return raw
 
     def read_group(self, shared: Any, base: Any, part: int, lane: Any) -> tuple[Any, Any]:
@@ -174,7 +171,13 @@ class Fragments:
         return (block * 2 + part) // (self.spec.group_size // HALF_K)
 
     def _scales_at(self, part: Any) -> Any:
-        return 32 * self.lane_words + part * (_SCALE_WORDS + _ZERO_WORDS)
+        return 32 * self.lane_words + part * (GROUP_BYTES // 4)
+
+
+def read_chunk(into: Any, at: int, shared: Any, place: Any) -> None:
+    """Emit one load of 16 bytes of shared memory to four registers."""
+    with T.vectorized(0, _CHUNK) as i:
+        T.buffer_store(into, shared[place + i], [at + i])
 
 
 def _shared_out(count: int, thread: Any, threads: int) -> Any:

@@ -12,9 +12,9 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from awq_tvm.schedules.cuda import ptx
-from awq_tvm.schedules.cuda.config import TiledConfig
-from awq_tvm.schedules.cuda.fragments import BLOCK_K, ROWS, Fragments
-from awq_tvm.schedules.cuda.warp_sum import EIGHT, add_block, clear
+from awq_tvm.schedules.cuda.config import EIGHT, ROWS, TiledConfig
+from awq_tvm.schedules.cuda.fragments import BLOCK_K, Fragments
+from awq_tvm.schedules.cuda.warp_sum import add_block, clear, held
 from awq_tvm.schedules.gpu.epilogue import finish
 from awq_tvm.schedules.gpu.weights import local
 from awq_tvm.schedules.spec import MatmulSpec
@@ -47,13 +47,11 @@ def tiled_kernel(spec: MatmulSpec, config: TiledConfig, arguments: dict[str, Any
         sums = local("sums", 4 * config.eights * config.tiles, "float32")
         clear(sums, 4 * config.eights * config.tiles)
         _add_up(spec, config, arguments, sums, first_tile, first_token, own_tile, own_token, thread, tokens)
-        for tile in range(config.tiles):
-            for eight in range(config.eights):
-                for d in range(4):
-                    token = first_token + own_token + EIGHT * eight + lane % 4 * 2 + d % 2
-                    row = (first_tile + own_tile + tile) * ROWS + lane // 4 + d // 2 * 8
-                    with T.If(T.And(token < tokens, row < spec.out_features)), T.Then():
-                        finish(spec, sums[4 * (tile * config.eights + eight) + d], token, row, arguments)
+        for at, own_row, token_of_warp in held(config.tiles, config.eights, lane):
+            token = first_token + own_token + token_of_warp
+            row = (first_tile + own_tile) * ROWS + own_row
+            with T.If(T.And(token < tokens, row < spec.out_features)), T.Then():
+                finish(spec, sums[at], token, row, arguments)
 
 
 def _add_up(
@@ -80,6 +78,9 @@ def _add_up(
     def base_of(block: Any) -> Any:
         return block % config.stages * stage_words
 
+    def x_place(block: Any, token: Any, chunk: Any) -> Any:
+        return base_of(block) + x_at + token * _TOKEN_WORDS + _swizzled(token, chunk) * 4
+
     def copy(block: Any) -> None:
         weights.copy(stages, base_of(block), first_tile, tiles, block, thread, config.threads)
         for first in range(0, config.tokens * _CHUNKS, config.threads):
@@ -88,8 +89,7 @@ def _add_up(
             source = arguments["x"].ptr_to(
                 [T.min(first_token + token, tokens - 1), block * BLOCK_K + chunk * 8]
             )
-            place = base_of(block) + x_at + token * _TOKEN_WORDS + _swizzled(token, chunk) * 4
-            ptx.copy_async(stages.ptr_to([place]), source)
+            ptx.copy_async(stages.ptr_to([x_place(block, token, chunk)]), source)
 
     for block in range(config.stages - 1):
         if block < weights.blocks:
@@ -104,14 +104,11 @@ def _add_up(
         # An empty group keeps the count of those under way.
         ptx.commit_copies()
 
-        def load_x(into: Any, eight: int, half: int, block: Any = block) -> None:
-            token = own_token + EIGHT * eight + lane // 4
-            place = base_of(block) + x_at + token * _TOKEN_WORDS + _swizzled(token, half * 4 + lane % 4) * 4
-            with T.vectorized(0, 4) as i:
-                T.buffer_store(into, stages[place + i], [i])
+        def x_of(eight: int, half: int, block: Any = block) -> Any:
+            return x_place(block, own_token + EIGHT * eight + lane // 4, half * 4 + lane % 4)
 
         bases = [base_of(block) + (own_tile + i) * weights.tile_words for i in range(config.tiles)]
-        add_block(weights, sums, stages, bases, lane, config.eights, load_x)
+        add_block(weights, sums, stages, bases, lane, config.eights, x_of)
 
 
 def _swizzled(token: Any, chunk: Any) -> Any:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from tvm.script.ir_builder import tirx as T
 
 from awq_tvm.schedules.cuda import ptx
-from awq_tvm.schedules.cuda.fragments import HALF_K, Fragments
+from awq_tvm.schedules.cuda.config import EIGHT, ROWS
+from awq_tvm.schedules.cuda.fragments import HALF_K, Fragments, read_chunk
 from awq_tvm.schedules.gpu.weights import local
-
-EIGHT = 8
-"""Tokens of the right operand of one instruction."""
 
 
 def add_block(
@@ -22,18 +20,18 @@ def add_block(
     bases: list[Any],
     lane: Any,
     eights: int,
-    load_x: Callable[[Any, int, int], None],
+    x_place: Callable[[int, int], Any],
 ) -> None:
     """Emit ``sums += scale * ((q - z) @ x)`` over one block: products exact, sums and scales float32.
 
     Args:
         weights: of the linear.
-        sums: float32, four of each tile and eight: ``sums[4 * (tile * eights + eight) + i]``.
-        shared: where ``Fragments.copy`` has put the tiles.
+        sums: float32, four of each tile and eight, see ``held``.
+        shared: where ``Fragments.copy`` has put the tiles, and x is.
         bases: where each tile begins.
         lane: of the warp.
         eights: how many times eight tokens.
-        load_x: emits the load of a lane's 16 bytes of x, given four registers, the eight and the half block.
+        x_place: where a lane's 16 bytes of x are, given the eight and the half block.
     """
     parts = weights.sums_per_block
     raw = [weights.read_codes(shared, base, lane) for base in bases]
@@ -48,12 +46,12 @@ def add_block(
             right = []
             for half in halves:
                 registers = local("x_words", 4, "uint32")
-                load_x(registers, eight, half)
+                read_chunk(registers, 0, shared, x_place(eight, half))
                 right.append(registers)
             for i, (scale, tile) in enumerate(zip(scales, left, strict=True)):
                 products = _multiply(tile, right)
                 for d in range(4):
-                    at = 4 * (i * eights + eight) + d
+                    at = _at(i, eight, eights, d)
                     T.buffer_store(sums, sums[at] + scale[d // 2] * products[d], [at])
 
 
@@ -73,3 +71,16 @@ def clear(sums: Any, count: int) -> None:
     """Emit ``sums[:count] = 0``."""
     for i in range(count):
         T.buffer_store(sums, T.float32(0), [i])
+
+
+def held(tiles: int, eights: int, lane: Any) -> Iterator[tuple[int, Any, Any]]:
+    """What a lane's sums are of: (place among them, output within the tiles, token within the eights)."""
+    for tile in range(tiles):
+        for eight in range(eights):
+            for d in range(4):
+                row, token = ROWS * tile + lane // 4 + d // 2 * 8, EIGHT * eight + lane % 4 * 2 + d % 2
+                yield _at(tile, eight, eights, d), row, token
+
+
+def _at(tile: int, eight: int, eights: int, d: int) -> int:
+    return 4 * (tile * eights + eight) + d
