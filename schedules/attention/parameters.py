@@ -27,6 +27,7 @@ from awq_tvm.schedules.attention.tile import (
     store,
 )
 from awq_tvm.schedules.cpu.vectors import prefetch
+from awq_tvm.schedules.frame import OPAQUE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,7 +40,7 @@ def build(name: str, emit: Callable[[], None]) -> tirx.PrimFunc:
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name(name)
         T.func_attr(
-            {"global_symbol": name, ir_attrs.IS_SCHEDULED: True, "tirx.noalias": True, "op_pattern": 8}
+            {"global_symbol": name, ir_attrs.IS_SCHEDULED: True, "tirx.noalias": True, "op_pattern": OPAQUE}
         )
         emit()
     return builder.get()

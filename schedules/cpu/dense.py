@@ -18,6 +18,7 @@ from awq_tvm import ir_attrs
 from awq_tvm.errors import UnsupportedError
 from awq_tvm.schedules.cpu.epilogue import Output
 from awq_tvm.schedules.cpu.vectors import LANES, Buffer, Expression, Register, lanes, splat
+from awq_tvm.schedules.frame import OPAQUE
 from awq_tvm.schedules.layout import DENSE_LAYOUTS
 from awq_tvm.schedules.rule import DenseRule, NotApplicable, register_dense
 
@@ -132,7 +133,7 @@ def build_dense_matmul(
         func = func.without_attr("global_symbol")
     return func.with_attrs(
         {
-            "op_pattern": 8,
+            "op_pattern": OPAQUE,
             ir_attrs.OP: ir_attrs.OP_DENSE_MATMUL,
             ir_attrs.LAYOUT: LAYOUT.name,
             ir_attrs.SCHEDULE: "cpu.dense",
