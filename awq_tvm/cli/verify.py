@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Annotated
@@ -27,15 +28,16 @@ def command(
     json_output: Json = False,
 ) -> None:
     """Check every file of a bundle against its manifest, the versions, and this machine."""
+    if emulate:
+        # Verifies too, but for the GPU.
+        _emulate(bundle, prompt, tokens, json_output)
+        return
     from awq_tvm.bundle.verify import verify_bundle
 
     start = time.perf_counter()
-    manifest = verify_bundle(bundle, target=not (any_target or emulate))
+    manifest = verify_bundle(bundle, target=not any_target)
     seconds = time.perf_counter() - start
     size = sum(info.size for info in manifest.files.values())
-    if emulate:
-        _emulate(bundle, prompt, tokens, json_output)
-        return
     if json_output:
         print_json(
             {
@@ -57,11 +59,11 @@ def command(
 
 def _emulate(bundle: Path, prompt: str, tokens: int, json_output: bool) -> None:
     """Run the bundle in the emulator and say what came of it."""
-    from awq_tvm.runtime.emulated import as_json, run_emulated
+    from awq_tvm.runtime.emulated import run_emulated
 
     run = run_emulated(bundle, prompt, tokens)
     if json_output:
-        print_json({"ok": True, "bundle": bundle, "target": run.target, **as_json(run)})
+        print_json({"ok": True, "bundle": bundle, **dataclasses.asdict(run)})
         return
     launched = sum(run.launches.values())
     print(

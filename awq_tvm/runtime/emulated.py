@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
 
 from awq_tvm.bundle import machine
 from awq_tvm.bundle.reader import Bundle, open_bundle
@@ -24,7 +23,10 @@ from awq_tvm.runtime.executor import Executor
 from awq_tvm.runtime.sampler import SamplingOptions
 from awq_tvm.runtime.tvm_library import find_runtime_library, load_runtime_library
 
-SOURCES = {"cuda": "kernels.cu", "metal": "kernels.metal"}
+_SOURCES: dict[str, tuple[Dialect, str]] = {
+    "cuda": ("cuda", "kernels.cu"),
+    "metal": ("metal", "kernels.metal"),
+}
 _SAYS_EMULATOR = "emulator: "
 
 
@@ -87,7 +89,7 @@ def run_emulated(path: Path, prompt: str, max_tokens: int) -> EmulatedRun:
 def emulated_executor(bundle: Bundle) -> Iterator[Executor]:
     """The executor of a verified bundle for a GPU, on the stand-in device; errors as ``run_emulated``."""
     target = bundle.manifest.target
-    if target.kind not in SOURCES:
+    if target.kind not in _SOURCES:
         raise UsageError(
             "Only bundles for a GPU run in the emulator.",
             where=str(bundle.path),
@@ -102,7 +104,8 @@ def emulated_executor(bundle: Bundle) -> Iterator[Executor]:
             where=f"{bundle.path}, target {target.name}",
             why=f"it needs {' '.join(host)}; found {' '.join(here)}",
         )
-    source = bundle.path / SOURCES[target.kind]
+    dialect, file = _SOURCES[target.kind]
+    source = bundle.path / file
     if source.name not in bundle.manifest.files:
         raise BundleError(
             "The bundle does not hold the source of its kernels.",
@@ -110,7 +113,6 @@ def emulated_executor(bundle: Bundle) -> Iterator[Executor]:
             why=f"there is no {source.name}",
             fix="build the bundle again with `python -m awq_tvm compile`",
         )
-    (dialect,) = (name for name in get_args(Dialect) if name == target.kind)
     with tempfile.TemporaryDirectory(prefix="awq_tvm-emulate-") as folder:
         library = build_device(
             source.read_text(encoding="utf-8"), dialect, Path(folder), find_runtime_library()
@@ -132,14 +134,3 @@ def _findings(path: Path) -> Iterator[None]:
             where=str(path),
             why=text.partition(_SAYS_EMULATOR)[2].strip(),
         ) from None
-
-
-def as_json(run: EmulatedRun) -> dict[str, Any]:
-    """The run as a JSON object."""
-    return {
-        "prompt_tokens": run.prompt_tokens,
-        "token_ids": list(run.token_ids),
-        "text": run.text,
-        "launches": run.launches,
-        "seconds": run.seconds,
-    }
