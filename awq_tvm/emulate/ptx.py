@@ -160,21 +160,31 @@ def _one(operand: str | list[str]) -> str:
     return operand
 
 
-def _address(operand: str | list[str]) -> str:
-    """`[%0]` or `[%0+16]` as an integer or pointer expression."""
+def _base_and_offset(operand: str | list[str]) -> tuple[str, str]:
+    """The two parts of `[%0]` or `[%0+16]`, bytes."""
     match = re.fullmatch(r"\[(.*?)(?:\+(-?\d+))?\]", _one(operand), re.S)
     if not match:
         raise _unknown("an address", _one(operand))
-    base, offset = match.groups()
-    return f"({base} + {offset})" if offset else base
+    return match[1], match[2] or "0"
+
+
+def _address(operand: str | list[str]) -> str:
+    """Of shared memory, an integer."""
+    base, offset = _base_and_offset(operand)
+    return f"({base} + {offset})"
 
 
 def _pointer(operand: str | list[str]) -> str:
-    match = re.fullmatch(r"\[(.*?)(?:\+(-?\d+))?\]", _one(operand), re.S)
-    if not match:
-        raise _unknown("an address", _one(operand))
-    base, offset = match.groups()
-    return f"((const char*)({base}) + {offset or 0})"
+    """Of global memory."""
+    base, offset = _base_and_offset(operand)
+    return f"((const char*)({base}) + {offset})"
+
+
+def _into_registers(operand: str | list[str], kind: str, call: str) -> str:
+    """C++ that lets ``call`` fill an array ``awq_d`` of a kind, and copies it to the registers of an operand."""
+    registers = _many(operand)
+    stores = " ".join(f"{register} = awq_d[{i}];" for i, register in enumerate(registers))
+    return f"{{ {kind} awq_d[{len(registers)}]; {call}; {stores} }}"
 
 
 def _call(function: str) -> Callable[[re.Match[str], Operands], str]:
@@ -186,34 +196,23 @@ def _call(function: str) -> Callable[[re.Match[str], Operands], str]:
 
 
 def _mma(found: re.Match[str], operands: Operands) -> str:
-    d, a, b, c = (_many(operand) for operand in operands)
-    stores = " ".join(f"{register} = awq_d[{i}];" for i, register in enumerate(d))
-    return (
-        f"{{ float awq_d[4]; ptx::mma_m16n8k16<ptx::{found.group(1)}>(awq_d, {{{', '.join(a)}}}, "
-        f"{{{', '.join(b)}}}, {{{', '.join(c)}}}); {stores} }}"
-    )
+    a, b, c = (", ".join(_many(operand)) for operand in operands[1:])
+    call = f"ptx::mma_m16n8k16<ptx::{found.group(1)}>(awq_d, {{{a}}}, {{{b}}}, {{{c}}})"
+    return _into_registers(operands[0], "float", call)
 
 
 def _ldmatrix(found: re.Match[str], operands: Operands) -> str:
-    registers = _many(operands[0])
     transposed = "true" if found.group(2) else "false"
-    stores = " ".join(f"{register} = awq_d[{i}];" for i, register in enumerate(registers))
-    return (
-        f"{{ std::uint32_t awq_d[{len(registers)}]; ptx::ldmatrix<{found.group(1)}, {transposed}>"
-        f"(awq_d, {_address(operands[1])}); {stores} }}"
-    )
+    call = f"ptx::ldmatrix<{found.group(1)}, {transposed}>(awq_d, {_address(operands[1])})"
+    return _into_registers(operands[0], "std::uint32_t", call)
 
 
 def _load(found: re.Match[str], operands: Operands) -> str:
-    registers = _many(operands[0])
     kind = {"f32": "float", "b32": "std::uint32_t", "u32": "std::uint32_t"}[found.group(2)]
-    if int(found.group(1) or 1) != len(registers):
+    count = int(found.group(1) or 1)
+    if count != len(_many(operands[0])):
         raise _unknown("a load with so many registers", found.group(0))
-    stores = " ".join(f"{register} = awq_d[{i}];" for i, register in enumerate(registers))
-    return (
-        f"{{ {kind} awq_d[{len(registers)}]; ptx::load<{kind}, {len(registers)}>({_pointer(operands[1])}, awq_d); "
-        f"{stores} }}"
-    )
+    return _into_registers(operands[0], kind, f"ptx::load<{kind}, {count}>({_pointer(operands[1])}, awq_d)")
 
 
 def _copy(_: re.Match[str], operands: Operands) -> str:
