@@ -17,8 +17,6 @@ std::shared_mutex regions_lock;
 std::uint64_t regions_version = 0;
 thread_local std::uint64_t seen_version = 0;
 
-constexpr std::size_t kStackBytes = 128 * 1024;
-
 bool ordered(const Block& block, std::uint32_t epoch, std::uint32_t warp_epoch, unsigned other, unsigned self) {
   if (epoch < block.epoch || other == self) return true;
   const unsigned warp = self / kWarpSize;

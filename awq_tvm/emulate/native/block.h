@@ -10,6 +10,8 @@
 
 namespace emulator {
 
+constexpr std::size_t kStackBytes = 128 * 1024;
+
 enum class State : unsigned char { kReady, kBarrier, kMeeting, kDone };
 
 struct Copy {

@@ -24,7 +24,7 @@ struct alignas(16) Deposit {
   unsigned char bytes[128];
 };
 
-enum class Meeting : int { kSync, kShuffle, kVote, kMma, kLoadMatrix, kSimdgroupSync };
+enum class Meeting : int { kSync, kShuffle, kVote, kMma, kLoadMatrix };
 
 Index thread_index();
 Index block_index();

@@ -15,8 +15,6 @@ thread_local Block* running = nullptr;
 
 namespace {
 
-constexpr std::size_t kStackBytes = 128 * 1024;
-
 Kernel* kernels = nullptr;
 
 unsigned char* reserve(std::size_t bytes) {
