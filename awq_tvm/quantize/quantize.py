@@ -31,6 +31,7 @@ from awq_tvm.quantize.card import model_card
 from awq_tvm.quantize.finished import dense_tensors, quantized_linears
 from awq_tvm.quantize.group_quantize import Rounding, choose_group_size
 from awq_tvm.quantize.hidden_states import FULL, QUANTIZED
+from awq_tvm.quantize.inner_width import pad_inner_width, padding_note
 from awq_tvm.quantize.journal import Journal
 from awq_tvm.quantize.names import NetworkView, in_network_terms
 from awq_tvm.quantize.options import METHODS, AwqOptions
@@ -79,7 +80,8 @@ def quantize_checkpoint(
             weight on average, scales and zero points included. Asymmetric 4 bits are written as AutoAWQ "gemm",
             all else as compressed-tensors.
         group_size: "auto" for the largest of 128, 64, 32 that divides every linear's inputs, one of them, or -1
-            for one group a row.
+            for one group a row. Where only the width inside the MLPs keeps it from fitting, they get channels of
+            zeros (see `inner_width`).
         symmetric: no zero points: every one is 2 ** (bits - 1).
         quantize_embedding: 4 or 8 bits for the embedding, rounded to nearest; for a tied head too.
         quantize_lm_head: 4 or 8 bits for the head, rounded to nearest.
@@ -112,7 +114,8 @@ def quantize_checkpoint(
     budget = _budget(bits, method)
     usual = int(bits) if budget is None else 3
     Rounding(usual, PER_CHANNEL)
-    checkpoint = in_network_terms(open_checkpoint(model))
+    opened = open_checkpoint(model)
+    checkpoint = in_network_terms(pad_inner_width(opened, group_size))
     architecture = architecture_of(checkpoint.config)
     linears = _linears(checkpoint)
     rounding = Rounding(
@@ -191,7 +194,11 @@ def quantize_checkpoint(
             calibration_sha256=text.sha256 if text else None,
             calibration_tokens=int(text.token_ids.size) if text else 0,
             peak_memory_bytes=peak_memory(),
-            warnings=(*(text.warnings if text else ()), *warnings_about_experts(blocks)),
+            warnings=(
+                *padding_note(opened.config, checkpoint.files.config),
+                *(text.warnings if text else ()),
+                *warnings_about_experts(blocks),
+            ),
             norm=norm,
         )
         recipe, name, model_type = (
