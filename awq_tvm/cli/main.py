@@ -79,9 +79,13 @@ def _run_verb(verb: Verb, arguments: list[str]) -> int:
 
     import typer
 
-    command: Callable[..., Any] = importlib.import_module(verb.module).command
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-    app.command(help=command.__doc__)(command)
+    module = importlib.import_module(verb.module)
+    if hasattr(module, "command"):
+        command: Callable[..., Any] = module.command
+        app.command(help=command.__doc__)(command)
+    else:
+        app.add_typer(module.app)
     try:
         code = app(args=arguments, prog_name=f"python -m awq_tvm {verb.name}", standalone_mode=False)
     except typer.Abort:

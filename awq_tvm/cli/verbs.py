@@ -19,6 +19,7 @@ VERBS = tuple(
     for name, module, summary in (
         ("quantize", "quantize", "quantize a model's weights to a few bits, activation-aware"),
         ("compile", "compile_verb", "compile a model into a bundle for one target"),
+        ("tune", "tune", "keep the records of tuned kernels"),
         ("export", "export", "write a checkpoint in the format that another program loads"),
         ("generate", "generate", "generate one answer with a bundle"),
         ("chat", "chat", "talk with a bundle"),

@@ -1,0 +1,1 @@
+"""Tuned records, the search for them, and what measures candidates."""
