@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -38,3 +41,34 @@ def test_memory_of_this_process_and_of_none():
         pytest.skip("no /proc")
     assert 0 < now["RssAnon"] + now["RssFile"] <= now["VmRSS"] <= now["VmHWM"]
     assert memory_of(2**30) == {}
+
+
+CODE = """
+import json, os, sys
+import numpy, tokenizers
+from awq_tvm.memory import give_back_code, memory_of
+
+text = numpy.memmap(sys.argv[1], numpy.uint8, "r")
+mine = numpy.memmap(sys.argv[1], numpy.uint8, "c")
+mine[:4096] += 1
+total = int(text.sum(dtype=numpy.int64)) + int(mine.sum(dtype=numpy.int64))
+before = memory_of(os.getpid())
+give_back_code()
+after = memory_of(os.getpid())
+equal = int(text.sum(dtype=numpy.int64)) + int(mine.sum(dtype=numpy.int64)) == total
+print(json.dumps({"before": before, "after": after, "equal": equal, "mine": int(mine[0])}))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says which pages are a file's")
+def test_code_is_given_back_and_data_is_not(tmp_path, repository):
+    """Half the pages of libraries that importing ran through go; nothing that was written does."""
+    (tmp_path / "data").write_bytes(bytes(1 << 22))
+    command = [sys.executable, "-c", CODE, str(tmp_path / "data")]
+    answer = subprocess.run(command, check=True, capture_output=True, text=True, cwd=repository, timeout=60)
+    said = json.loads(answer.stdout)
+    before, after = said["before"], said["after"]
+    data = 2 * 4096
+    assert after["RssFile"] - data < 0.6 * (before["RssFile"] - data)
+    assert after["RssAnon"] >= before["RssAnon"]
+    assert said["equal"] and said["mine"] == 1

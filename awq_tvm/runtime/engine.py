@@ -14,7 +14,7 @@ import numpy as np
 from awq_tvm.bundle.reader import Bundle, open_bundle
 from awq_tvm.bundle.verify import rebuild_line
 from awq_tvm.errors import BundleError, UnsupportedError, UsageError
-from awq_tvm.memory import give_back_freed
+from awq_tvm.memory import give_back_code, give_back_freed
 from awq_tvm.prompt.chat_template import ChatTemplate, Message, find_chat_template
 from awq_tvm.prompt.tokenizer import Tokenizer, load_tokenizer
 from awq_tvm.runtime.detokenizer import Detokenizer, StopStrings
@@ -207,7 +207,9 @@ class Engine:
         del side_files
         manifest = bundle.manifest
         executor = load_executor(bundle, threads)
-        # Half of what reading a tokenizer takes is free again, but would stay with the process.
+        # The code of all that was only needed to get here would stay with the process; so would half of what reading
+        # a tokenizer takes, which is free again. Now, before the weights come in.
+        give_back_code()
         give_back_freed()
         return cls(
             executor,

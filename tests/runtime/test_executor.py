@@ -115,6 +115,35 @@ def test_generate_imports_only_what_it_runs(compiled: tiny.Compiled, repository:
     assert said == {"code": 0, "loaded": []}
 
 
+MAPPED = """
+import json, sys
+from awq_tvm.runtime.engine import Engine
+
+engine = Engine.load(sys.argv[1], threads=1)
+engine.generate("w5 w7")
+with open("/proc/self/smaps") as lines:
+    found, mapping = [], None
+    for line in lines:
+        fields = line.split()
+        if "-" in fields[0] and not fields[0].endswith(":"):
+            mapping = {"file": fields[-1]}
+            found.append(mapping)
+        elif len(fields) == 3:
+            mapping[fields[0].rstrip(":")] = int(fields[1])
+weights = [one for one in found if one["file"].endswith("weights.safetensors")]
+totals = {name: sum(one[name] for one in weights) for name in ("Rss", "Anonymous", "Private_Dirty")}
+print(json.dumps({"bytes": engine.executor.weight_bytes, **totals}))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="pages are counted in /proc")
+def test_weights_stay_the_pages_of_their_file(compiled: tiny.Compiled, repository: Path) -> None:
+    """They are read where they lie: most of the file is resident, and no page of it became a copy."""
+    [said] = _lines_of_a_child(MAPPED, compiled, repository)
+    assert int(said["Rss"]) * 1024 > 0.8 * int(said["bytes"])  # type: ignore[call-overload]
+    assert (said["Anonymous"], said["Private_Dirty"]) == (0, 0)
+
+
 COMPILER_LATER = """
 import json, sys
 from awq_tvm.bundle.reader import open_bundle
