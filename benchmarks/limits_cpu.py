@@ -65,7 +65,7 @@ def measure_limits(target: Target, threads: int) -> Limits:
     steps = LANES * CHAINS * STEPS * threads / 1e9
     dot = dot_product(target.features, 7)
     dot_seconds = dot and _best(
-        "int32", LANES, STEPS, lambda s, x, _: dot(s, x[lanes()], x[lanes()]), target, threads
+        "int32", LANES, STEPS, lambda s, x, _: dot.add(s, x[lanes()], x[lanes()]), target, threads
     )
     read = {}
     for name, size in LEVELS:

@@ -7,7 +7,7 @@ A layout names the weight arrays of a kernel, says their shapes, and packs a wei
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -57,6 +57,8 @@ class Layout(ABC):
         Args:
             spec: the linear's spec.
             arrays: what ``arrays`` describes, as TE tensors, TIR buffers or numpy arrays.
+
+        A layout may add the same number to a code and its zero point: only their difference counts.
             n: output index.
             k: input index.
         """
@@ -144,6 +146,28 @@ class PairedBlocksLayout(Layout):
         return code, scales[p, g, h, j], zeros[p, g, h, j]
 
 
+class SignedBlocksLayout(PairedBlocksLayout):
+    """``PairedBlocksLayout`` whose codes wider than 4 bits are signed: 128 less, int8, and so are their zero points.
+
+    These bytes are the operand of a dot product of signed bytes, and q - z stays what it was.
+    """
+
+    name = "signed_blocks"
+
+    def arrays(self, spec: MatmulSpec) -> tuple[ArrayType, ...]:
+        """See ``Layout.arrays``."""
+        arrays = super().arrays(spec)
+        if spec.bits <= 4:
+            return arrays
+        return tuple(replace(array, dtype="int8") if array.dtype == "uint8" else array for array in arrays)
+
+    def pack(self, spec: MatmulSpec, q: Array, scales: Array, zeros: Array) -> tuple[Array, ...]:
+        """See ``Layout.pack``."""
+        if spec.bits > 4:
+            q, zeros = ((array ^ 0x80).view(np.int8) for array in (q, zeros))
+        return super().pack(spec, q, scales, zeros)
+
+
 class MmaFragmentsLayout(Layout):
     """What each lane of a warp holds of a 16 x 16 tile of W, as the left operand of `mma.m16n8k16`.
 
@@ -204,7 +228,8 @@ class MmaFragmentsLayout(Layout):
 
 
 LAYOUTS: dict[str, Layout] = {
-    layout.name: layout for layout in (RowLayout(), PairedBlocksLayout(), MmaFragmentsLayout())
+    layout.name: layout
+    for layout in (RowLayout(), PairedBlocksLayout(), SignedBlocksLayout(), MmaFragmentsLayout())
 }
 
 

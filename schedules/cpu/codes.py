@@ -1,4 +1,4 @@
-"""From packed codes (``PairedBlocksLayout``) to float lanes."""
+"""From packed codes (``PairedBlocksLayout``) to operands of dot products and to float lanes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Codes:
     Args:
         spec: the linear.
         weights: qweight uint8 [N32, K // chunk, 2, 16, 4], scales float16 [N32, G, 2, 16], zeros
-            uint8 [N32, G, 2, 16].
+            uint8 [N32, G, 2, 16]; of ``SignedBlocksLayout`` int8, which floats cannot be decoded from.
         use_lookup: decode nibbles with one AVX-512 permutation each instead of mask and conversion.
     """
 
@@ -40,12 +40,12 @@ class Codes:
         return T.bind(T.reinterpret("int32x16", self.words_as_bytes(block, chunk)))
 
     def words_as_bytes(self, block: Expression, chunk: Expression) -> Expression:
-        """A chunk as uint8x64."""
+        """A chunk as 64 bytes of the array's dtype."""
         return self._bytes(block, chunk, 0, 4 * LANES)
 
     def _bytes(self, block: Expression, chunk: Expression, start: int, count: int) -> Expression:
         pairs, chunks = self.qweight.shape[:2]
-        flat = T.decl_buffer((pairs, chunks, 2, 4 * LANES), "uint8", data=self.qweight.data)
+        flat = T.decl_buffer((pairs, chunks, 2, 4 * LANES), self.qweight.dtype, data=self.qweight.data)
         return flat[(*_place(block, chunk), lanes(start, count))]
 
     def prefetch_chunk(self, block: Expression, chunk: Expression, ahead: int) -> None:
@@ -60,12 +60,10 @@ class Codes:
 
     def byte_operands(self, block: Expression, chunk: Expression) -> list[tuple[int, Expression]]:
         """A chunk for four-way dot products: (k within the chunk, 64 codes as bytes of int32x16) pairs."""
-        words = self.words(block, chunk)
         if self.code_bits == 8:
-            return [(0, words)]
-        mask = splat(0x0F0F0F0F, "int32")
-        high = T.bitwise_and(words >> splat(4, "int32"), mask)
-        return [(0, T.bind(T.bitwise_and(words, mask))), (4, T.bind(high))]
+            return [(0, self.words(block, chunk))]
+        nibbles = _nibbles(T.bind(self.words_as_bytes(block, chunk)), 4 * LANES)
+        return [(4 * i, T.bind(T.reinterpret("int32x16", codes))) for i, codes in enumerate(nibbles)]
 
     def two_fours(self, block: Expression, chunk: Expression, quarter: int) -> tuple[Expression, Expression]:
         """Eight k from a chunk on of outputs 4 quarter .. 4 quarter + 3 of a block.
@@ -75,10 +73,7 @@ class Codes:
         """
         if self.code_bits == 8:
             return self._quarter(block, chunk, quarter), self._quarter(block, chunk + 1, quarter)
-        codes = self._quarter(block, chunk, quarter)
-        # A shift of bytes needs no mask after it, where an instruction has it.
-        low = T.bitwise_and(codes, splat(0x0F, "uint8", LANES))
-        return T.bind(low), T.bind(T.shift_right(codes, splat(4, "uint8", LANES)))
+        return _nibbles(self._quarter(block, chunk, quarter), LANES)
 
     def _quarter(self, block: Expression, chunk: Expression, quarter: int) -> Expression:
         """16 of the 64 bytes of a chunk, bound to a variable."""
@@ -108,6 +103,12 @@ class Codes:
     ) -> Expression:
         """The codes times scale plus shift, with shift = -zero * scale."""
         return fma(self.values(words, position), scale, shift)
+
+
+def _nibbles(codes: Expression, count: int) -> tuple[Expression, Expression]:
+    """The low and the high halves of ``count`` bytes; a shift of bytes needs no mask after it, where there is one."""
+    low = T.bitwise_and(codes, splat(0x0F, "uint8", count))
+    return T.bind(low), T.bind(T.shift_right(codes, splat(4, "uint8", count)))
 
 
 def _place(block: Expression, step: Expression) -> tuple[Expression, Expression, Expression]:

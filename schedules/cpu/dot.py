@@ -1,8 +1,13 @@
-"""The four-way dot product of bytes: sums[j] += sum over b < 4 of codes[4 j + b] * x[4 j + b]."""
+"""The four-way dot product of bytes: sums[j] += sum over b < 4 of codes[4 j + b] * x[4 j + b].
+
+Where an instruction takes signed bytes, codes of 8 bits are stored less 128 (``SignedBlocksLayout``); codes of fewer
+bits are the same bytes either way.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
@@ -10,7 +15,20 @@ from tvm.script.ir_builder import tirx as T
 from awq_tvm.schedules.cpu.vectors import LANES, Expression, splat, take
 
 Dot = Callable[[Expression, Expression, Expression], Expression]
-"""(sums int32x16, codes int32x16 holding 64 unsigned bytes, x int32x16 holding 64 signed bytes) -> sums."""
+"""(sums int32x16, codes int32x16 holding 64 bytes, x int32x16 holding 64 signed bytes) -> sums."""
+
+
+@dataclass(frozen=True)
+class DotProduct:
+    """What adds products of codes and activations.
+
+    Args:
+        add: the instructions.
+        signed: they take codes of 8 bits less 128, as signed bytes.
+    """
+
+    add: Dot
+    signed: bool
 
 
 def _in_parts(lanes: int, part: Dot) -> Dot:
@@ -68,13 +86,34 @@ def _usdot(sums: Expression, codes: Expression, x: Expression) -> Expression:
 
 def _maddubs(sums: Expression, codes: Expression, x: Expression) -> Expression:
     """Pairs of bytes to int16 with saturation, which 7-bit codes never reach, then pairs of these to int32."""
-    width = int(sums.ty.dtype.rpartition("x")[2])
+    return _add_pairs(sums, T.reinterpret(f"uint8x{4 * _width(sums)}", codes), x)
+
+
+def _signed_maddubs(sums: Expression, codes: Expression, x: Expression) -> Expression:
+    """The codes' magnitudes times x with the codes' signs: 2 * 128 * 127, the largest sum of a pair, fits int16.
+
+    For x of -127 .. 127, whose sign can be changed.
+    """
+    count = 4 * _width(sums)
+    signed, digits = T.bind(T.reinterpret(f"int8x{count}", codes)), T.reinterpret(f"int8x{count}", x)
+    magnitudes = T.call_llvm_pure_intrin(f"int8x{count}", "llvm.abs", signed, tirx.const(False, "bool"))
+    if count == 32:
+        with_signs = T.call_llvm_pure_intrin("int8x32", "llvm.x86.avx2.psign.b", digits, signed)
+    else:
+        nothing = splat(0, "int8", count)
+        with_signs = T.Select(signed < nothing, nothing - digits, digits)
+    return _add_pairs(sums, T.reinterpret(f"uint8x{count}", magnitudes), with_signs)
+
+
+def _width(sums: Expression) -> int:
+    return int(sums.ty.dtype.rpartition("x")[2])
+
+
+def _add_pairs(sums: Expression, unsigned: Expression, signed: Expression) -> Expression:
+    width = _width(sums)
     pairs_of_bytes, pairs = _MADDUBS[width]
     words = T.call_llvm_pure_intrin(
-        f"int16x{2 * width}",
-        pairs_of_bytes,
-        T.reinterpret(f"uint8x{4 * width}", codes),
-        T.reinterpret(f"int8x{4 * width}", x),
+        f"int16x{2 * width}", pairs_of_bytes, unsigned, T.reinterpret(f"int8x{4 * width}", signed)
     )
     ones = splat(1, "int16", 2 * width)
     return sums + T.call_llvm_pure_intrin(f"int32x{width}", pairs, words, ones)
@@ -85,29 +124,17 @@ _MADDUBS = {
     16: ("llvm.x86.avx512.pmaddubs.w.512", "llvm.x86.avx512.pmaddw.d.512"),
 }
 
+_UNSIGNED, _SIGNED = False, True
 
-def _by_nibbles(dot: Dot) -> Dot:
-    """Codes of 8 bits by a dot product that takes fewer: the low four bits, and the high four times 16."""
-
-    def whole(sums: Expression, codes: Expression, x: Expression) -> Expression:
-        mask, nothing = splat(0x0F0F0F0F, "int32"), splat(0, "int32")
-        high = dot(nothing, T.bind(T.bitwise_and(codes >> splat(4, "int32"), mask)), x)
-        return dot(sums, T.bind(T.bitwise_and(codes, mask)), x) + (high << splat(4, "int32"))
-
-    return whole
-
-
-_INSTRUCTIONS: tuple[tuple[frozenset[str], int, Dot], ...] = (
-    (frozenset({"avx512vnni", "avx512f"}), 8, _vpdpbusd_512),
-    (frozenset({"avxvnni"}), 8, _in_parts(8, _vpdpbusd_256)),
-    (frozenset({"i8mm"}), 8, _in_parts(4, _usdot)),
-    # Signed times signed: right for codes below 128 only.
-    (frozenset({"dotprod"}), 7, _in_parts(4, _sdot)),
-    (frozenset({"dotprod"}), 8, _by_nibbles(_in_parts(4, _sdot))),
-    (frozenset({"avx512bw"}), 7, _maddubs),
-    (frozenset({"avx512bw"}), 8, _by_nibbles(_maddubs)),
-    (frozenset({"avx2"}), 7, _in_parts(8, _maddubs)),
-    (frozenset({"avx2"}), 8, _by_nibbles(_in_parts(8, _maddubs))),
+_INSTRUCTIONS: tuple[tuple[frozenset[str], int, DotProduct], ...] = (
+    (frozenset({"avx512vnni", "avx512f"}), 8, DotProduct(_vpdpbusd_512, _UNSIGNED)),
+    (frozenset({"avxvnni"}), 8, DotProduct(_in_parts(8, _vpdpbusd_256), _UNSIGNED)),
+    (frozenset({"i8mm"}), 8, DotProduct(_in_parts(4, _usdot), _UNSIGNED)),
+    (frozenset({"dotprod"}), 8, DotProduct(_in_parts(4, _sdot), _SIGNED)),
+    (frozenset({"avx512bw"}), 7, DotProduct(_maddubs, _UNSIGNED)),
+    (frozenset({"avx512bw"}), 8, DotProduct(_signed_maddubs, _SIGNED)),
+    (frozenset({"avx2"}), 7, DotProduct(_in_parts(8, _maddubs), _UNSIGNED)),
+    (frozenset({"avx2"}), 8, DotProduct(_in_parts(8, _signed_maddubs), _SIGNED)),
 )
 """Features needed, the widest code in bits, and the instructions; the best first."""
 
@@ -116,8 +143,8 @@ ONE_INSTRUCTION = frozenset({"avx512vnni", "avxvnni", "dotprod", "i8mm"})
 """Features that do it in one instruction: three digits are faster than floats only there."""
 
 
-def dot_product(features: Iterable[str], bits: int) -> Dot | None:
-    """The best instruction that the features allow for unsigned codes of ``bits`` bits, or None."""
+def dot_product(features: Iterable[str], bits: int) -> DotProduct | None:
+    """The best instructions that the features allow for codes of ``bits`` bits, or None."""
     available = frozenset(features)
     for needed, widest, dot in _INSTRUCTIONS:
         if needed <= available and bits <= widest:

@@ -75,7 +75,7 @@ class DotMatmulRule(MatmulRule):
         config: the default tiles for a target.
     """
 
-    version = 1
+    version = 2
 
     def __init__(self, name: str, activations: str, config: Callable[[Target], DotConfig]) -> None:
         self.name, self.activations, self.config = name, activations, config
@@ -94,7 +94,9 @@ class DotMatmulRule(MatmulRule):
 
     def layout(self, spec: MatmulSpec, target: Target) -> Layout:
         """See ``MatmulRule.layout``."""
-        return LAYOUTS["paired_blocks"]
+        dot = dot_product(target.features, _code_bits(spec))
+        signed = dot is not None and dot.signed and _code_bits(spec) == 8
+        return LAYOUTS["signed_blocks" if signed else "paired_blocks"]
 
     def build(self, spec: MatmulSpec, target: Target, config: DotConfig) -> tirx.PrimFunc:
         """See ``MatmulRule.build``."""
@@ -109,7 +111,7 @@ class DotMatmulRule(MatmulRule):
                 f"{target.name} has no matrix instructions for bytes", fix="set matrix=False"
             )
         one_row, few_rows, many_rows = (
-            partial(body, config=config, dot=dot)
+            partial(body, config=config, dot=dot.add)
             for body in (dot_matmul.one_row, dot_matmul.few_rows, dot_matmul.many_rows)
         )
         bodies = ((1, one_row), (config.few_rows_up_to, few_rows))

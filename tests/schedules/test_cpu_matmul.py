@@ -70,14 +70,16 @@ def test_int8_activations_match_their_quantized_reference(
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_no_sum_of_the_largest_products_is_cut_off(bits: int, target: Target) -> None:
-    """Codes of all ones meet activations that all quantize to 127 or to -127, in turn by rows."""
+@pytest.mark.parametrize("ones", ["codes", "zero points"])
+def test_no_sum_of_the_largest_products_is_cut_off(bits: int, ones: str, target: Target) -> None:
+    """The largest and the smallest codes meet activations that all quantize to 127 or to -127, in turn by rows."""
     spec = cpu_kernels.spec_of(32, 128, 64, bits, activations="int8")
-    q = np.full((32, 128), (1 << bits) - 1, np.uint8)
-    scales, zeros = np.ones((32, 2), np.float16), np.zeros((32, 2), np.uint8)
-    kernel = cpu_kernels.Kernel(spec, target, (q, scales, zeros))
+    largest = (1 << bits) - 1
+    code, zero = (largest, 0) if ones == "codes" else (0, largest)
+    q, zeros = np.full((32, 128), code, np.uint8), np.full((32, 2), zero, np.uint8)
+    kernel = cpu_kernels.Kernel(spec, target, (q, np.ones((32, 2), np.float16), zeros))
     x = np.ones((9, 128), np.float32) * np.where(np.arange(9) % 2, -1, 1).astype(np.float32)[:, None]
-    expected = x @ q.astype(np.float32).T
+    expected = x @ np.full((128, 32), code - zero, np.float32)
     np.testing.assert_allclose(kernel.run(x), expected, rtol=1e-6)
 
 

@@ -11,7 +11,7 @@ from awq_tvm.schedules.layout import LAYOUTS
 from awq_tvm.schedules.spec import LEGAL_BITS, MatmulSpec
 
 Array = np.ndarray[Any, Any]
-MATMUL_LAYOUTS = ("row", "paired_blocks", "mma_fragments")
+MATMUL_LAYOUTS = ("row", "paired_blocks", "signed_blocks", "mma_fragments")
 
 
 def _weight(spec: MatmulSpec, seed: int = 0) -> tuple[Array, Array, Array]:
@@ -42,12 +42,13 @@ def test_elements_reads_what_pack_wrote(
         assert array.flags.c_contiguous
     n, k = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")
     code, scale, zero = LAYOUTS[name].elements(spec, arrays, n, k)
-    np.testing.assert_array_equal(code, q)
+    offset = 128 if name == "signed_blocks" and bits == 8 else 0
+    np.testing.assert_array_equal(code, q.astype(int) - offset)
     np.testing.assert_array_equal(scale, np.repeat(scales, group_size, axis=1))
-    np.testing.assert_array_equal(zero, np.repeat(zeros, group_size, axis=1))
+    np.testing.assert_array_equal(zero, np.repeat(zeros.astype(int), group_size, axis=1) - offset)
 
 
-@pytest.mark.parametrize("name", ["paired_blocks", "mma_fragments"])
+@pytest.mark.parametrize("name", ["paired_blocks", "signed_blocks", "mma_fragments"])
 @pytest.mark.parametrize("bits", LEGAL_BITS)
 def test_rows_that_pad_a_block_weigh_nothing(name: str, bits: int) -> None:
     spec = MatmulSpec(64, 19, bits, 32, "float32")
