@@ -1,0 +1,228 @@
+"""Count the instructions of the integer kernels for CPUs in the assembly that LLVM writes: no such CPU is needed.
+
+    python -m benchmarks.instructions_cpu
+    python -m benchmarks.instructions_cpu --targets x86-64-v3,graviton-3 --bits 4,8 --group-size 128 --json
+
+For each kernel of a linear (M = 1, few rows, many rows): the instructions of its inner loop, and how many the whole
+of a group takes, with scales, zero points and prefetches, for one byte of codes that the processor reads. The last
+column compares that with the first target's. Instructions are not cycles, but where a loop neither waits for memory
+nor spills, a core takes as many of them in a cycle as it is wide.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import tvm
+
+from awq_tvm.errors import UnsupportedError
+from awq_tvm.schedules.cpu.dot_matmul import DotConfig, Tile
+from awq_tvm.schedules.cpu.vectors import LANES
+from awq_tvm.schedules.rule import Unserved, select
+from awq_tvm.schedules.spec import MatmulSpec
+from awq_tvm.targets import Target, resolve
+
+TARGETS = (
+    "x86-64-v3",
+    "x86-64-v4",
+    "x86-64-v4-vnni",
+    "raspberry-pi-5",
+    "graviton-2",
+    "graviton-3",
+    "apple-m1-cpu",
+)
+SIZE = 1536
+"""K and N: so many that LLVM keeps the loops."""
+
+_PRODUCT = re.compile(r"(?:\{vex\}\s+)?(sdot|usdot|usmmla|vpmaddubsw|vpdpbusd)(?:\.4s)?\s.*?([xyz]mm\d+$|$)")
+_LABEL = re.compile(r"(\.?L\w+):")
+_BRANCH = re.compile(r"(?:b\.\w+|b|cbn?z|tbn?z|j\w+)\s.*?(\.?L\w+)$")
+_SPILL = re.compile(r"(?:st|ld)u?[rp]\s+q.*\[sp|v?mov[a-z]+\s.*\(%rsp.*mm|v?mov[a-z]+\s.*mm.*\(%rsp")
+
+
+@dataclass(frozen=True)
+class Loop:
+    """An innermost loop.
+
+    Attributes:
+        lines: its instructions.
+        around: those of the loop around it, its own among them.
+    """
+
+    lines: tuple[str, ...]
+    around: tuple[str, ...]
+
+    @property
+    def products(self) -> list[tuple[str, int]]:
+        """The instructions that multiply codes: name, and bytes of codes that it takes."""
+        found = (_PRODUCT.match(line) for line in self.lines)
+        return [(match[1], {"y": 32, "z": 64}.get(match[2][:1], 16)) for match in found if match]
+
+    @property
+    def spills(self) -> list[str]:
+        """The moves of vectors to and from the stack."""
+        return [line for line in self.lines if _SPILL.match(line)]
+
+
+def product_loops(assembly: str, product: re.Pattern[str] = _PRODUCT) -> list[Loop]:
+    """The innermost loops that have an instruction like this, in the order of the listing, of ELF or Mach-O."""
+    lines = [re.split(r"//|;|#(?= )", line)[0].strip() for line in assembly.splitlines()]
+    labels = {found[1]: i for i, line in enumerate(lines) if (found := _LABEL.match(line))}
+    spans = sorted(
+        (labels[found[1]], i)
+        for i, line in enumerate(lines)
+        if (found := _BRANCH.match(line)) and labels.get(found[1], i) < i
+    )
+    loops = []
+    for start, end in spans:
+        innermost = not any((start, end) != span and start <= span[0] and span[1] <= end for span in spans)
+        if not innermost or not any(map(product.match, lines[start:end])):
+            continue
+        outer = [span for span in spans if span[0] < start and end < span[1]]
+        first, last = min(outer, key=lambda span: span[1] - span[0], default=(start, end))
+        loops.append(Loop(_instructions(lines[start : end + 1]), _instructions(lines[first : last + 1])))
+    return loops
+
+
+def _instructions(lines: Sequence[str]) -> tuple[str, ...]:
+    return tuple(line for line in lines if re.match(r"[a-z{]", line))
+
+
+@dataclass(frozen=True)
+class Count:
+    """What one kernel costs.
+
+    Attributes:
+        target: its name.
+        bits: of a code.
+        rows: of x that its tile has.
+        product: the instruction that multiplies.
+        inner: instructions of the inner loop.
+        inner_bytes: of codes that a pass of the inner loop reads.
+        group: instructions of a whole group, with the scales, zero points and sums.
+        group_bytes: of codes that a group has, for all outputs of the tile.
+        spills: vectors moved to or from the stack in the inner loop.
+    """
+
+    target: str
+    bits: int
+    rows: int
+    product: str
+    inner: int
+    inner_bytes: int
+    group: int
+    group_bytes: int
+    spills: int
+
+    @property
+    def inner_per_byte(self) -> float:
+        """Instructions of the inner loop for one byte of codes."""
+        return self.inner / self.inner_bytes
+
+    @property
+    def group_per_byte(self) -> float:
+        """Instructions of a group for one byte of codes."""
+        return self.group / self.group_bytes
+
+
+def assembly_of(spec: MatmulSpec, target: Target) -> tuple[str, DotConfig]:
+    """The listing of the integer kernels for a linear, and their tiles.
+
+    Raises:
+        UnsupportedError: the target has no integer kernels for it.
+    """
+    chosen = select(spec, target)
+    config = getattr(chosen.match, "config", None) if not isinstance(chosen, Unserved) else None
+    if isinstance(chosen, Unserved) or not isinstance(config, DotConfig):
+        raise UnsupportedError(f"{target.name} has no integer kernels for this linear", where=spec.to_json())
+    func = chosen.rule.build(spec, target, config).with_attr("global_symbol", "kernel")
+    built = tvm.compile(tvm.IRModule({"kernel": func}), target=tvm.target.Target(target.tvm_target))
+    return built.mod.inspect_source("asm"), config
+
+
+def count(spec: MatmulSpec, target: Target) -> list[Count]:
+    """The kernels for M = 1, for few and for many rows.
+
+    Raises:
+        UnsupportedError: the target has no integer kernels for it.
+    """
+    assembly, config = assembly_of(spec, target)
+    tiles = (config.one_row, config.few_rows, config.many_rows)
+    loops = product_loops(assembly)
+    return [_count(loop, tile, spec, target, config.planes) for loop, tile in zip(loops, tiles, strict=True)]
+
+
+def _count(loop: Loop, tile: Tile, spec: MatmulSpec, target: Target, planes: int) -> Count:
+    product = loop.products[0][0]
+    # A matrix instruction multiplies its codes with two rows, any other with one.
+    uses = planes * tile.rows // (2 if product == "usmmla" else 1)
+    code_bits = 4 if spec.bits <= 4 else 8
+    inner_bytes = sum(size for _, size in loop.products) * code_bits // 8 // uses
+    group_bytes = spec.group_size * LANES * tile.blocks * code_bits // 8
+    inner = len(loop.lines)
+    # An inner loop that takes a whole group has none around it that belongs to the group.
+    more = 0 if inner_bytes == group_bytes else len(loop.around) - inner
+    group = inner * (group_bytes // inner_bytes) + more
+    return Count(
+        target.name,
+        spec.bits,
+        tile.rows,
+        product,
+        inner,
+        inner_bytes,
+        group,
+        group_bytes,
+        len(loop.spills),
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Count and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--targets", default=",".join(TARGETS), help="names, the one to compare with first")
+    parser.add_argument("--bits", default="4,8", help="widths of a code")
+    parser.add_argument("--group-size", type=int, default=64, help="inputs that share a scale")
+    parser.add_argument("--activations", choices=("int8", "float"), default="int8", help="one digit or three")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line instead of a table")
+    arguments = parser.parse_args(argv)
+    if not arguments.json:
+        print("| bits | target | rows | by | inner loop | for bytes | a byte | of a group, a byte | times |")
+        print("|---|---|---|---|---|---|---|---|---|")
+    for bits in map(int, arguments.bits.split(",")):
+        spec = MatmulSpec(
+            SIZE, SIZE, bits, arguments.group_size, "float32", activations=arguments.activations
+        )
+        first: list[Count] = []
+        for name in arguments.targets.split(","):
+            counts = count(spec, resolve(name))
+            first = first or counts
+            for found, base in zip(counts, first, strict=True):
+                print(json.dumps(asdict(found)) if arguments.json else _row(found, base))
+    return 0
+
+
+def _row(found: Count, base: Count) -> str:
+    times = found.group_per_byte / base.group_per_byte if found.rows == base.rows else None
+    cells = (
+        found.bits,
+        found.target,
+        found.rows,
+        found.product + (f", {found.spills} spilled" if found.spills else ""),
+        found.inner,
+        found.inner_bytes,
+        f"{found.inner_per_byte:.2f}",
+        f"{found.group_per_byte:.2f}",
+        "" if times is None else f"{times:.2f}",
+    )
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

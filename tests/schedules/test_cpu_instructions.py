@@ -1,0 +1,88 @@
+"""The CPU kernels' inner loops: the instructions meant, nothing spilled, and how many for a byte of codes."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+
+import pytest
+import tvm
+
+from awq_tvm.schedules.rule import select
+from awq_tvm.targets import Target, resolve
+from awq_tvm.targets.detection import describe_linux_cpu
+from benchmarks.instructions_cpu import Count, count, product_loops
+from tests.support import cpu_kernels
+
+# Large enough that LLVM keeps the loops.
+N = K = 576
+LINUX_WITH_I8MM = "Features : fp asimd atomics fphp asimdhp asimdrdm asimddp asimdfhm i8mm bf16"
+
+
+def described(name: str) -> Target:
+    if name == "host":
+        return describe_linux_cpu("aarch64", LINUX_WITH_I8MM, cores=4, caches={})
+    return resolve(name)
+
+
+@cache
+def counts(name: str, activations: str, bits: int) -> list[Count]:
+    return count(cpu_kernels.spec_of(N, K, 64, bits, activations=activations), described(name))
+
+
+@pytest.mark.parametrize(
+    ("name", "activations", "few_rows", "many_rows"),
+    [
+        ("raspberry-pi-5", "int8", "sdot", "sdot"),
+        ("raspberry-pi-5", "float", "sdot", "sdot"),
+        ("apple-m1-cpu", "int8", "sdot", "sdot"),
+        ("graviton-2", "int8", "sdot", "sdot"),
+        ("graviton-3", "int8", "usdot", "usmmla"),
+        ("graviton-3", "float", "usdot", "usmmla"),
+        ("graviton-4", "int8", "usdot", "usmmla"),
+        ("snapdragon-8-gen-2", "int8", "usdot", "usmmla"),
+        ("snapdragon-x", "int8", "usdot", "usmmla"),
+        ("apple-m2-cpu", "int8", "usdot", "usmmla"),
+        ("host", "int8", "usdot", "usmmla"),
+        ("x86-64-v3", "int8", "vpmaddubsw", "vpmaddubsw"),
+        ("x86-64-v4-vnni", "int8", "vpdpbusd", "vpdpbusd"),
+    ],
+)
+@pytest.mark.parametrize("bits", [4, 8])
+def test_the_inner_loop_has_the_instruction_meant_and_spills_nothing(
+    name: str, activations: str, few_rows: str, many_rows: str, bits: int
+) -> None:
+    found = counts(name, activations, bits)
+    assert [kernel.product for kernel in found] == [few_rows, few_rows, many_rows]
+    assert [kernel.spills for kernel in found] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("bits", [3, 4, 8])
+@pytest.mark.parametrize("name", ["raspberry-pi-5", "graviton-2", "graviton-3", "apple-m1-cpu", "host"])
+def test_arm_takes_hardly_more_instructions_for_a_byte_than_avx2(name: str, bits: int) -> None:
+    """Inner loop and whole group, for one row and for a tile of few."""
+    for arm, avx2 in list(zip(counts(name, "int8", bits), counts("x86-64-v3", "int8", bits), strict=True))[
+        :2
+    ]:
+        assert arm.rows == avx2.rows
+        assert arm.inner_per_byte <= 1.3 * avx2.inner_per_byte
+        assert arm.group_per_byte <= 1.3 * avx2.group_per_byte
+
+
+@pytest.mark.parametrize("name", ["raspberry-pi-5", "graviton-3"])
+def test_codes_of_8_bits_are_multiplied_as_they_are_loaded(name: str) -> None:
+    """For 128 bytes of codes: 4 loads of two registers, 8 dot products, and 9 others at most."""
+    one_row = counts(name, "int8", 8)[0]
+    assert one_row.inner_bytes == 128
+    assert one_row.inner <= 21
+
+
+def test_plain_neon_multiplies_floats_without_spills() -> None:
+    target = resolve("raspberry-pi-4")
+    rule, match = select(spec := cpu_kernels.spec_of(N, K, 64), target)
+    func = rule.build(spec, target, match.config).with_attr("global_symbol", "kernel")
+    built = tvm.compile(tvm.IRModule({"kernel": func}), target=tvm.target.Target(target.tvm_target))
+    loops = product_loops(built.mod.inspect_source("asm"), re.compile(r"fmla\s"))
+    inner = [loop for loop in loops if sum("fmla" in line for line in loop.lines) >= 8]
+    assert len(inner) >= 2
+    assert not [loop.spills for loop in inner if loop.spills]
