@@ -85,10 +85,10 @@ class AttachSchedules:
     def _dense(self, func: tirx.PrimFunc) -> tirx.PrimFunc | None:
         """The kernel of an unquantized matmul, if its weight is in the layout of a rule that serves it."""
         spec = DenseSpec.from_json(func.attrs[ir_attrs.DENSE_SPEC])
-        rule = select_dense(spec, self.target)
-        if rule is None or func.attrs.get(ir_attrs.LAYOUT) != rule.layout(spec, self.target).name:
+        chosen = select_dense(spec, self.target)
+        if chosen is None or func.attrs.get(ir_attrs.LAYOUT) != chosen.rule.layout(spec, self.target).name:
             return None
-        return rule.build(spec, self.target).without_attr("global_symbol")
+        return chosen.rule.build(spec, self.target, chosen.match.config).without_attr("global_symbol")
 
 
 def _call_counts(mod: tvm.IRModule) -> Counter[str]:

@@ -51,10 +51,10 @@ class RepackDenseWeights:
                 continue
             users = bindings.users(weight)
             spec = next((s for _, value in users if (s := _matmul_spec(bindings, value)) is not None), None)
-            rule = select_dense(spec, self.target) if spec is not None else None
-            if spec is None or rule is None or not all(_can_read_any_layout(bindings, v) for _, v in users):
+            chosen = select_dense(spec, self.target) if spec is not None else None
+            if spec is None or chosen is None or not all(_can_read_any_layout(bindings, v) for _, v in users):
                 continue
-            layout = rule.layout(spec, self.target)
+            layout = chosen.rule.layout(spec, self.target)
             (array,) = layout.arrays(spec.in_features, spec.out_features, spec.weight_dtype)
             stem = "+".join(tensor.removesuffix(".weight") for tensor in plan.dense(weight.name).tensors)
             packed = relax.Var(

@@ -26,6 +26,27 @@ class Match:
     config: Any
 
 
+@dataclass(frozen=True)
+class Part:
+    """One range of M, which is tuned by itself, and what could serve it.
+
+    Args:
+        first_rows: the smallest M.
+        last_rows: the largest, None for no end.
+        fields: names of the configuration's fields that decide about this range and no other.
+        configs: what to try, the default first and then what is thought fastest; they differ in ``fields`` only.
+        timed_rows: the M that stands for the range when candidates are timed.
+        checked_rows: at these their numbers are checked too.
+    """
+
+    first_rows: int
+    last_rows: int | None
+    fields: tuple[str, ...]
+    configs: tuple[Any, ...]
+    timed_rows: int
+    checked_rows: tuple[int, ...]
+
+
 class MatmulRule(ABC):
     """A schedule family for the fused dequantize-matmul on one kind of hardware."""
 
@@ -44,6 +65,10 @@ class MatmulRule(ABC):
     def build(self, spec: MatmulSpec, target: Target, config: Any) -> Any:
         """The scheduled PrimFunc for every M, parameters in the order that ``MatmulSpec`` states."""
 
+    def space(self, spec: MatmulSpec, target: Target) -> tuple[Part, ...]:
+        """What a tuner can choose; nothing where a family has but one configuration. ``applies`` was a match."""
+        return ()
+
 
 class DenseRule(ABC):
     """A schedule family for matmuls with an unquantized weight, the LM head above all."""
@@ -52,16 +77,20 @@ class DenseRule(ABC):
     version: int
 
     @abstractmethod
-    def applies(self, spec: DenseSpec, target: Target) -> NotApplicable | None:
-        """None if this family serves the spec on the target."""
+    def applies(self, spec: DenseSpec, target: Target) -> Match | NotApplicable:
+        """Whether this family serves the spec on the target."""
 
     @abstractmethod
     def layout(self, spec: DenseSpec, target: Target) -> DenseLayout:
         """The weight layout that the family's kernels read."""
 
     @abstractmethod
-    def build(self, spec: DenseSpec, target: Target) -> Any:
+    def build(self, spec: DenseSpec, target: Target, config: Any) -> Any:
         """The scheduled PrimFunc for every M, parameters in the order that ``DenseSpec`` states."""
+
+    def space(self, spec: DenseSpec, target: Target) -> tuple[Part, ...]:
+        """See ``MatmulRule.space``."""
+        return ()
 
 
 _RULES: dict[str, list[MatmulRule]] = {}
@@ -110,7 +139,18 @@ def select(spec: MatmulSpec, target: Target) -> Chosen | Unserved:
     return Unserved(None, tuple(reasons))
 
 
-def select_dense(spec: DenseSpec, target: Target) -> DenseRule | None:
+class ChosenDense(NamedTuple):
+    """The rule that serves an unquantized matmul, and its answer."""
+
+    rule: DenseRule
+    match: Match
+
+
+def select_dense(spec: DenseSpec, target: Target) -> ChosenDense | None:
     """The first rule that serves an unquantized matmul, or None: TVM's own schedules do it then."""
     rules_for(target)
-    return next((r for r in _DENSE_RULES.get(target.family, ()) if r.applies(spec, target) is None), None)
+    for rule in _DENSE_RULES.get(target.family, ()):
+        answer = rule.applies(spec, target)
+        if isinstance(answer, Match):
+            return ChosenDense(rule, answer)
+    return None

@@ -20,7 +20,7 @@ from awq_tvm.schedules.cpu.epilogue import Output
 from awq_tvm.schedules.cpu.vectors import LANES, Buffer, Expression, Register, lanes, splat
 from awq_tvm.schedules.frame import OPAQUE
 from awq_tvm.schedules.layout import DENSE_LAYOUTS
-from awq_tvm.schedules.rule import DenseRule, NotApplicable, register_dense
+from awq_tvm.schedules.rule import DenseRule, Match, NotApplicable, Part, register_dense
 
 if TYPE_CHECKING:
     from awq_tvm.schedules.layout import DenseLayout
@@ -37,22 +37,28 @@ class CpuDenseRule(DenseRule):
     name = "cpu.dense"
     version = 1
 
-    def applies(self, spec: DenseSpec, target: Target) -> NotApplicable | None:
+    def applies(self, spec: DenseSpec, target: Target) -> Match | NotApplicable:
         """See ``DenseRule.applies``."""
         if spec.dtype != "float32":
             return NotApplicable(f"activations are {spec.dtype}; the CPU kernels take float32")
         if spec.weight_dtype not in WEIGHT_DTYPES:
             return NotApplicable(f"weights are {spec.weight_dtype}")
-        return None
+        return Match(default_config(target))
 
     def layout(self, spec: DenseSpec, target: Target) -> DenseLayout:
         """See ``DenseRule.layout``."""
         return LAYOUT
 
-    def build(self, spec: DenseSpec, target: Target) -> tirx.PrimFunc:
+    def build(self, spec: DenseSpec, target: Target, config: DenseConfig) -> tirx.PrimFunc:
         """See ``DenseRule.build``."""
         shape = spec.in_features, spec.out_features
-        return build_dense_matmul(*shape, spec.weight_dtype, spec.dtype, has_bias=False, target=target)
+        return build_dense_matmul(*shape, spec.weight_dtype, spec.dtype, has_bias=False, config=config)
+
+    def space(self, spec: DenseSpec, target: Target) -> tuple[Part, ...]:
+        """See ``DenseRule.space``."""
+        from awq_tvm.schedules.cpu.spaces import dense_parts
+
+        return dense_parts(spec, target, default_config(target))
 
 
 @dataclass(frozen=True)
@@ -91,7 +97,7 @@ def default_config(target: Target) -> DenseConfig:
 
 
 def build_dense_matmul(
-    in_features: int, out_features: int, weight_dtype: str, dtype: str, has_bias: bool, target: Target
+    in_features: int, out_features: int, weight_dtype: str, dtype: str, has_bias: bool, config: DenseConfig
 ) -> tirx.PrimFunc:
     """A PrimFunc with the parameters x [M, K], weight (``LAYOUT``), bias [N] if any, y [M, N]; M is dynamic.
 
@@ -101,7 +107,7 @@ def build_dense_matmul(
         weight_dtype: "float16", "bfloat16" or "float32".
         dtype: of x, bias and y: "float32".
         has_bias: whether bias[N] is added.
-        target: picks the tiles.
+        config: the tiles.
 
     Raises:
         UnsupportedError: a dtype that is not listed.
@@ -113,7 +119,6 @@ def build_dense_matmul(
         )
     if dtype != "float32":
         raise UnsupportedError(f"No dense CPU kernel for {dtype} activations", where=where, fix="use float32")
-    config = default_config(target)
     blocks = -(-out_features // LANES)
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name("dense_matmul")

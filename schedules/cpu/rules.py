@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from awq_tvm.errors import UnsupportedError
 from awq_tvm.schedules.cpu.dot import ONE_INSTRUCTION, dot_product
 from awq_tvm.schedules.layout import LAYOUTS, Layout
-from awq_tvm.schedules.rule import Match, MatmulRule, NotApplicable
+from awq_tvm.schedules.rule import Match, MatmulRule, NotApplicable, Part
 from awq_tvm.schedules.spec import MatmulSpec
 
 if TYPE_CHECKING:
@@ -65,6 +65,12 @@ class FloatMatmulRule(MatmulRule):
         many_rows = partial(float_matmul.many_rows, config=config)
         return fused_matmul(spec, self.layout(spec, target), self.name, ((1, one_row),), many_rows)
 
+    def space(self, spec: MatmulSpec, target: Target) -> tuple[Part, ...]:
+        """See ``MatmulRule.space``."""
+        from awq_tvm.schedules.cpu.spaces import float_parts
+
+        return float_parts(spec, target, self.config(target))
+
 
 class DotMatmulRule(MatmulRule):
     """Quantized activations on CPUs with a four-way byte dot product, ``dot_matmul``.
@@ -116,6 +122,12 @@ class DotMatmulRule(MatmulRule):
         )
         bodies = ((1, one_row), (config.few_rows_up_to, few_rows))
         return fused_matmul(spec, self.layout(spec, target), self.name, bodies, many_rows)
+
+    def space(self, spec: MatmulSpec, target: Target) -> tuple[Part, ...]:
+        """See ``MatmulRule.space``."""
+        from awq_tvm.schedules.cpu.spaces import dot_parts
+
+        return dot_parts(spec, target, self.config(target))
 
 
 def _code_bits(spec: MatmulSpec) -> int:

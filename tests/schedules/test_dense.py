@@ -26,7 +26,7 @@ def test_dense_matches_float64(target_name: str, weight_dtype: str, n: int, k: i
     target = cpu_kernels.target_or_none(target_name)
     if target is None:
         pytest.skip(f"this machine cannot run {target_name} code")
-    func = build_dense_matmul(k, n, weight_dtype, "float32", has_bias, target)
+    func = build_dense_matmul(k, n, weight_dtype, "float32", has_bias, default_config(target))
     module = tvm.IRModule({"kernel": func.with_attr("global_symbol", "kernel")})
     kernel = tvm.compile(module, target=tvm.target.Target(target.tvm_target))["kernel"]
     rng = np.random.default_rng(0)
@@ -60,7 +60,7 @@ def test_element_is_where_pack_put_it() -> None:
 
 
 def test_the_dense_kernel_says_what_it_is() -> None:
-    func = build_dense_matmul(64, 32, "float16", "float32", True, resolve("arm"))
+    func = build_dense_matmul(64, 32, "float16", "float32", True, default_config(resolve("arm")))
     assert func.attrs[ir_attrs.OP] == ir_attrs.OP_DENSE_MATMUL
     assert func.attrs[ir_attrs.LAYOUT] == "dense16"
     assert func.attrs[ir_attrs.IS_SCHEDULED]
@@ -69,7 +69,7 @@ def test_the_dense_kernel_says_what_it_is() -> None:
 @pytest.mark.parametrize(("weight_dtype", "dtype"), [("int8", "float32"), ("float16", "float16")])
 def test_dense_refuses_other_dtypes(weight_dtype: str, dtype: str) -> None:
     with pytest.raises(UnsupportedError, match="dense CPU kernel"):
-        build_dense_matmul(64, 32, weight_dtype, dtype, False, resolve("x86-64-v3"))
+        build_dense_matmul(64, 32, weight_dtype, dtype, False, default_config(resolve("x86-64-v3")))
 
 
 def test_dense_config_refuses_too_many_sums() -> None:

@@ -21,7 +21,7 @@ def test_every_cpu_has_a_kernel_for_float_activations(target: Target) -> None:
     assert chosen.rule.layout(SPEC, target).arrays(SPEC)
     dense = select_dense(DenseSpec(64, 48, "float16", "float32"), target)
     assert dense is not None
-    assert dense.layout(DenseSpec(64, 48, "float16", "float32"), target).name == "dense16"
+    assert dense.rule.layout(DenseSpec(64, 48, "float16", "float32"), target).name == "dense16"
 
 
 def test_int8_activations_take_another_rule() -> None:

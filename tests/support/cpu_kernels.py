@@ -47,7 +47,8 @@ def int8_rows(x: np.ndarray, group_size: int) -> np.ndarray:
 
 
 class Kernel:
-    """The kernel that the registry chooses for a spec on a target, with these weights or random ones.
+    """The kernel that the registry chooses for a spec on a target, with these weights or random ones,
+    in this configuration or its default.
 
     Attributes:
         rule: the rule chosen.
@@ -59,11 +60,12 @@ class Kernel:
         spec: MatmulSpec,
         target: Target,
         arrays: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
+        config: Any = None,
     ) -> None:
         rule, match = select(spec, target)
         assert isinstance(rule, MatmulRule), match
         self.spec, self.rule = spec, rule
-        func = rule.build(spec, target, match.config)
+        func = rule.build(spec, target, config or match.config)
         module = tvm.IRModule({"kernel": func.with_attr("global_symbol", "kernel")})
         self._kernel = tvm.compile(module, target=tvm.target.Target(target.tvm_target))["kernel"]
         arrays = arrays or random_weight(spec)

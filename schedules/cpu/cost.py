@@ -1,0 +1,173 @@
+"""How long a CPU kernel takes, by counting its instructions: what orders candidates before any is measured.
+
+A core is taken to start two vector instructions and two loads a cycle, of 64 bytes on AVX-512, 32 on AVX2, 16 on
+NEON; a loop takes the longest of its loads, its operations and the chain through one of its sums. Sums that find no
+register cost a load and a store at each use. The counts are those of the inner loops as they are written in
+``dot_matmul``, ``float_matmul`` and ``dense``; only ratios between candidates of one kernel are meant.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil, log2
+from typing import TYPE_CHECKING
+
+from awq_tvm.schedules.cpu.dot import ONE_INSTRUCTION
+
+if TYPE_CHECKING:
+    from awq_tvm.schedules.cpu.dense import DenseConfig
+    from awq_tvm.schedules.cpu.dot_matmul import Tile
+    from awq_tvm.schedules.cpu.float_matmul import FloatConfig
+    from awq_tvm.schedules.spec import DenseSpec, MatmulSpec
+    from awq_tvm.targets import Target
+
+PER_CYCLE = 2
+DOT_LATENCY, FMA_LATENCY = 5, 4
+TILE_OVERHEAD = 30
+"""Cycles around a tile: the loop, the epilogue's first steps."""
+BEST_AHEAD = 8 * 2**10
+"""Bytes of codes; asking twice as far ahead, or half as far, is taken to cost one part in a hundred."""
+
+
+@dataclass(frozen=True)
+class Loop:
+    """One round of a loop, in vectors of 64 bytes unless said otherwise.
+
+    Args:
+        loads: vectors loaded.
+        broadcasts: scalars loaded into all lanes; one instruction whatever the vectors' width.
+        operations: vector operations.
+        chain: cycles that a round adds to the longest chain of dependent operations.
+        live: vectors that must stay in registers.
+    """
+
+    loads: float
+    broadcasts: float
+    operations: float
+    chain: float = 0.0
+    live: float = 0.0
+
+    def cycles(self, target: Target, registers: int) -> float:
+        """Of one round.
+
+        Args:
+            target: says how wide its vectors are.
+            registers: that it has, counted in vectors of 64 bytes.
+        """
+        parts = instructions_a_vector(target)
+        spilled = max(0.0, self.live - registers)
+        loads = (self.loads + 2 * spilled) * parts + self.broadcasts
+        return max(loads / PER_CYCLE, self.operations * parts / PER_CYCLE, self.chain)
+
+
+def instructions_a_vector(target: Target) -> int:
+    """Of 64 bytes."""
+    if target.family == "arm":
+        return 4
+    return 1 if "avx512f" in target.features else 2
+
+
+def _dot_instructions(spec: MatmulSpec, target: Target) -> int:
+    one = bool(target.features & ONE_INSTRUCTION)
+    by_nibbles = spec.bits > 4 and not target.features & {"avx512vnni", "avxvnni", "i8mm"}
+    return (1 if one else 3) * (2 if by_nibbles else 1) + (4 if by_nibbles else 0)
+
+
+def dot_cycles(
+    spec: MatmulSpec, target: Target, tile: Tile, *, planes: int, registers: int, rows: int, matrix: bool
+) -> float:
+    """The integer kernel with this tile, M = ``rows``, without what all tiles share.
+
+    Args:
+        spec: the linear.
+        target: the CPU.
+        tile: rows and blocks in registers.
+        planes: digits of an activation.
+        registers: vectors of 64 bytes.
+        rows: M.
+        matrix: whether matrix instructions multiply.
+    """
+    r, b = tile.rows, min(tile.blocks, ceil(spec.out_features / 16))
+    halves = 2 if spec.bits <= 4 else 1
+    chunks = spec.group_size // (4 * halves)
+    products = r * b * halves * planes * _dot_instructions(spec, target)
+    inner = Loop(
+        loads=b,
+        broadcasts=r * halves * planes,
+        operations=(3 * b if halves == 2 else 0) + products / (2 if matrix else 1) + (2 * b if matrix else 0),
+        chain=DOT_LATENCY * halves / tile.sums,
+        live=r * b * tile.sums * planes + b * halves + 1,
+    )
+    outer = Loop(
+        loads=b + r * b,
+        broadcasts=r * (1 + planes),
+        operations=5 * b + r * b * (3 * planes + 2) + r * b * planes * (tile.sums - 1),
+        live=r * b * (1 + planes) + 2 * b,
+    )
+    group = chunks * inner.cycles(target, registers) + outer.cycles(target, registers)
+    tiles = ceil(spec.out_features / 16 / b) * ceil(rows / r)
+    return tiles * (spec.groups * group + TILE_OVERHEAD + 4 * r * b) * _asking_ahead(tile.ahead, rows)
+
+
+def _asking_ahead(ahead: int, rows: int) -> float:
+    """With few rows the weights come from far away; with many they are in a near cache by the second tile."""
+    if rows > 8:
+        return 1.0
+    return 1.05 if not ahead else 1 + 0.01 * abs(log2(ahead / BEST_AHEAD))
+
+
+def float_row_cycles(spec: MatmulSpec, target: Target, config: FloatConfig) -> float:
+    """The float32 kernel at M = 1."""
+    b = min(config.gemv_blocks, ceil(spec.out_features / 16))
+    codes = 8 if spec.bits <= 4 else 4
+    decode = 2 if config.use_lookup and spec.bits <= 4 else 3
+    inner = Loop(
+        loads=b,
+        broadcasts=codes,
+        operations=b * codes * (decode + 1),
+        chain=FMA_LATENCY * codes / config.gemv_sums,
+        live=b * config.gemv_sums + b + 2,
+    )
+    outer = Loop(loads=2 * b, broadcasts=1, operations=b * (config.gemv_sums + 6))
+    group = (spec.group_size // codes) * inner.cycles(target, config.registers) + outer.cycles(
+        target, config.registers
+    )
+    return ceil(spec.out_features / 16 / b) * (spec.groups * group + TILE_OVERHEAD)
+
+
+def float_rows_cycles(spec: MatmulSpec, target: Target, config: FloatConfig, rows: int) -> float:
+    """The float32 kernel at M > 1."""
+    r, b = config.tile_rows, min(config.tile_blocks, ceil(spec.out_features / 16))
+    at_once = min(rows, config.rows_at_once)
+    decode = 3 if config.use_lookup and spec.bits <= 4 else 4
+    product = Loop(loads=b, broadcasts=r, operations=r * b, chain=FMA_LATENCY, live=r * b + b + 1)
+    decoding = Loop(loads=b / 8, broadcasts=0, operations=b * (decode + 1))
+    panel_bytes = config.panel_k * b * 64
+    near = 1.0 if panel_bytes <= (target.l1_bytes or 32 * 2**10) * 3 / 4 else 1.2
+    moved = Loop(loads=2 * r * b, broadcasts=0, operations=0)
+    tiles = ceil(at_once / r)
+    panel = (
+        config.panel_k * decoding.cycles(target, config.registers)
+        + tiles * config.panel_k * product.cycles(target, config.registers) * near
+        + tiles * (moved.cycles(target, config.registers) + TILE_OVERHEAD)
+    )
+    panels = ceil(spec.in_features / config.panel_k) * ceil(rows / at_once)
+    return ceil(spec.out_features / 16 / b) * panels * panel
+
+
+def dense_cycles(spec: DenseSpec, target: Target, config: DenseConfig, rows: int) -> float:
+    """The kernels of unquantized weights."""
+    many = rows > 1
+    r = config.tile_rows if many else 1
+    b = min(config.tile_blocks if many else config.one_row_blocks, ceil(spec.out_features / 16))
+    sums = 1 if many else config.one_row_sums
+    widening = {"float32": 0, "float16": 1, "bfloat16": 2}[spec.weight_dtype]
+    loop = Loop(
+        loads=b if spec.weight_dtype == "float32" else b / 2,
+        broadcasts=r,
+        operations=r * b + widening * b,
+        chain=FMA_LATENCY / sums,
+        live=r * b * sums + b + 1,
+    )
+    tiles = ceil(spec.out_features / 16 / b) * ceil(rows / r)
+    return tiles * (spec.in_features * loop.cycles(target, config.registers) + TILE_OVERHEAD + 4 * r * b)
