@@ -4,9 +4,10 @@
     python -m benchmarks.instructions_cpu --targets x86-64-v3,graviton-3 --bits 4,8 --group-size 128 --json
 
 For each kernel of a linear (M = 1, few rows, many rows): the instructions of its inner loop, and how many the whole
-of a group takes, with scales, zero points and prefetches, for one byte of codes that the processor reads. The last
-column compares that with the first target's. Instructions are not cycles, but where a loop neither waits for memory
-nor spills, a core takes as many of them in a cycle as it is wide.
+of a group takes, with scales, zero points and prefetches, for one byte of codes; then code times activation products
+for an instruction of the group, and how many times the first target's instructions that is. Where a group is decoded
+once for many tiles of rows, its decoding is left out. Instructions are not cycles, but where a loop neither waits for
+memory nor spills, a core takes as many of them in a cycle as it is wide.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ class Count:
         rows: of x that its tile has.
         product: the instruction that multiplies.
         inner: instructions of the inner loop.
-        inner_bytes: of codes that a pass of the inner loop reads.
+        inner_bytes: of codes that a pass of the inner loop takes.
         group: instructions of a whole group, with the scales, zero points and sums.
         group_bytes: of codes that a group has, for all outputs of the tile.
         spills: vectors moved to or from the stack in the inner loop.
@@ -128,6 +129,11 @@ class Count:
     def group_per_byte(self) -> float:
         """Instructions of a group for one byte of codes."""
         return self.group / self.group_bytes
+
+    @property
+    def products(self) -> float:
+        """Codes times rows for an instruction of a group."""
+        return self.rows * self.group_bytes * (2 if self.bits <= 4 else 1) / self.group
 
 
 def assembly_of(spec: MatmulSpec, target: Target) -> tuple[str, DotConfig]:
@@ -193,8 +199,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="one JSON object a line instead of a table")
     arguments = parser.parse_args(argv)
     if not arguments.json:
-        print("| bits | target | rows | by | inner loop | for bytes | a byte | of a group, a byte | times |")
-        print("|---|---|---|---|---|---|---|---|---|")
+        print(
+            "| bits | target | rows | by | inner loop | for bytes | a byte | group, a byte | products | times |"
+        )
+        print("|---|---|---|---|---|---|---|---|---|---|")
     for bits in map(int, arguments.bits.split(",")):
         spec = MatmulSpec(
             SIZE, SIZE, bits, arguments.group_size, "float32", activations=arguments.activations
@@ -209,7 +217,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _row(found: Count, base: Count) -> str:
-    times = found.group_per_byte / base.group_per_byte if found.rows == base.rows else None
     cells = (
         found.bits,
         found.target,
@@ -219,7 +226,8 @@ def _row(found: Count, base: Count) -> str:
         found.inner_bytes,
         f"{found.inner_per_byte:.2f}",
         f"{found.group_per_byte:.2f}",
-        "" if times is None else f"{times:.2f}",
+        f"{found.products:.1f}",
+        f"{base.products / found.products:.2f}",
     )
     return f"| {' | '.join(map(str, cells))} |"
 

@@ -12,15 +12,11 @@ from awq_tvm.schedules.rule import register
 if TYPE_CHECKING:
     from awq_tvm.targets import Target
 
-SIX_ROWS = frozenset({"neoverse-v1", "neoverse-v2", "oryon-1", "apple-m2", "apple-m3", "apple-m4"})
-"""LLVM's names of CPUs for which a tile of 6 rows was seen to spill nothing; for "generic" and others it does."""
-
 
 def one_digit(target: Target) -> DotConfig:
     """A block of 16 outputs takes four q registers: 16 of 32 hold the sums of 4 rows, 24 those of 6.
 
-    usmmla needs no broadcasts and so leaves room for 6 rows, which share the work of decoding, where LLVM's scheduler
-    for the CPU does not fill it with operands that it asks for early.
+    usmmla needs no broadcasts and so leaves room for 6 rows.
     """
     dots = DotConfig(
         registers=8,
@@ -29,11 +25,7 @@ def one_digit(target: Target) -> DotConfig:
         few_rows=Tile(4, 1, ahead=AHEAD),
         many_rows=Tile(4, 1),
     )
-    if not _matrix(target):
-        return dots
-    if target.mcpu in SIX_ROWS:
-        return replace(dots, many_rows=Tile(6, 1), rows_at_once=126, matrix=True)
-    return replace(dots, matrix=True)
+    return replace(dots, many_rows=Tile(6, 1), rows_at_once=132, matrix=True) if _matrix(target) else dots
 
 
 def three_digits(target: Target) -> DotConfig:

@@ -9,22 +9,18 @@ bandwidth, large M at the dot products' peak; both are the same register tile of
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 from tvm.script.ir_builder import tirx as T
 
 from awq_tvm.errors import UnsupportedError
+from awq_tvm.schedules.cpu import matrix_matmul
 from awq_tvm.schedules.cpu.codes import Codes
 from awq_tvm.schedules.cpu.dot import Dot
-from awq_tvm.schedules.cpu.group_sums import Begin, DotSums
-from awq_tvm.schedules.cpu.kernel import Operands
-from awq_tvm.schedules.cpu.matrix_sums import MatrixSums
-from awq_tvm.schedules.cpu.quantized_rows import DIGIT_BITS, PairedRows, QuantizedRows
-from awq_tvm.schedules.cpu.vectors import Expression, Register, fma, splat
-
-PASSES_OF_MANY_ROWS = 4
-"""With several rows the work is taken for that of so many, when it is decided whether to share it out."""
-
+from awq_tvm.schedules.cpu.group_sums import DotSums, centred
+from awq_tvm.schedules.cpu.kernel import PASSES_OF_MANY_ROWS, Operands
+from awq_tvm.schedules.cpu.paired_rows import PairedRows
+from awq_tvm.schedules.cpu.quantized_rows import QuantizedRows
+from awq_tvm.schedules.cpu.vectors import Expression, Register, splat
 
 AHEAD = 8 * 2**10
 """Bytes of codes that kernels for few rows ask for ahead: as many as memory sends in 200 ns, and a sixth of a
@@ -109,7 +105,7 @@ def one_row(operands: Operands, config: DotConfig, dot: Dot) -> None:
     """M = 1."""
     x = QuantizedRows(operands.spec, config.planes, 1)
     x.fill(operands.x, 0, 0)
-    _columns(operands, x, config.one_row, _dots(config.one_row, dot), 0, 1)
+    _columns(operands, x, config.one_row, dot, 0, 1)
 
 
 def few_rows(operands: Operands, config: DotConfig, dot: Dot) -> None:
@@ -117,27 +113,25 @@ def few_rows(operands: Operands, config: DotConfig, dot: Dot) -> None:
     x = QuantizedRows(operands.spec, config.planes, config.few_rows_up_to)
     with T.serial(0, operands.rows) as row:
         x.fill(operands.x, row, row)
-    _columns(operands, x, config.few_rows, _dots(config.few_rows, dot), 0, operands.rows)
+    _columns(operands, x, config.few_rows, dot, 0, operands.rows)
 
 
 def many_rows(operands: Operands, config: DotConfig, dot: Dot) -> None:
     """Any M, ``rows_at_once`` at a time."""
-    rows, begin = (PairedRows, MatrixSums) if config.matrix else (QuantizedRows, _dots(config.many_rows, dot))
-    x = rows(operands.spec, config.planes, config.rows_at_once)
+    x = (PairedRows if config.matrix else QuantizedRows)(operands.spec, config.planes, config.rows_at_once)
     with T.serial(0, T.ceildiv(operands.rows, config.rows_at_once)) as part:
         first_row = T.bind(part * config.rows_at_once)
         count = T.bind(T.min(operands.rows - first_row, T.int64(config.rows_at_once)))
         with T.parallel(0, count) as row:
             x.fill(operands.x, first_row + row, row)
-        _columns(operands, x, config.many_rows, begin, first_row, count)
-
-
-def _dots(tile: Tile, dot: Dot) -> Begin:
-    return partial(DotSums, dot=dot, parts=tile.sums)
+        if isinstance(x, PairedRows):
+            matrix_matmul.columns(operands, x, config.many_rows.rows, first_row, count)
+        else:
+            _columns(operands, x, config.many_rows, dot, first_row, count)
 
 
 def _columns(
-    operands: Operands, x: QuantizedRows, tile: Tile, begin: Begin, first_row: Expression, count: Expression
+    operands: Operands, x: QuantizedRows, tile: Tile, dot: Dot, first_row: Expression, count: Expression
 ) -> None:
     """y[first_row : first_row + count] from the quantized rows 0 .. count - 1, all columns in parallel."""
     at_once = min(tile.blocks, operands.blocks)
@@ -147,19 +141,19 @@ def _columns(
         start = T.bind(T.min(task * at_once, operands.blocks - at_once))
         blocks = [start + i for i in range(at_once)]
         if isinstance(count, int):
-            _tile(operands, x, tile, begin, blocks, [0], first_row, count)
+            _tile(operands, x, tile, dot, blocks, [0], first_row, count)
         else:
             with T.serial(0, T.ceildiv(count, tile.rows)) as t:
                 # Rows beyond the last one are computed from whatever the scratch holds, and not stored.
                 rows = [t * tile.rows + r for r in range(tile.rows)]
-                _tile(operands, x, tile, begin, blocks, rows, first_row, count - t * tile.rows)
+                _tile(operands, x, tile, dot, blocks, rows, first_row, count - t * tile.rows)
 
 
 def _tile(
     operands: Operands,
     x: QuantizedRows,
     tile: Tile,
-    begin: Begin,
+    dot: Dot,
     blocks: list[Expression],
     rows: list[Expression],
     first_row: Expression,
@@ -172,10 +166,9 @@ def _tile(
         if tile.ahead:
             for block in blocks:
                 codes.prefetch_group(block, group, tile.ahead)
-        sums = begin(len(rows), len(blocks), len(x.planes))
-        at_once = sums.chunks_per_step(codes)
-        with T.serial(0, sums.steps(codes, present)) as step:
-            chunk = T.bind(group * codes.chunks_per_group + step * at_once)
+        sums = DotSums(len(rows), len(blocks), len(x.planes), dot, tile.sums)
+        with T.serial(0, codes.chunks_per_group) as step:
+            chunk = T.bind(group * codes.chunks_per_group + step)
             if tile.ahead:
                 for block in blocks:
                     codes.prefetch_chunk(block, chunk, tile.ahead)
@@ -187,17 +180,6 @@ def _tile(
             x_sums = [T.bind(splat(plane_sums[row, group])) for plane_sums in x.sums]
             x_scale = T.bind(splat(x.scales[row, group]))
             for b, (scale, zero, total) in enumerate(zip(scales, zeros, row_totals, strict=True)):
-                centred = [
-                    T.cast(p, "float32x16") - zero * s for p, s in zip(sums.values(r, b), x_sums, strict=True)
-                ]
-                total.add_product(_digits_to_float(centred), scale * x_scale)
+                total.add_product(centred(sums.values(r, b), x_sums, zero), scale * x_scale)
     first_block, row = blocks[0], first_row + rows[0]
     operands.output.store_tile(totals, row, first_block, None if len(rows) == 1 else present)
-
-
-def _digits_to_float(sums: list[Expression]) -> Expression:
-    """Horner's rule over the planes' float32x16 sums."""
-    value = sums[0]
-    for digit in sums[1:]:
-        value = fma(value, splat(float(1 << DIGIT_BITS)), digit)
-    return value

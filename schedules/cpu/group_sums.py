@@ -2,50 +2,16 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable
-
 from tvm.script.ir_builder import tirx as T
 
 from awq_tvm.schedules.cpu.codes import Codes
 from awq_tvm.schedules.cpu.dot import Dot
-from awq_tvm.schedules.cpu.quantized_rows import QuantizedRows
-from awq_tvm.schedules.cpu.vectors import Expression, Register, splat
+from awq_tvm.schedules.cpu.quantized_rows import DIGIT_BITS, QuantizedRows
+from awq_tvm.schedules.cpu.vectors import Expression, Register, fma, splat
 
 
-class GroupSums(ABC):
-    """Sums of code times digit for each row, block of 16 outputs and plane, zero when made."""
-
-    @abstractmethod
-    def chunks_per_step(self, codes: Codes) -> int:
-        """How many chunks ``add`` takes at once."""
-
-    def steps(self, codes: Codes, present: Expression) -> Expression:
-        """How many steps a group takes; ``present`` is a positive number that the compiler does not know."""
-        return codes.chunks_per_group // self.chunks_per_step(codes)
-
-    @abstractmethod
-    def add(
-        self,
-        codes: Codes,
-        x: QuantizedRows,
-        blocks: list[Expression],
-        rows: list[Expression],
-        chunk: Expression,
-    ) -> None:
-        """Add the products of one step, whose first chunk is named."""
-
-    @abstractmethod
-    def values(self, row: int, block: int) -> list[Expression]:
-        """The sums of a row and a block of the tile, int32x16 for each plane."""
-
-
-Begin = Callable[[int, int, int], GroupSums]
-"""(rows, blocks, planes) -> sums that are zero."""
-
-
-class DotSums(GroupSums):
-    """Sums in lanes of 16 outputs, by four-way dot products.
+class DotSums:
+    """Sums of code times digit in lanes of 16 outputs, by four-way dot products; zero when made.
 
     Args:
         rows: of the tile.
@@ -59,10 +25,6 @@ class DotSums(GroupSums):
         self._dot = dot
         self._sums = [[[_Sums(parts) for _ in range(planes)] for _ in range(blocks)] for _ in range(rows)]
 
-    def chunks_per_step(self, codes: Codes) -> int:
-        """See ``GroupSums.chunks_per_step``."""
-        return 1
-
     def add(
         self,
         codes: Codes,
@@ -71,7 +33,7 @@ class DotSums(GroupSums):
         rows: list[Expression],
         chunk: Expression,
     ) -> None:
-        """See ``GroupSums.add``."""
+        """Add the products of one chunk."""
         operands = [codes.byte_operands(block, chunk) for block in blocks]
         for part, (offset, _) in enumerate(operands[0]):
             # Row by row, or every broadcast would want a register of its own.
@@ -82,7 +44,7 @@ class DotSums(GroupSums):
                         planes[plane].add(self._dot, block_codes[part][1], digits, part)
 
     def values(self, row: int, block: int) -> list[Expression]:
-        """See ``GroupSums.values``."""
+        """The sums of a row and a block of the tile, int32x16 for each plane."""
         return [plane.value() for plane in self._sums[row][block]]
 
 
@@ -101,3 +63,18 @@ class _Sums:
         for register in self._registers[1:]:
             total = total + register.get()
         return total
+
+
+def centred(sums: list[Expression], x_sums: list[Expression], zero: Expression) -> Expression:
+    """What the planes' sums of a group come to: the sum of (q - z) * t, by Horner's rule over the digits of t.
+
+    Args:
+        sums: of q * digit, int32x16 for each plane.
+        x_sums: of the digits, float32x16.
+        zero: z, float32x16.
+    """
+    digits = [T.cast(p, "float32x16") - zero * s for p, s in zip(sums, x_sums, strict=True)]
+    value = digits[0]
+    for digit in digits[1:]:
+        value = fma(value, splat(float(1 << DIGIT_BITS)), digit)
+    return value

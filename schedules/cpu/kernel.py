@@ -61,6 +61,9 @@ class Operands:
 WORTH_SHARING_BYTES = 128 * 2**10
 """At 30 GB/s a core reads this in 4 microseconds, about what the start and the end of a parallel loop take."""
 
+PASSES_OF_MANY_ROWS = 4
+"""With several rows the work is taken for that of so many, when it is decided whether to share it out."""
+
 Body = Callable[[Operands], None]
 
 

@@ -18,7 +18,6 @@ from awq_tvm.schedules.cpu.vectors import (
     horizontal_sum,
     lanes,
     splat,
-    take,
 )
 from awq_tvm.schedules.spec import MatmulSpec
 
@@ -73,21 +72,30 @@ class QuantizedRows:
                 largest.set(T.max(largest.get(), T.max(value, zero - value)))
             maximum = T.bind(horizontal_max(largest.get(), width))
             top = float(LARGEST << (DIGIT_BITS * (len(self.planes) - 1)))
-            T.buffer_store(self.scales, maximum / T.float32(top), [row, group])
+            self._keep(self.scales, maximum / T.float32(top), row, group)
             # A subnormal maximum would make the factor infinite: such a group counts as zero.
             factor = T.bind(T.Select(maximum > T.float32(1e-30), T.float32(top) / maximum, T.float32(0)))
             totals = [Register(zero, lanes=width) for _ in self.planes]
             with T.serial(0, steps) as step:
                 scaled = load(step) * splat(factor, count=width)
                 rounded = T.bind(T.call_llvm_pure_intrin(f"float32x{width}", "llvm.nearbyint", scaled))
-                self._store_digits(rounded, row, start + step * width, width, totals)
+                self._store_digits(rounded, row, group, step * width, width, totals)
             for total, sums in zip(totals, self.sums, strict=True):
-                T.buffer_store(sums, horizontal_sum(total.get(), width), [row, group])
+                self._keep(sums, horizontal_sum(total.get(), width), row, group)
 
     def _store_digits(
-        self, value: Expression, row: Expression, k: Expression, width: int, totals: list[Register]
+        self,
+        value: Expression,
+        row: Expression,
+        group: Expression,
+        k: Expression,
+        width: int,
+        totals: list[Register],
     ) -> None:
-        """Split whole numbers into digits, the last digit first, and add each to its plane's total."""
+        """Split whole numbers into digits, the last digit first, and add each to its plane's total.
+
+        They belong to ``width`` k from the k-th of the group on.
+        """
         base, half = splat(float(1 << DIGIT_BITS), count=width), splat(0.5, count=width)
         for plane in range(len(self.planes) - 1, -1, -1):
             digit = value
@@ -98,36 +106,13 @@ class QuantizedRows:
                 digit = T.bind(value - rest * base)
                 value = rest
             totals[plane].set(totals[plane].get() + digit)
-            self._store(plane, T.cast(digit, f"int32x{width}"), row, k, width)
+            self._store(plane, T.cast(digit, f"int32x{width}"), row, group, k, width)
 
-    def _store(self, plane: int, digit: Expression, row: Expression, k: Expression, width: int) -> None:
-        T.buffer_store(self.planes[plane], T.cast(digit, f"int8x{width}"), [row, lanes(k, width)])
+    def _store(
+        self, plane: int, digit: Expression, row: Expression, group: Expression, k: Expression, width: int
+    ) -> None:
+        start = group * self.spec.group_size + k
+        T.buffer_store(self.planes[plane], T.cast(digit, f"int8x{width}"), [row, lanes(start, width)])
 
-
-class PairedRows(QuantizedRows):
-    """``QuantizedRows`` in which rows 2 i and 2 i + 1 lie in turn, eight digits of each: 16 bytes hold both.
-
-    Args:
-        spec: the linear.
-        planes: int8 digits per value, 1 to 3.
-        capacity: rows, an even number.
-    """
-
-    def __init__(self, spec: MatmulSpec, planes: int, capacity: int) -> None:
-        super().__init__(spec, planes, capacity)
-        self._stride = spec.in_features + ROW_PADDING
-        self._flat = [
-            T.decl_buffer((capacity * self._stride,), "int8", data=plane.data) for plane in self.planes
-        ]
-
-    def pair(self, plane: int, row: Expression, k: Expression) -> Expression:
-        """Digits k .. k + 7 of an even row, then of the next, as int8x16; k is a multiple of 8."""
-        return self._flat[plane][lanes(row * self._stride + 2 * k, 16)]
-
-    def _store(self, plane: int, digit: Expression, row: Expression, k: Expression, width: int) -> None:
-        odd = T.truncmod(row, 2)
-        start = (row - odd) * self._stride + 2 * k + 8 * odd
-        narrow = T.bind(T.cast(digit, f"int8x{width}"))
-        for part in range(0, width, 8):
-            eight = take(narrow, list(range(part, part + 8)))
-            T.buffer_store(self._flat[plane], eight, [lanes(start + 2 * part, 8)])
+    def _keep(self, buffer: Buffer, value: Expression, row: Expression, group: Expression) -> None:
+        T.buffer_store(buffer, value, [row, group])

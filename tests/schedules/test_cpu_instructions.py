@@ -77,6 +77,16 @@ def test_codes_of_8_bits_are_multiplied_as_they_are_loaded(name: str) -> None:
     assert one_row.inner <= 21
 
 
+@pytest.mark.parametrize("name", ["host", "graviton-3", "graviton-4", "snapdragon-x", "apple-m2-cpu"])
+def test_matrix_instructions_multiply_what_was_decoded_before(name: str) -> None:
+    """Beside 24 products: 4 loads of two registers of codes, 3 of rows, and what ends the loop."""
+    for bits in (4, 8):
+        many_rows = counts(name, "int8", bits)[2]
+        assert (many_rows.rows, many_rows.inner_bytes) == (6, 8 * 16 * bits // 8)
+        assert many_rows.inner <= 24 + 7 + 4
+        assert many_rows.products > 1.3 * counts("raspberry-pi-5", "int8", bits)[2].products
+
+
 def test_plain_neon_multiplies_floats_without_spills() -> None:
     target = resolve("raspberry-pi-4")
     rule, match = select(spec := cpu_kernels.spec_of(N, K, 64), target)
