@@ -114,6 +114,12 @@ def rules_for(target: Target) -> tuple[MatmulRule, ...]:
     return tuple(_RULES.get(target.family, ()))
 
 
+def dense_rules_for(target: Target) -> tuple[DenseRule, ...]:
+    """The rules for unquantized matmuls of the target's family, in the order in which they are asked."""
+    rules_for(target)
+    return tuple(_DENSE_RULES.get(target.family, ()))
+
+
 class Chosen(NamedTuple):
     """The rule that serves a linear, and its answer."""
 
@@ -148,8 +154,7 @@ class ChosenDense(NamedTuple):
 
 def select_dense(spec: DenseSpec, target: Target) -> ChosenDense | None:
     """The first rule that serves an unquantized matmul, or None: TVM's own schedules do it then."""
-    rules_for(target)
-    for rule in _DENSE_RULES.get(target.family, ()):
+    for rule in dense_rules_for(target):
         answer = rule.applies(spec, target)
         if isinstance(answer, Match):
             return ChosenDense(rule, answer)

@@ -39,6 +39,9 @@ _MEASURES = (
     "fp16_gflops", "num_sms", "shared_memory_bytes", "registers_per_sm", "warp_size",
 )  # fmt: skip
 
+_DERIVED = ("compute_dtype", "fingerprint")
+"""In ``as_dict`` beside the fields."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Target:
@@ -261,6 +264,21 @@ class Target:
         plain["compute_dtype"] = self.compute_dtype
         plain["fingerprint"] = self.fingerprint
         return plain
+
+    @staticmethod
+    def from_dict(plain: Mapping[str, Any]) -> Target:
+        """Read back what ``as_dict`` made, from JSON too.
+
+        Raises:
+            TargetError: a field is unknown or contradicts another.
+        """
+        fields = {name: value for name, value in plain.items() if name not in _DERIVED}
+        fields["features"] = frozenset(fields.get("features", ()))
+        fields["cuda_archs"] = tuple(fields.get("cuda_archs", ()))
+        try:
+            return Target(**fields)
+        except TypeError as error:
+            raise TargetError("This is no target description", why=str(error)) from error
 
 
 def missing_features(needed: Target, machine: Target) -> tuple[str, ...]:

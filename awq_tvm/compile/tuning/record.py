@@ -78,10 +78,10 @@ class KernelKey(_Closed):
 
 
 class Times(_Closed):
-    """Medians of one call.
+    """Of one call: the lower quartile of many short stretches.
 
     Attributes:
-        cold: with weights that no cache of the core's own holds.
+        cold: with weights that come from memory.
         hot: with the weights of the call before.
     """
 

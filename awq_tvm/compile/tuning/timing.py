@@ -1,0 +1,114 @@
+"""Build the candidates of a trial, check their numbers, and time them in turn; runs in a process of its own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import tvm
+
+from awq_tvm.compile.tuning.measurement import Failed, Outcome, Timed, Trial
+from awq_tvm.compile.tuning.numbers import ERROR_ALLOWED, Numbers
+
+COLD_BYTES = 128 * 2**20
+"""So many bytes of weights are walked through between two uses of the same: more than usual caches hold."""
+
+MOST_COPIES = 2048
+"""A weight of less than 64 KiB is not worth making more copies of."""
+
+STRETCH = 4e-4
+"""Seconds that are timed at once: short, so that most are not interrupted on a machine with other work."""
+
+Call = Callable[[], Any]
+
+
+class Operands:
+    """Copies of a problem's operands where kernels can read them.
+
+    Args:
+        numbers: the operands.
+    """
+
+    def __init__(self, numbers: Numbers) -> None:
+        self.numbers = numbers
+        size = sum(array.nbytes for array in numbers.packed)
+        self.weights = [
+            [tvm.runtime.tensor(array) for array in numbers.packed]
+            for _ in range(min(MOST_COPIES, max(2, -(-COLD_BYTES // size))))
+        ]
+
+
+def run_trial(trial: Trial, operands: Operands) -> Outcome:
+    """Do all of a trial; what a candidate may break is for the caller to survive."""
+    kernels = []
+    for fields in trial.configs:
+        try:
+            kernels.append(_compiled(trial, fields))
+        except Exception as error:
+            # Whatever TVM and LLVM raise: a candidate that cannot be built is no reason to end.
+            return Failed("refused", str(error)[:400])
+    for kernel in kernels:
+        for rows in dict.fromkeys((*trial.checked_rows, trial.rows)):
+            off = _error(kernel, operands, rows)
+            if not off <= ERROR_ALLOWED:
+                return Failed("wrong", f"off by {off:.2g} of sum(|x||W|) at M = {rows}")
+    x, y = _rows(operands, trial.rows)
+    calls = [[partial(kernel, x, *weights, y) for weights in operands.weights] for kernel in kernels]
+    cold = _times(calls, trial.seconds / 2)
+    hot = _times([mine[:1] for mine in calls], trial.seconds / 2)
+    return Timed(tuple(1e6 * t for t in cold), tuple(1e6 * t for t in hot))
+
+
+def _compiled(trial: Trial, fields: dict[str, Any]) -> Any:
+    func = trial.problem.build(fields).with_attr("global_symbol", "kernel")
+    target = tvm.target.Target(trial.problem.target.tvm_target_with_host)
+    return tvm.compile(tvm.IRModule({"kernel": func}), target=target)["kernel"]
+
+
+def _rows(operands: Operands, rows: int) -> tuple[Any, Any]:
+    """The first rows of x, and a y that is NaN throughout."""
+    x = tvm.runtime.tensor(operands.numbers.x[:rows])
+    n = operands.numbers.out_features
+    return x, tvm.runtime.tensor(np.full((rows, n), np.nan, np.float32))
+
+
+def _error(kernel: Any, operands: Operands, rows: int) -> float:
+    x, y = _rows(operands, rows)
+    kernel(x, *operands.weights[0], y)
+    return operands.numbers.error(y.numpy())
+
+
+def _times(contenders: Sequence[Sequence[Call]], seconds: float) -> list[float]:
+    """Seconds of a call of each: the lower quartile of many short stretches, in which they take turns.
+
+    On a machine with other work the longer stretches are those that were interrupted.
+    """
+    lengths = [_length(calls) for calls in contenders]
+    places = [0] * len(contenders)
+    stretches: list[list[float]] = [[] for _ in contenders]
+    end = time.perf_counter() + seconds * len(contenders)
+    while True:
+        for i, calls in enumerate(contenders):
+            count, place = lengths[i], places[i]
+            turn = [calls[(place + j) % len(calls)] for j in range(count)]
+            places[i] = (place + count) % len(calls)
+            start = time.perf_counter()
+            for call in turn:
+                call()
+            stretches[i].append((time.perf_counter() - start) / count)
+        if time.perf_counter() >= end and len(stretches[0]) >= 5:
+            return [float(np.quantile(found, 0.25)) for found in stretches]
+
+
+def _length(calls: Sequence[Call]) -> int:
+    """How many calls fill a stretch."""
+    count, elapsed = 0, 0.0
+    start = time.perf_counter()
+    while elapsed < STRETCH:
+        calls[count % len(calls)]()
+        count += 1
+        elapsed = time.perf_counter() - start
+    return max(1, round(count * STRETCH / elapsed))
