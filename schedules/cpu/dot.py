@@ -25,10 +25,12 @@ class DotProduct:
     Args:
         add: the instructions.
         signed: they take codes of 8 bits less 128, as signed bytes.
+        by_lane: they take four bytes of x from any lane of a register, so that one load serves 16 k.
     """
 
     add: Dot
-    signed: bool
+    signed: bool = False
+    by_lane: bool = False
 
 
 def _in_parts(lanes: int, part: Dot) -> Dot:
@@ -124,17 +126,15 @@ _MADDUBS = {
     16: ("llvm.x86.avx512.pmaddubs.w.512", "llvm.x86.avx512.pmaddw.d.512"),
 }
 
-_UNSIGNED, _SIGNED = False, True
-
 _INSTRUCTIONS: tuple[tuple[frozenset[str], int, DotProduct], ...] = (
-    (frozenset({"avx512vnni", "avx512f"}), 8, DotProduct(_vpdpbusd_512, _UNSIGNED)),
-    (frozenset({"avxvnni"}), 8, DotProduct(_in_parts(8, _vpdpbusd_256), _UNSIGNED)),
-    (frozenset({"i8mm"}), 8, DotProduct(_in_parts(4, _usdot), _UNSIGNED)),
-    (frozenset({"dotprod"}), 8, DotProduct(_in_parts(4, _sdot), _SIGNED)),
-    (frozenset({"avx512bw"}), 7, DotProduct(_maddubs, _UNSIGNED)),
-    (frozenset({"avx512bw"}), 8, DotProduct(_signed_maddubs, _SIGNED)),
-    (frozenset({"avx2"}), 7, DotProduct(_in_parts(8, _maddubs), _UNSIGNED)),
-    (frozenset({"avx2"}), 8, DotProduct(_in_parts(8, _signed_maddubs), _SIGNED)),
+    (frozenset({"avx512vnni", "avx512f"}), 8, DotProduct(_vpdpbusd_512)),
+    (frozenset({"avxvnni"}), 8, DotProduct(_in_parts(8, _vpdpbusd_256))),
+    (frozenset({"i8mm"}), 8, DotProduct(_in_parts(4, _usdot), by_lane=True)),
+    (frozenset({"dotprod"}), 8, DotProduct(_in_parts(4, _sdot), signed=True, by_lane=True)),
+    (frozenset({"avx512bw"}), 7, DotProduct(_maddubs)),
+    (frozenset({"avx512bw"}), 8, DotProduct(_signed_maddubs, signed=True)),
+    (frozenset({"avx2"}), 7, DotProduct(_in_parts(8, _maddubs))),
+    (frozenset({"avx2"}), 8, DotProduct(_in_parts(8, _signed_maddubs), signed=True)),
 )
 """Features needed, the widest code in bits, and the instructions; the best first."""
 

@@ -9,13 +9,14 @@ bandwidth, large M at the dot products' peak; both are the same register tile of
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 
 from tvm.script.ir_builder import tirx as T
 
 from awq_tvm.errors import UnsupportedError
 from awq_tvm.schedules.cpu import matrix_matmul
 from awq_tvm.schedules.cpu.codes import Codes
-from awq_tvm.schedules.cpu.dot import Dot
+from awq_tvm.schedules.cpu.dot import DotProduct
 from awq_tvm.schedules.cpu.group_sums import DotSums, centred
 from awq_tvm.schedules.cpu.kernel import PASSES_OF_MANY_ROWS, Operands
 from awq_tvm.schedules.cpu.paired_rows import PairedRows
@@ -101,14 +102,14 @@ class DotConfig:
             )
 
 
-def one_row(operands: Operands, config: DotConfig, dot: Dot) -> None:
+def one_row(operands: Operands, config: DotConfig, dot: DotProduct) -> None:
     """M = 1."""
     x = QuantizedRows(operands.spec, config.planes, 1)
     x.fill(operands.x, 0, 0)
     _columns(operands, x, config.one_row, dot, 0, 1)
 
 
-def few_rows(operands: Operands, config: DotConfig, dot: Dot) -> None:
+def few_rows(operands: Operands, config: DotConfig, dot: DotProduct) -> None:
     """M up to ``config.few_rows_up_to``."""
     x = QuantizedRows(operands.spec, config.planes, config.few_rows_up_to)
     with T.serial(0, operands.rows) as row:
@@ -116,7 +117,7 @@ def few_rows(operands: Operands, config: DotConfig, dot: Dot) -> None:
     _columns(operands, x, config.few_rows, dot, 0, operands.rows)
 
 
-def many_rows(operands: Operands, config: DotConfig, dot: Dot) -> None:
+def many_rows(operands: Operands, config: DotConfig, dot: DotProduct) -> None:
     """Any M, ``rows_at_once`` at a time."""
     x = (PairedRows if config.matrix else QuantizedRows)(operands.spec, config.planes, config.rows_at_once)
     with T.serial(0, T.ceildiv(operands.rows, config.rows_at_once)) as part:
@@ -131,7 +132,12 @@ def many_rows(operands: Operands, config: DotConfig, dot: Dot) -> None:
 
 
 def _columns(
-    operands: Operands, x: QuantizedRows, tile: Tile, dot: Dot, first_row: Expression, count: Expression
+    operands: Operands,
+    x: QuantizedRows,
+    tile: Tile,
+    dot: DotProduct,
+    first_row: Expression,
+    count: Expression,
 ) -> None:
     """y[first_row : first_row + count] from the quantized rows 0 .. count - 1, all columns in parallel."""
     at_once = min(tile.blocks, operands.blocks)
@@ -153,7 +159,7 @@ def _tile(
     operands: Operands,
     x: QuantizedRows,
     tile: Tile,
-    dot: Dot,
+    dot: DotProduct,
     blocks: list[Expression],
     rows: list[Expression],
     first_row: Expression,
@@ -167,11 +173,12 @@ def _tile(
             for block in blocks:
                 codes.prefetch_group(block, group, tile.ahead)
         sums = DotSums(len(rows), len(blocks), len(x.planes), dot, tile.sums)
-        with T.serial(0, codes.chunks_per_group) as step:
-            chunk = T.bind(group * codes.chunks_per_group + step)
+        at_once = sums.chunks_at_once(codes)
+        with T.serial(0, codes.chunks_per_group // at_once) as step:
+            chunk = T.bind(group * codes.chunks_per_group + step * at_once)
             if tile.ahead:
-                for block in blocks:
-                    codes.prefetch_chunk(block, chunk, tile.ahead)
+                for block, i in product(blocks, range(at_once)):
+                    codes.prefetch_chunk(block, chunk + i, tile.ahead)
             sums.add(codes, x, blocks, rows, chunk)
         scales = [T.bind(codes.scale(block, group)) for block in blocks]
         zeros = [T.bind(codes.zero(block, group)) for block in blocks]

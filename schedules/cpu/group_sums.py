@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 from tvm.script.ir_builder import tirx as T
 
 from awq_tvm.schedules.cpu.codes import Codes
-from awq_tvm.schedules.cpu.dot import Dot
+from awq_tvm.schedules.cpu.dot import Dot, DotProduct
 from awq_tvm.schedules.cpu.quantized_rows import DIGIT_BITS, QuantizedRows
-from awq_tvm.schedules.cpu.vectors import Expression, Register, fma, splat
+from awq_tvm.schedules.cpu.vectors import Expression, Register, fma, splat, take
 
 
 class DotSums:
@@ -17,13 +19,18 @@ class DotSums:
         rows: of the tile.
         blocks: of the tile.
         planes: digits of an activation.
-        dot: the instruction.
+        dot: the instructions.
         parts: independent sums for each row and block, to hide the latency of a dot product.
     """
 
-    def __init__(self, rows: int, blocks: int, planes: int, dot: Dot, parts: int) -> None:
+    def __init__(self, rows: int, blocks: int, planes: int, dot: DotProduct, parts: int) -> None:
         self._dot = dot
         self._sums = [[[_Sums(parts) for _ in range(planes)] for _ in range(blocks)] for _ in range(rows)]
+
+    def chunks_at_once(self, codes: Codes) -> int:
+        """How many chunks ``add`` takes: as many as a register of x serves, if groups are made of so many."""
+        many = 16 // codes.chunk
+        return many if self._dot.by_lane and codes.chunks_per_group % many == 0 else 1
 
     def add(
         self,
@@ -33,15 +40,25 @@ class DotSums:
         rows: list[Expression],
         chunk: Expression,
     ) -> None:
-        """Add the products of one chunk."""
-        operands = [codes.byte_operands(block, chunk) for block in blocks]
-        for part, (offset, _) in enumerate(operands[0]):
-            # Row by row, or every broadcast would want a register of its own.
-            for row, row_sums in zip(rows, self._sums, strict=True):
-                for plane in range(len(x.planes)):
-                    digits = T.bind(x.broadcast(plane, row, chunk * codes.chunk + offset))
-                    for block_codes, planes in zip(operands, row_sums, strict=True):
-                        planes[plane].add(self._dot, block_codes[part][1], digits, part)
+        """Add the products of ``chunks_at_once`` chunks from this one on."""
+        sixteens: dict[tuple[int, int], Expression] = {}
+        if self.chunks_at_once(codes) > 1:
+            for (r, row), plane in product(enumerate(rows), range(len(x.planes))):
+                sixteens[r, plane] = T.bind(x.sixteen(plane, row, chunk * codes.chunk))
+        for i in range(self.chunks_at_once(codes)):
+            operands = [codes.byte_operands(block, chunk + i) for block in blocks]
+            for part, (offset, _) in enumerate(operands[0]):
+                k = i * codes.chunk + offset
+                # Row by row, or every broadcast would want a register of its own.
+                for r, row in enumerate(rows):
+                    for plane in range(len(x.planes)):
+                        if sixteens:
+                            digits = splat(take(sixteens[r, plane], [k // 4]))
+                        else:
+                            digits = x.broadcast(plane, row, chunk * codes.chunk + k)
+                        digits = T.bind(digits)
+                        for block_codes, planes in zip(operands, self._sums[r], strict=True):
+                            planes[plane].add(self._dot.add, block_codes[part][1], digits, part)
 
     def values(self, row: int, block: int) -> list[Expression]:
         """The sums of a row and a block of the tile, int32x16 for each plane."""

@@ -55,6 +55,10 @@ class QuantizedRows:
         """The four digits x[row, k .. k + 3] of a plane in every lane, as int32x16; k is a multiple of 4."""
         return splat(self._words[plane][row, T.truncdiv(k, 4)])
 
+    def sixteen(self, plane: int, row: Expression, k: Expression) -> Expression:
+        """The digits x[row, k .. k + 15] of a plane as int32x4; k is a multiple of 4."""
+        return self._words[plane][row, lanes(T.truncdiv(k, 4), 4)]
+
     def fill(self, x: Buffer, source_row: Expression, row: Expression) -> None:
         """Quantize x[source_row] into ``row``."""
         width = 16 if self.spec.group_size % 16 == 0 else 8

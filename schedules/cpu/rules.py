@@ -117,7 +117,7 @@ class DotMatmulRule(MatmulRule):
                 f"{target.name} has no matrix instructions for bytes", fix="set matrix=False"
             )
         one_row, few_rows, many_rows = (
-            partial(body, config=config, dot=dot.add)
+            partial(body, config=config, dot=dot)
             for body in (dot_matmul.one_row, dot_matmul.few_rows, dot_matmul.many_rows)
         )
         bodies = ((1, one_row), (config.few_rows_up_to, few_rows))
