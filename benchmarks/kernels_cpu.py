@@ -40,8 +40,8 @@ from cpu_contenders import (
     torch_dense,
     torch_int4,
 )
-from limits_cpu import Limits, measure_limits
 
+from awq_tvm.compile.tuning.limits import Limits, measure_limits
 from awq_tvm.schedules.spec import MatmulSpec
 from awq_tvm.targets import Target, resolve
 

@@ -57,7 +57,7 @@ class AttachSchedules:
 
     def transform_module(self, mod: tvm.IRModule, _context: Any) -> tvm.IRModule:
         """Replace PrimFuncs; call sites stay as they are."""
-        calls = _call_counts(mod)
+        calls = call_counts(mod)
         coverage = []
         updated = mod.clone()
         for variable, func in mod.functions_items():
@@ -91,7 +91,7 @@ class AttachSchedules:
         return chosen.rule.build(spec, self.target, chosen.match.config).without_attr("global_symbol")
 
 
-def _call_counts(mod: tvm.IRModule) -> Counter[str]:
+def call_counts(mod: tvm.IRModule) -> Counter[str]:
     """How often ``forward`` calls each function."""
     bindings = Bindings(mod, mod["forward"])
     calls = (bindings.call(value, "relax.call_tir") for _, value in bindings)

@@ -89,6 +89,7 @@ def run(
     opt: int,
     *,
     debug_dump: Path | None = None,
+    until: str | None = None,
     on_pass: Callable[[str, int, int], None] = lambda name, done, total: None,
 ) -> tvm.IRModule:
     """Run the passes, writing the IR after each into ``debug_dump`` if given.
@@ -98,11 +99,14 @@ def run(
         target: what to schedule for.
         opt: see ``passes``.
         debug_dump: an existing folder.
+        until: name of the pass before which to stop.
         on_pass: called before each pass with its name, how many are done, and how many there are.
     """
     steps = passes(target, opt)
     _dump(mod, debug_dump, 0, "exported")
     for number, (name, step) in enumerate(steps):
+        if name == until:
+            break
         on_pass(name, number, len(steps))
         with tvm.target.Target(target.tvm_target_with_host):
             mod = _apply(step, mod)

@@ -37,6 +37,8 @@ class Part:
         configs: what to try, the default first and then what is thought fastest; they differ in ``fields`` only.
         timed_rows: the M that stands for the range when candidates are timed.
         checked_rows: at these their numbers are checked too.
+        refined: fields, of nested ones the inner name, that matter less: a search tries one value of these for each
+            of the others first.
     """
 
     first_rows: int
@@ -45,6 +47,7 @@ class Part:
     configs: tuple[Any, ...]
     timed_rows: int
     checked_rows: tuple[int, ...]
+    refined: tuple[str, ...] = ()
 
 
 class MatmulRule(ABC):

@@ -80,14 +80,16 @@ def _run_verb(verb: Verb, arguments: list[str]) -> int:
     import typer
 
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-    module = importlib.import_module(verb.module)
-    if hasattr(module, "command"):
-        command: Callable[..., Any] = module.command
-        app.command(help=command.__doc__)(command)
+    name = verb.name
+    if arguments and arguments[0] in verb.groups:
+        group, *arguments = arguments
+        name = f"{name} {group}"
+        app.add_typer(importlib.import_module(f"{verb.module}_{group}").app)
     else:
-        app.add_typer(module.app)
+        command: Callable[..., Any] = importlib.import_module(verb.module).command
+        app.command(help=command.__doc__)(command)
     try:
-        code = app(args=arguments, prog_name=f"python -m awq_tvm {verb.name}", standalone_mode=False)
+        code = app(args=arguments, prog_name=f"python -m awq_tvm {name}", standalone_mode=False)
     except typer.Abort:
         raise KeyboardInterrupt from None
     except SystemExit:
@@ -100,9 +102,9 @@ def _run_verb(verb: Verb, arguments: list[str]) -> int:
             raise
         raise UsageError(
             str(message()),
-            where=f"python -m awq_tvm {verb.name}",
+            where=f"python -m awq_tvm {name}",
             why="the arguments do not fit",
-            fix=f"`python -m awq_tvm {verb.name} --help` lists them",
+            fix=f"`python -m awq_tvm {name} --help` lists them",
         ) from None
     return code if isinstance(code, int) else 0
 

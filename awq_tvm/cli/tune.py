@@ -1,10 +1,127 @@
-"""`tune db ...`."""
+"""`tune MODEL_OR_SHAPES`."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
 import typer
 
-from awq_tvm.cli import tune_db
+from awq_tvm.cli.options import Json
+from awq_tvm.cli.output import print_json, say, table
+from awq_tvm.cli.progress_bar import ProgressDisplay
 
-app = typer.Typer(help="Keep the records of tuned kernels.", no_args_is_help=True)
-app.add_typer(tune_db.app, name="db")
+if TYPE_CHECKING:
+    from awq_tvm.compile.tuning.tuner import TuneReport
+
+
+def command(
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL_OR_SHAPES",
+            show_default=False,
+            help="A quantized model as `compile` takes it, or shapes of linears, inputs x outputs: 576x960,1536x576.",
+        ),
+    ],
+    target: Annotated[str, typer.Option(help="auto, or a name whose code this machine can run.")] = "auto",
+    activations: Annotated[str, typer.Option(help="As for `compile`.")] = "auto",
+    vocabulary_bits: Annotated[
+        int, typer.Option(metavar="BITS", help="As for `compile`; of a model only.")
+    ] = 8,
+    bits: Annotated[int, typer.Option(help="Of shapes.")] = 4,
+    group_size: Annotated[int, typer.Option(help="Of shapes.")] = 64,
+    trials: Annotated[int, typer.Option(min=1, help="Candidates for each kernel and range of M.")] = 16,
+    seconds: Annotated[
+        float | None, typer.Option(min=0, show_default=False, help="After so many, try nothing new.")
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="That the kernels run on while they are timed.")] = 1,
+    again: Annotated[bool, typer.Option("--again", help="Measure what has a record already, too.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="FILE",
+            show_default=False,
+            help="Where records are added; by default a file for the target among your own.",
+        ),
+    ] = None,
+    json_output: Json = False,
+) -> None:
+    """Find the fastest tiles of a model's kernels on this machine, for `compile` to use; `tune db` keeps them."""
+    from awq_tvm.compile.tuning.limits import limits_of_this_machine
+    from awq_tvm.compile.tuning.local import LocalMeasurer
+    from awq_tvm.compile.tuning.places import file_of, shipped_folder, user_folder
+    from awq_tvm.compile.tuning.record_file import append_record, read_records, record_files
+    from awq_tvm.compile.tuning.shapes import are_shapes, model_wanted, shapes_wanted
+    from awq_tvm.compile.tuning.tuner import tune
+    from awq_tvm.targets import resolve
+
+    chip = resolve(target)
+    file = out or file_of(user_folder(), chip.fingerprint)
+    with LocalMeasurer(chip, threads=threads) as measurer, ProgressDisplay() as display:
+        if are_shapes(what):
+            wanted = shapes_wanted(what, chip, bits=bits, group_size=group_size, activations=activations)
+        else:
+            wanted = model_wanted(what, chip, activations=activations, vocabulary_bits=vocabulary_bits)
+        places = [path for place in (shipped_folder(), user_folder(), file) for path in record_files(place)]
+        known = () if again else read_records(dict.fromkeys(places)).by_key().keys()
+        problems = [one.problem for one in wanted if one.problem is not None]
+        todo = any(problem.key(part) not in known for problem in problems for part in problem.parts)
+        say("note: measure on a quiet machine; what else runs here makes the choice less sure")
+        report = tune(
+            problems,
+            measurer,
+            lambda record: append_record(file, record),
+            known=known,
+            trials=trials,
+            seconds=seconds,
+            limits=limits_of_this_machine(threads) if todo else None,
+            progress=display.update,
+        )
+    untuned = len(wanted) - len(problems)
+    if json_output:
+        print_json(
+            {
+                "target": chip.name,
+                "fingerprint": chip.fingerprint,
+                "file": file,
+                "records": [record.model_dump(mode="json", exclude_none=True) for record in report.records],
+                "known": report.known,
+                "without_a_space": untuned,
+                **{name: getattr(report, name) for name in _COUNTS},
+            }
+        )
+    else:
+        _print(report, file, untuned)
+    if report.interrupted:
+        raise KeyboardInterrupt
+
+
+_COUNTS = ("candidates", "failed", "left", "refused", "interrupted", "seconds")
+
+
+def _print(report: TuneReport, file: Path, untuned: int) -> None:
+    for line in (*report.failed, *report.refused[:5]):
+        say(f"note: {line}")
+    rows: list[tuple[Any, ...]] = []
+    for record in report.records:
+        before, after, roof = record.default_microseconds, record.microseconds, record.roof_microseconds
+        rows.append(
+            (
+                record.key.title,
+                f"{before.cold:.1f}",
+                f"{after.cold:.1f}",
+                f"{before.cold / after.cold:.2f}",
+                "" if roof is None else f"{100 * roof / after.cold:.0f}%",
+            )
+        )
+    if rows:
+        header = ("kernel", "default us", "tuned us", "gain", "of the roof")
+        print(table(rows, header=header, right=(1, 2, 3, 4)))
+    parts = [f"{len(report.records)} records added to {file}" if rows else "nothing was measured anew"]
+    parts += [f"{report.known} known already"] if report.known else []
+    parts += [f"{report.left} not reached"] if report.left else []
+    parts += [f"{untuned} linears have nothing to tune"] if untuned else []
+    print(f"{'; '.join(parts)} ({report.candidates} candidates, {report.seconds:.0f} s)")

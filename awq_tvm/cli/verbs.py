@@ -7,19 +7,23 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Verb:
-    """One verb: `name` on the command line, `module` with its `command` function, one line of help."""
+    """One verb: `name` on the command line, `module` with its `command` function, one line of help.
+
+    Each of `groups` is a first argument behind which verbs of its own come; `app` of the module `<module>_<group>`.
+    """
 
     name: str
     module: str
     summary: str
+    groups: tuple[str, ...] = ()
 
 
 VERBS = tuple(
-    Verb(name, f"awq_tvm.cli.{module}", summary)
+    Verb(name, f"awq_tvm.cli.{module}", summary, ("db",) if name == "tune" else ())
     for name, module, summary in (
         ("quantize", "quantize", "quantize a model's weights to a few bits, activation-aware"),
         ("compile", "compile_verb", "compile a model into a bundle for one target"),
-        ("tune", "tune", "keep the records of tuned kernels"),
+        ("tune", "tune", "find the fastest tiles of kernels on this hardware; `tune db`: keep them"),
         ("export", "export", "write a checkpoint in the format that another program loads"),
         ("generate", "generate", "generate one answer with a bundle"),
         ("chat", "chat", "talk with a bundle"),

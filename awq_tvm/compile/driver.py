@@ -7,7 +7,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import tvm
 
@@ -86,14 +86,10 @@ def compile_model(
         AwqTvmError: one of its kinds, by what was wrong.
     """
     chip = target if isinstance(target, Target) else resolve(target)
-    chosen = _activations(chip, activations)
     check_output(out)
-    checkpoint = open_checkpoint(model)
-    require_family(checkpoint.config["model_type"])
-    config = ModelConfig.from_hugging_face(checkpoint.config)
-    limits = Limits(_context_length(config, context_length))
-    rounded = round_vocabulary(checkpoint, vocabulary_bits)
-    precision = _precision(rounded, chip, chosen, _cache_dtype(chip, chosen, kv_cache))
+    source = read_source(model, chip, activations, vocabulary_bits, kv_cache, context_length)
+    checkpoint, rounded, config, limits, precision = source
+    chosen: Literal["float", "int8"] = "int8" if precision.activations == "int8" else "float"
     pipeline.passes(chip, opt)
     _require_tokenizer(checkpoint)
     special = special_tokens(checkpoint)
@@ -126,6 +122,43 @@ def compile_model(
                 card(draft),
             )
     return CompileReport(out, chip.name, chosen, tuple(kernels), clock.seconds, _notes(library, manifest))
+
+
+class Source(NamedTuple):
+    """What a model is made from.
+
+    Attributes:
+        checkpoint: as it was opened.
+        rounded: the same with its vocabulary in the width asked for.
+        config: of the model.
+        limits: what the library is to have room for.
+        precision: what is computed and stored in which width.
+    """
+
+    checkpoint: Checkpoint
+    rounded: Checkpoint
+    config: ModelConfig
+    limits: Limits
+    precision: Precision
+
+
+def read_source(
+    model: str,
+    target: Target,
+    activations: str = "auto",
+    vocabulary_bits: int = 8,
+    kv_cache: str = "auto",
+    context_length: int | None = None,
+) -> Source:
+    """Open a checkpoint and settle what is computed how; see ``compile_model`` for the arguments."""
+    chosen = _activations(target, activations)
+    checkpoint = open_checkpoint(model)
+    require_family(checkpoint.config["model_type"])
+    config = ModelConfig.from_hugging_face(checkpoint.config)
+    limits = Limits(_context_length(config, context_length))
+    rounded = round_vocabulary(checkpoint, vocabulary_bits)
+    precision = _precision(rounded, target, chosen, _cache_dtype(target, chosen, kv_cache))
+    return Source(checkpoint, rounded, config, limits, precision)
 
 
 class _Clock:

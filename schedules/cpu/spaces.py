@@ -74,7 +74,7 @@ def dot_parts(spec: MatmulSpec, target: Target, default: DotConfig) -> tuple[Par
         for at_once in _multiples(rows, ROWS_AT_ONCE)
     )
     return (
-        Part(1, 1, ("one_row",), _ranked(default, one, cost(lambda c: c.one_row, 1)), 1, (1,)),
+        Part(1, 1, ("one_row",), _ranked(default, one, cost(lambda c: c.one_row, 1)), 1, (1,), ("ahead",)),
         Part(
             2,
             few,
@@ -82,6 +82,7 @@ def dot_parts(spec: MatmulSpec, target: Target, default: DotConfig) -> tuple[Par
             _ranked(default, some, cost(lambda c: c.few_rows, few)),
             few,
             (2, few - 1, few),
+            ("ahead",),
         ),
         Part(
             few + 1,
@@ -90,6 +91,7 @@ def dot_parts(spec: MatmulSpec, target: Target, default: DotConfig) -> tuple[Par
             _ranked(default, many, cost(lambda c: c.many_rows, MANY)),
             MANY,
             (*TAILS, MANY),
+            ("rows_at_once",),
         ),
     )
 
@@ -121,6 +123,7 @@ def float_parts(spec: MatmulSpec, target: Target, default: FloatConfig) -> tuple
             _ranked(default, many, lambda c: float_rows_cycles(spec, target, c, MANY)),
             MANY,
             (2, *TAILS, MANY),
+            ("panel_k", "rows_at_once"),
         ),
     )
 

@@ -107,9 +107,17 @@ def outcome_from_json(text: str) -> Outcome:
 class Measurer(Protocol):
     """A back end: this machine, or a way to another one."""
 
-    name: Literal["local", "rpc", "pack"]
-    threads: int
-    machine: str
+    @property
+    def name(self) -> Literal["local", "rpc", "pack"]:
+        """Of the kind."""
+
+    @property
+    def threads(self) -> int:
+        """That kernels run on."""
+
+    @property
+    def machine(self) -> str:
+        """What the machine calls its processor."""
 
     def measure(self, trial: Trial) -> Outcome:
         """Build, check and time; never raises for what a candidate does."""

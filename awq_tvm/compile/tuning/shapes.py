@@ -1,0 +1,98 @@
+"""Which linears are to be tuned: those of a model as it would be compiled, or shapes that the user names."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+
+import tvm
+
+from awq_tvm import ir_attrs
+from awq_tvm.compile.driver import read_source
+from awq_tvm.compile.tuning.problem import Problem, plain
+from awq_tvm.errors import UsageError
+from awq_tvm.models.export import export_model
+from awq_tvm.passes import pipeline
+from awq_tvm.passes.attach_schedules import call_counts
+from awq_tvm.schedules.spec import DenseSpec, MatmulSpec
+from awq_tvm.targets import Target
+
+_SHAPES = re.compile(r"\d{1,8}x\d{1,8}(,\d{1,8}x\d{1,8})*")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A linear and how often a model calls it.
+
+    Attributes:
+        spec: without bias, activation function and residual.
+        count: calls in one pass through the model.
+        problem: None where there is nothing to tune.
+    """
+
+    spec: MatmulSpec | DenseSpec
+    count: int
+    problem: Problem | None
+
+
+def are_shapes(text: str) -> bool:
+    """Whether it is a list of shapes, "576x960,1536x576", and not a model."""
+    return _SHAPES.fullmatch(text) is not None
+
+
+def shapes_wanted(
+    text: str, target: Target, *, bits: int = 4, group_size: int = 64, activations: str = "auto"
+) -> list[Wanted]:
+    """Quantized linears of the shapes KxN that are named.
+
+    Raises:
+        UnsupportedError: bits or group size do not go with a shape.
+    """
+    mode = target.default_activations if activations == "auto" else activations
+    found = []
+    for shape in dict.fromkeys(text.split(",")):
+        k, n = map(int, shape.split("x"))
+        if not k or not n:
+            raise UsageError(
+                f"there is no linear of {shape}", where="the shapes", fix="name inputs x outputs"
+            )
+        spec = MatmulSpec(k, n, bits, group_size, target.compute_dtype, activations=mode)
+        found.append(Wanted(spec, 1, Problem.of(spec, target)))
+    return found
+
+
+def model_wanted(
+    model: str, target: Target, *, activations: str = "auto", vocabulary_bits: int = 8, opt: int = 2
+) -> list[Wanted]:
+    """The linears of a quantized checkpoint, in the order of the bytes that a token reads of them, most first.
+
+    Raises:
+        AwqTvmError: what `compile` refuses.
+        UsageError: the checkpoint is not quantized.
+    """
+    source = read_source(model, target, activations, vocabulary_bits)
+    if not source.checkpoint.quantized:
+        raise UsageError(
+            "this model is not quantized",
+            where=model,
+            why="which kernels it has depends on how it is quantized",
+            fix=f"python -m awq_tvm quantize {model} -o DIR, and tune DIR",
+        )
+    with tvm.target.Target(target.tvm_target_with_host) as tvm_target:
+        mod = export_model(source.config, source.precision, source.limits, tvm_target)
+    mod = pipeline.run(mod, target, opt, until="attach_schedules")
+    calls, counts = call_counts(mod), Counter[MatmulSpec | DenseSpec]()
+    for variable, func in mod.functions_items():
+        op = func.attrs.get(ir_attrs.OP) if func.attrs is not None else None
+        if op == ir_attrs.OP_DEQUANTIZE_MATMUL:
+            counts[plain(MatmulSpec.from_json(func.attrs[ir_attrs.MATMUL_SPEC]))] += calls[variable.name_hint]
+        elif op == ir_attrs.OP_DENSE_MATMUL:
+            counts[DenseSpec.from_json(func.attrs[ir_attrs.DENSE_SPEC])] += calls[variable.name_hint]
+    wanted = [Wanted(spec, count, Problem.of(spec, target)) for spec, count in counts.items()]
+    return sorted(wanted, key=lambda one: (-_weights(one), repr(one.spec)))
+
+
+def _weights(one: Wanted) -> int:
+    bits = one.spec.bits if isinstance(one.spec, MatmulSpec) else 16
+    return one.count * one.spec.in_features * one.spec.out_features * bits
