@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import sys
 from collections.abc import Sequence
@@ -107,6 +108,7 @@ class Count:
         inner_bytes: of codes that a pass of the inner loop takes.
         group: instructions of a whole group, with the scales, zero points and sums.
         group_bytes: of codes that a group has, for all outputs of the tile.
+        group_codes: how many codes these are.
         spills: vectors moved to or from the stack in the inner loop.
     """
 
@@ -118,6 +120,7 @@ class Count:
     inner_bytes: int
     group: int
     group_bytes: int
+    group_codes: int
     spills: int
 
     @property
@@ -133,7 +136,7 @@ class Count:
     @property
     def products(self) -> float:
         """Codes times rows for an instruction of a group."""
-        return self.rows * self.group_bytes * (2 if self.bits <= 4 else 1) / self.group
+        return self.rows * self.group_codes / self.group
 
 
 def assembly_of(spec: MatmulSpec, target: Target) -> tuple[str, DotConfig]:
@@ -149,6 +152,14 @@ def assembly_of(spec: MatmulSpec, target: Target) -> tuple[str, DotConfig]:
     func = chosen.rule.build(spec, target, config).with_attr("global_symbol", "kernel")
     built = tvm.compile(tvm.IRModule({"kernel": func}), target=tvm.target.Target(target.tvm_target))
     return built.mod.inspect_source("asm"), config
+
+
+def bits_in_memory(spec: MatmulSpec, target: Target) -> int:
+    """Bits that the layout for the target spends on a code."""
+    chosen = select(spec, target)
+    assert not isinstance(chosen, Unserved)
+    codes = chosen.rule.layout(spec, target).arrays(spec)[0]
+    return 8 * math.prod(codes.shape) // (-(-spec.out_features // 32) * 32 * spec.in_features)
 
 
 def count(spec: MatmulSpec, target: Target) -> list[Count]:
@@ -167,7 +178,7 @@ def _count(loop: Loop, tile: Tile, spec: MatmulSpec, target: Target, planes: int
     product = loop.products[0][0]
     # A matrix instruction multiplies its codes with two rows, any other with one.
     uses = planes * tile.rows // (2 if product == "usmmla" else 1)
-    code_bits = 4 if spec.bits <= 4 else 8
+    code_bits = bits_in_memory(spec, target)
     inner_bytes = sum(size for _, size in loop.products) * code_bits // 8 // uses
     group_bytes = spec.group_size * LANES * tile.blocks * code_bits // 8
     inner = len(loop.lines)
@@ -183,6 +194,7 @@ def _count(loop: Loop, tile: Tile, spec: MatmulSpec, target: Target, planes: int
         inner_bytes,
         group,
         group_bytes,
+        spec.group_size * LANES * tile.blocks,
         len(loop.spills),
     )
 

@@ -168,6 +168,59 @@ class SignedBlocksLayout(PairedBlocksLayout):
         return super().pack(spec, q, scales, zeros)
 
 
+class BitPlanesLayout(PairedBlocksLayout):
+    """``PairedBlocksLayout`` with codes of 2 and 3 bits in as many bits, where groups are multiples of 32.
+
+    qweight uint8 [N32, K // 32, 2, bits, 16, 4]; with n = 32 p + 16 h + j and k = 32 c + 16 v + 4 i + b, bits 2 i and
+    2 i + 1 of byte (p, c, h, v, j, b) are the low two of q[n, k], and bit 4 v + i of byte (p, c, h, 2, j, b) is its
+    third. A shift and a mask of a vector of bytes are thus the operand of a four-way dot product, but for the third
+    bit.
+    """
+
+    name = "bit_planes"
+
+    @staticmethod
+    def planes(spec: MatmulSpec) -> int:
+        """Vectors of 64 bytes for 16 outputs and 32 k; 0 where codes are stored as in ``PairedBlocksLayout``."""
+        return spec.bits if spec.bits < 4 and spec.group_size % 32 == 0 else 0
+
+    def arrays(self, spec: MatmulSpec) -> tuple[ArrayType, ...]:
+        """See ``Layout.arrays``."""
+        qweight, scales, zeros = super().arrays(spec)
+        if planes := self.planes(spec):
+            qweight = replace(qweight, shape=(qweight.shape[0], spec.in_features // 32, 2, planes, 16, 4))
+        return qweight, scales, zeros
+
+    def pack(self, spec: MatmulSpec, q: Array, scales: Array, zeros: Array) -> tuple[Array, ...]:
+        """See ``Layout.pack``."""
+        packed, scales, zeros = super().pack(spec, q, scales, zeros)
+        planes = self.planes(spec)
+        if not planes:
+            return packed, scales, zeros
+        q = np.pad(q, ((0, -len(q) % 32), (0, 0)))
+        # Axes: p, h, j, c, v, i, b to p, c, h, v, i, j, b.
+        codes = q.reshape(-1, 2, 16, q.shape[1] // 32, 2, 4, 4).transpose(0, 3, 1, 4, 5, 2, 6)
+        i = np.arange(4, dtype=np.uint8)[:, None, None]
+        qweight = np.bitwise_or.reduce((codes & 3) << 2 * i, axis=4)
+        if planes == 3:
+            bit = i + 4 * np.arange(2, dtype=np.uint8)[:, None, None, None]
+            third = np.bitwise_or.reduce(codes >> 2 << bit, axis=(3, 4))
+            qweight = np.concatenate([qweight, third[:, :, :, None]], axis=3)
+        return np.ascontiguousarray(qweight), scales, zeros
+
+    def elements(self, spec: MatmulSpec, arrays: tuple[Any, ...], n: Any, k: Any) -> tuple[Any, Any, Any]:
+        """See ``Layout.elements``."""
+        if not (planes := self.planes(spec)):
+            return super().elements(spec, arrays, n, k)
+        qweight, scales, zeros = arrays
+        p, h, j, g = n // 32, n % 32 // 16, n % 16, k // spec.group_size
+        c, v, i, b = k // 32, k % 32 // 16, k % 16 // 4, k % 4
+        code = (qweight[p, c, h, v, j, b] >> (2 * i).astype("uint8")) & 3
+        if planes == 3:
+            code = code + ((qweight[p, c, h, 2, j, b] >> (4 * v + i).astype("uint8")) & 1) * 4
+        return code, scales[p, g, h, j], zeros[p, g, h, j]
+
+
 class MmaFragmentsLayout(Layout):
     """What each lane of a warp holds of a 16 x 16 tile of W, as the left operand of `mma.m16n8k16`.
 
@@ -229,7 +282,13 @@ class MmaFragmentsLayout(Layout):
 
 LAYOUTS: dict[str, Layout] = {
     layout.name: layout
-    for layout in (RowLayout(), PairedBlocksLayout(), SignedBlocksLayout(), MmaFragmentsLayout())
+    for layout in (
+        RowLayout(),
+        PairedBlocksLayout(),
+        SignedBlocksLayout(),
+        BitPlanesLayout(),
+        MmaFragmentsLayout(),
+    )
 }
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from awq_tvm.schedules.cpu.vectors import LANES, Buffer, Expression, fma, lanes, prefetch, splat
 from awq_tvm.schedules.spec import MatmulSpec
-
-_STEP_BYTES = 128
-"""From a chunk to the next of the same block: two blocks lie side by side."""
 
 
 class Codes:
@@ -22,13 +21,20 @@ class Codes:
         weights: qweight uint8 [N32, K // chunk, 2, 16, 4], scales float16 [N32, G, 2, 16], zeros
             uint8 [N32, G, 2, 16]; of ``SignedBlocksLayout`` int8, which floats cannot be decoded from.
         use_lookup: decode nibbles with one AVX-512 permutation each instead of mask and conversion.
+
+    Attributes:
+        chunk: k that ``byte_operands`` reads at once.
+        chunks_per_group: of one block.
+        step_bytes: from a chunk to the next of the same block: two blocks lie side by side.
     """
 
-    def __init__(self, spec: MatmulSpec, weights: tuple[Buffer, ...], use_lookup: bool) -> None:
+    def __init__(self, spec: MatmulSpec, weights: tuple[Buffer, ...], use_lookup: bool = False) -> None:
+        self.spec = spec
         self.qweight, self.scales, self.zeros = weights
         self.code_bits = 4 if spec.bits <= 4 else 8
         self.chunk = 32 // self.code_bits
         self.chunks_per_group = spec.group_size // self.chunk
+        self.step_bytes = 128
         self.use_lookup = use_lookup and self.code_bits == 4
 
     def offset(self, position: int) -> int:
@@ -46,24 +52,28 @@ class Codes:
     def _bytes(self, block: Expression, chunk: Expression, start: int, count: int) -> Expression:
         pairs, chunks = self.qweight.shape[:2]
         flat = T.decl_buffer((pairs, chunks, 2, 4 * LANES), self.qweight.dtype, data=self.qweight.data)
-        return flat[(*_place(block, chunk), lanes(start, count))]
+        return flat[(*self.place(block, chunk), lanes(start, count))]
 
     def prefetch_chunk(self, block: Expression, chunk: Expression, ahead: int) -> None:
         """Ask for the chunk so many bytes further on; after the end of a row comes the next two blocks'."""
-        prefetch(self.qweight, [*_place(block, chunk + ahead // _STEP_BYTES), 0, 0])
+        prefetch(self.qweight, [*self.place(block, chunk + ahead // self.step_bytes), 0, 0])
 
     def prefetch_group(self, block: Expression, group: Expression, ahead: int) -> None:
         """Ask for the scales and zero points that go with the chunks so many bytes further on."""
-        later = _place(block, group + -(-ahead // (_STEP_BYTES * self.chunks_per_group)))
+        later = self.place(block, group + -(-ahead // (self.step_bytes * self.chunks_per_group)))
         prefetch(self.scales, [*later, 0])
         prefetch(self.zeros, [*later, 0])
 
-    def byte_operands(self, block: Expression, chunk: Expression) -> list[tuple[int, Expression]]:
-        """A chunk for four-way dot products: (k within the chunk, 64 codes as bytes of int32x16) pairs."""
+    def byte_operands(self, block: Expression, chunk: Expression) -> Iterator[tuple[int, Expression]]:
+        """A chunk for four-way dot products: (k within the chunk, 64 codes as bytes of int32x16) pairs.
+
+        Each is decoded when it is asked for.
+        """
         if self.code_bits == 8:
-            return [(0, self.words(block, chunk))]
-        nibbles = _nibbles(T.bind(self.words_as_bytes(block, chunk)), 4 * LANES)
-        return [(4 * i, T.bind(T.reinterpret("int32x16", codes))) for i, codes in enumerate(nibbles)]
+            yield 0, self.words(block, chunk)
+            return
+        for i, codes in enumerate(_nibbles(T.bind(self.words_as_bytes(block, chunk)), 4 * LANES)):
+            yield 4 * i, T.bind(T.reinterpret("int32x16", codes))
 
     def two_fours(self, block: Expression, chunk: Expression, quarter: int) -> tuple[Expression, Expression]:
         """Eight k from a chunk on of outputs 4 quarter .. 4 quarter + 3 of a block.
@@ -73,7 +83,8 @@ class Codes:
         """
         if self.code_bits == 8:
             return self._quarter(block, chunk, quarter), self._quarter(block, chunk + 1, quarter)
-        return _nibbles(self._quarter(block, chunk, quarter), LANES)
+        low, high = _nibbles(self._quarter(block, chunk, quarter), LANES)
+        return low, high
 
     def _quarter(self, block: Expression, chunk: Expression, quarter: int) -> Expression:
         """16 of the 64 bytes of a chunk, bound to a variable."""
@@ -92,11 +103,11 @@ class Codes:
 
     def scale(self, block: Expression, group: Expression) -> Expression:
         """The scales of 16 outputs as float32x16."""
-        return T.cast(self.scales[(*_place(block, group), lanes())], "float32x16")
+        return T.cast(self.scales[(*self.place(block, group), lanes())], "float32x16")
 
     def zero(self, block: Expression, group: Expression) -> Expression:
         """The zero points of 16 outputs as float32x16."""
-        return T.cast(T.cast(self.zeros[(*_place(block, group), lanes())], "int32x16"), "float32x16")
+        return T.cast(T.cast(self.zeros[(*self.place(block, group), lanes())], "int32x16"), "float32x16")
 
     def dequantized(
         self, words: Expression, position: int, scale: Expression, shift: Expression
@@ -104,16 +115,16 @@ class Codes:
         """The codes times scale plus shift, with shift = -zero * scale."""
         return fma(self.values(words, position), scale, shift)
 
+    @staticmethod
+    def place(block: Expression, step: Expression) -> tuple[Expression, Expression, Expression]:
+        """Where a block of 16 outputs is at a chunk or group: by shifts, for a division would round towards zero."""
+        if isinstance(block, int):
+            return block // 2, step, block % 2
+        one = tirx.const(1, block.ty.dtype)
+        return T.shift_right(block, one), step, T.bitwise_and(block, one)
 
-def _nibbles(codes: Expression, count: int) -> tuple[Expression, Expression]:
+
+def _nibbles(codes: Expression, count: int) -> Iterator[Expression]:
     """The low and the high halves of ``count`` bytes; a shift of bytes needs no mask after it, where there is one."""
-    low = T.bitwise_and(codes, splat(0x0F, "uint8", count))
-    return T.bind(low), T.bind(T.shift_right(codes, splat(4, "uint8", count)))
-
-
-def _place(block: Expression, step: Expression) -> tuple[Expression, Expression, Expression]:
-    """Where a block of 16 outputs is at a chunk or group: by shifts, because a division would round towards zero."""
-    if isinstance(block, int):
-        return block // 2, step, block % 2
-    one = tirx.const(1, block.ty.dtype)
-    return T.shift_right(block, one), step, T.bitwise_and(block, one)
+    yield T.bind(T.bitwise_and(codes, splat(0x0F, "uint8", count)))
+    yield T.bind(T.shift_right(codes, splat(4, "uint8", count)))

@@ -13,6 +13,7 @@ from math import ceil, log2
 from typing import TYPE_CHECKING
 
 from awq_tvm.schedules.cpu.dot import ONE_INSTRUCTION
+from awq_tvm.schedules.cpu.plane_codes import planes
 
 if TYPE_CHECKING:
     from awq_tvm.schedules.cpu.dense import DenseConfig
@@ -68,13 +69,25 @@ def instructions_a_vector(target: Target) -> int:
 
 
 def _dot_instructions(spec: MatmulSpec, target: Target) -> int:
-    one = bool(target.features & ONE_INSTRUCTION)
-    by_nibbles = spec.bits > 4 and not target.features & {"avx512vnni", "avxvnni", "i8mm"}
-    return (1 if one else 3) * (2 if by_nibbles else 1) + (4 if by_nibbles else 0)
+    if target.features & ONE_INSTRUCTION:
+        return 1
+    return 3 if spec.bits <= 4 else 4  # x takes the signs of codes of 8 bits first
+
+
+def _decoding(spec: MatmulSpec, target: Target, rows: int) -> tuple[float, float]:
+    """Vectors loaded and operations for the codes of a block, for 8 k of up to 4 bits and 4 k of more."""
+    in_planes = planes(spec, target)
+    if in_planes and rows > 8:
+        return 2, 0  # decoded before
+    if in_planes:
+        return in_planes / 4, 3.5 if in_planes == 2 else 7.25
+    if spec.bits <= 4:
+        return 1, 2 if target.family == "arm" else 3
+    return 1, 0 if target.features & ONE_INSTRUCTION else 1
 
 
 def dot_cycles(
-    spec: MatmulSpec, target: Target, tile: Tile, *, planes: int, registers: int, rows: int, matrix: bool
+    spec: MatmulSpec, target: Target, tile: Tile, *, digits: int, registers: int, rows: int, matrix: bool
 ) -> float:
     """The integer kernel with this tile, M = ``rows``, without what all tiles share.
 
@@ -82,7 +95,7 @@ def dot_cycles(
         spec: the linear.
         target: the CPU.
         tile: rows and blocks in registers.
-        planes: digits of an activation.
+        digits: digits of an activation.
         registers: vectors of 64 bytes.
         rows: M.
         matrix: whether matrix instructions multiply.
@@ -90,19 +103,22 @@ def dot_cycles(
     r, b = tile.rows, min(tile.blocks, ceil(spec.out_features / 16))
     halves = 2 if spec.bits <= 4 else 1
     chunks = spec.group_size // (4 * halves)
-    products = r * b * halves * planes * _dot_instructions(spec, target)
+    products = r * b * halves * digits * _dot_instructions(spec, target)
+    # Matrix instructions find codes decoded, and two rows in one load; ARM's dot products take x by lane.
+    loads, decoding = (halves, 0) if matrix else _decoding(spec, target, rows)
+    rows_or_k = (2 if matrix else 4) if target.family == "arm" else 1
     inner = Loop(
-        loads=b,
-        broadcasts=r * halves * planes,
-        operations=(3 * b if halves == 2 else 0) + products / (2 if matrix else 1) + (2 * b if matrix else 0),
+        loads=b * loads,
+        broadcasts=r * halves * digits / rows_or_k,
+        operations=b * decoding + products / (2 if matrix else 1),
         chain=DOT_LATENCY * halves / tile.sums,
-        live=r * b * tile.sums * planes + b * halves + 1,
+        live=r * b * tile.sums * digits + b * halves + 1,
     )
     outer = Loop(
         loads=b + r * b,
-        broadcasts=r * (1 + planes),
-        operations=5 * b + r * b * (3 * planes + 2) + r * b * planes * (tile.sums - 1),
-        live=r * b * (1 + planes) + 2 * b,
+        broadcasts=r * (1 + digits),
+        operations=5 * b + r * b * (3 * digits + 2) + r * b * digits * (tile.sums - 1),
+        live=r * b * (1 + digits) + 2 * b,
     )
     group = chunks * inner.cycles(target, registers) + outer.cycles(target, registers)
     tiles = ceil(spec.out_features / 16 / b) * ceil(rows / r)

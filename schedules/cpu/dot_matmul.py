@@ -16,10 +16,12 @@ from tvm.script.ir_builder import tirx as T
 from awq_tvm.errors import UnsupportedError
 from awq_tvm.schedules.cpu import matrix_matmul
 from awq_tvm.schedules.cpu.codes import Codes
+from awq_tvm.schedules.cpu.decoded_codes import DecodedCodes
 from awq_tvm.schedules.cpu.dot import DotProduct
 from awq_tvm.schedules.cpu.group_sums import DotSums, centred
 from awq_tvm.schedules.cpu.kernel import PASSES_OF_MANY_ROWS, Operands
 from awq_tvm.schedules.cpu.paired_rows import PairedRows
+from awq_tvm.schedules.cpu.plane_codes import PLANES_DIMENSIONS, PlaneCodes
 from awq_tvm.schedules.cpu.quantized_rows import QuantizedRows
 from awq_tvm.schedules.cpu.vectors import Expression, Register, splat
 
@@ -94,11 +96,11 @@ class DotConfig:
         few, many = self.few_rows.rows, self.many_rows.rows
         if self.one_row.rows != 1 or self.few_rows_up_to % few or self.rows_at_once % many:
             raise UnsupportedError("The tiles and rows_at_once do not go together", where=repr(self))
-        if self.matrix and (many % 2 or self.many_rows.sums != 1):
+        if self.matrix and (many % 2 or self.many_rows.blocks != 1 or self.many_rows.sums != 1):
             raise UnsupportedError(
                 "Matrix instructions cannot compute this tile",
                 where=repr(self.many_rows),
-                fix="use an even number of rows and one sum",
+                fix="use an even number of rows, one block and one sum",
             )
 
 
@@ -128,7 +130,7 @@ def many_rows(operands: Operands, config: DotConfig, dot: DotProduct) -> None:
         if isinstance(x, PairedRows):
             matrix_matmul.columns(operands, x, config.many_rows.rows, first_row, count)
         else:
-            _columns(operands, x, config.many_rows, dot, first_row, count)
+            _columns(operands, x, config.many_rows, dot, first_row, count, decode_once=True)
 
 
 def _columns(
@@ -138,25 +140,34 @@ def _columns(
     dot: DotProduct,
     first_row: Expression,
     count: Expression,
+    decode_once: bool = False,
 ) -> None:
-    """y[first_row : first_row + count] from the quantized rows 0 .. count - 1, all columns in parallel."""
+    """y[first_row : first_row + count] from the quantized rows 0 .. count - 1, all columns in parallel.
+
+    ``decode_once`` is to decode codes in bit planes once for all tiles of rows.
+    """
+    planes = len(operands.weights[0].shape) == PLANES_DIMENSIONS
     at_once = min(tile.blocks, operands.blocks)
     passes = count if isinstance(count, int) else PASSES_OF_MANY_ROWS
     with operands.share_out(-(-operands.blocks // at_once), passes) as task:
         # The last task may reach back into its neighbour's blocks and compute them a second time.
         start = T.bind(T.min(task * at_once, operands.blocks - at_once))
         blocks = [start + i for i in range(at_once)]
+        codes = (PlaneCodes if planes else Codes)(operands.spec, operands.weights)
+        if planes and decode_once:
+            codes = DecodedCodes(codes, start, at_once)
         if isinstance(count, int):
-            _tile(operands, x, tile, dot, blocks, [0], first_row, count)
+            _tile(operands, codes, x, tile, dot, blocks, [0], first_row, count)
         else:
             with T.serial(0, T.ceildiv(count, tile.rows)) as t:
                 # Rows beyond the last one are computed from whatever the scratch holds, and not stored.
                 rows = [t * tile.rows + r for r in range(tile.rows)]
-                _tile(operands, x, tile, dot, blocks, rows, first_row, count - t * tile.rows)
+                _tile(operands, codes, x, tile, dot, blocks, rows, first_row, count - t * tile.rows)
 
 
 def _tile(
     operands: Operands,
+    codes: Codes,
     x: QuantizedRows,
     tile: Tile,
     dot: DotProduct,
@@ -166,7 +177,6 @@ def _tile(
     present: Expression,
 ) -> None:
     """One register tile over the whole of K, stored at the end; only the first ``present`` rows are."""
-    codes = Codes(operands.spec, operands.weights, use_lookup=False)
     totals = [[Register(splat(0.0)) for _ in blocks] for _ in rows]
     with T.serial(0, operands.spec.groups) as group:
         if tile.ahead:

@@ -46,9 +46,9 @@ class DotSums:
             for (r, row), plane in product(enumerate(rows), range(len(x.planes))):
                 sixteens[r, plane] = T.bind(x.sixteen(plane, row, chunk * codes.chunk))
         for i in range(self.chunks_at_once(codes)):
-            operands = [codes.byte_operands(block, chunk + i) for block in blocks]
-            for part, (offset, _) in enumerate(operands[0]):
-                k = i * codes.chunk + offset
+            by_block = [codes.byte_operands(block, chunk + i) for block in blocks]
+            for part, operands in enumerate(zip(*by_block, strict=True)):
+                k = i * codes.chunk + operands[0][0]
                 # Row by row, or every broadcast would want a register of its own.
                 for r, row in enumerate(rows):
                     for plane in range(len(x.planes)):
@@ -57,8 +57,8 @@ class DotSums:
                         else:
                             digits = x.broadcast(plane, row, chunk * codes.chunk + k)
                         digits = T.bind(digits)
-                        for block_codes, planes in zip(operands, self._sums[r], strict=True):
-                            planes[plane].add(self._dot.add, block_codes[part][1], digits, part)
+                        for (_, block_codes), planes in zip(operands, self._sums[r], strict=True):
+                            planes[plane].add(self._dot.add, block_codes, digits, part)
 
     def values(self, row: int, block: int) -> list[Expression]:
         """The sums of a row and a block of the tile, int32x16 for each plane."""

@@ -31,7 +31,7 @@ def columns(operands: Operands, x: PairedRows, rows: int, first_row: Expression,
         first_row: the row of y that row 0 of ``x`` belongs to.
         count: rows present, at most the capacity of ``x``.
     """
-    codes = Codes(operands.spec, operands.weights, use_lookup=False)
+    codes = Codes(operands.spec, operands.weights)
     with operands.share_out(operands.blocks, PASSES_OF_MANY_ROWS) as block:
         totals = T.alloc_buffer((x.capacity, 1, LANES), "float32")
         with T.serial(0, count) as row:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from awq_tvm.errors import UnsupportedError
 from awq_tvm.schedules.cpu.dot import ONE_INSTRUCTION, dot_product
+from awq_tvm.schedules.cpu.plane_codes import planes
 from awq_tvm.schedules.layout import LAYOUTS, Layout
 from awq_tvm.schedules.rule import Match, MatmulRule, NotApplicable, Part
 from awq_tvm.schedules.spec import MatmulSpec
@@ -101,8 +102,9 @@ class DotMatmulRule(MatmulRule):
     def layout(self, spec: MatmulSpec, target: Target) -> Layout:
         """See ``MatmulRule.layout``."""
         dot = dot_product(target.features, _code_bits(spec))
-        signed = dot is not None and dot.signed and _code_bits(spec) == 8
-        return LAYOUTS["signed_blocks" if signed else "paired_blocks"]
+        if dot is not None and dot.signed and _code_bits(spec) == 8:
+            return LAYOUTS["signed_blocks"]
+        return LAYOUTS["bit_planes" if planes(spec, target) else "paired_blocks"]
 
     def build(self, spec: MatmulSpec, target: Target, config: DotConfig) -> tirx.PrimFunc:
         """See ``MatmulRule.build``."""

@@ -48,7 +48,7 @@ def dot_parts(spec: MatmulSpec, target: Target, default: DotConfig) -> tuple[Par
                 spec,
                 target,
                 tile_of(config),
-                planes=config.planes,
+                digits=config.planes,
                 registers=config.registers,
                 rows=rows,
                 matrix=matrix,

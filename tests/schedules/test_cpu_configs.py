@@ -68,7 +68,7 @@ def test_largest_divisor() -> None:
     assert largest_divisor(8 * 257, 256, 8) == 8
 
 
-@pytest.mark.parametrize("tile", [Tile(3, 1), Tile(4, 1, sums=2)])
+@pytest.mark.parametrize("tile", [Tile(3, 1), Tile(4, 2), Tile(4, 1, sums=2)])
 def test_matrix_instructions_refuse_a_tile_that_they_cannot_compute(tile: Tile) -> None:
     with pytest.raises(UnsupportedError, match="Matrix instructions"):
         DotConfig(

@@ -96,6 +96,16 @@ def test_matrix_instructions_multiply_what_was_decoded_before(name: str) -> None
         assert many_rows.products > 1.3 * counts("raspberry-pi-5", "int8", bits)[2].products
 
 
+@pytest.mark.parametrize("bits", [2, 3])
+def test_bit_planes_are_read_in_as_many_bits_and_spill_nothing(bits: int) -> None:
+    """On AVX-512; with many rows they are decoded before, for hardly more instructions than 4 bits take."""
+    planes, nibbles = (counts("x86-64-v4-vnni", "int8", width) for width in (bits, 4))
+    assert planes[0].group_bytes == nibbles[0].group_bytes * bits // 4
+    assert [kernel.spills for kernel in planes] == [0, 0, 0]
+    assert planes[0].products > 0.7 * nibbles[0].products
+    assert planes[2].products > 0.95 * nibbles[2].products
+
+
 def test_plain_neon_multiplies_floats_without_spills() -> None:
     target = resolve("raspberry-pi-4")
     rule, match = select(spec := cpu_kernels.spec_of(N, K, 64), target)

@@ -11,7 +11,7 @@ from awq_tvm.schedules.layout import LAYOUTS
 from awq_tvm.schedules.spec import LEGAL_BITS, MatmulSpec
 
 Array = np.ndarray[Any, Any]
-MATMUL_LAYOUTS = ("row", "paired_blocks", "signed_blocks", "mma_fragments")
+MATMUL_LAYOUTS = ("row", "paired_blocks", "signed_blocks", "bit_planes", "mma_fragments")
 
 
 def _weight(spec: MatmulSpec, seed: int = 0) -> tuple[Array, Array, Array]:
@@ -48,7 +48,7 @@ def test_elements_reads_what_pack_wrote(
     np.testing.assert_array_equal(zero, np.repeat(zeros.astype(int), group_size, axis=1) - offset)
 
 
-@pytest.mark.parametrize("name", ["paired_blocks", "signed_blocks", "mma_fragments"])
+@pytest.mark.parametrize("name", ["paired_blocks", "signed_blocks", "bit_planes", "mma_fragments"])
 @pytest.mark.parametrize("bits", LEGAL_BITS)
 def test_rows_that_pad_a_block_weigh_nothing(name: str, bits: int) -> None:
     spec = MatmulSpec(64, 19, bits, 32, "float32")

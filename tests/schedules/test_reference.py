@@ -51,7 +51,7 @@ FUNCTIONS = {
 }
 
 
-@pytest.mark.parametrize("layout", ["row", "paired_blocks", "signed_blocks", "mma_fragments"])
+@pytest.mark.parametrize("layout", ["row", "paired_blocks", "signed_blocks", "bit_planes", "mma_fragments"])
 @pytest.mark.parametrize("bits", [3, 4, 8])
 def test_dequantize_is_exact(layout: str, bits: int) -> None:
     """A difference of codes times a float16 scale has at most 8 + 11 bits."""
@@ -99,7 +99,7 @@ def test_dense_matmul_is_within_rounding(weight_dtype: str, dtype: str) -> None:
     assert func.attrs[ir_attrs.OP] == ir_attrs.OP_DENSE_MATMUL
 
 
-@pytest.mark.parametrize("layout", ["row", "paired_blocks", "signed_blocks", "mma_fragments"])
+@pytest.mark.parametrize("layout", ["row", "paired_blocks", "signed_blocks", "bit_planes", "mma_fragments"])
 @pytest.mark.parametrize("bits", [4, 8])
 def test_dequantize_take_is_exact(layout: str, bits: int) -> None:
     spec = replace(SPEC, bits=bits)
