@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import tvm
@@ -12,7 +12,7 @@ from tvm import relax, tirx
 
 from awq_tvm import ir_attrs
 from awq_tvm.passes.rewrite import Bindings
-from awq_tvm.schedules.rule import Unserved, select, select_dense
+from awq_tvm.schedules.rule import Chooser, Defaults, Unserved, select, select_dense
 from awq_tvm.schedules.spec import DenseSpec, MatmulSpec
 from awq_tvm.targets import Target
 
@@ -24,8 +24,9 @@ class KernelCoverage:
     Args:
         name: shape, bits, group size and epilogue in words.
         count: call sites.
-        source: "default" (a rule's own configuration) or "fallback" (no rule applies).
-        reason: the rule's name, or why none applies.
+        source: "tuned" or "nearest" (a record of this shape or, in part, of another), "default" (a rule's own
+            configuration) or "fallback" (no rule applies).
+        reason: the rule's name and what it was told, or why none applies.
     """
 
     name: str
@@ -51,9 +52,9 @@ class AttachSchedules:
     Needs: RepackWeights. Leaves alone: functions that no rule serves, for the generic schedules to do.
     """
 
-    def __init__(self, target: Target) -> None:
-        """Take the target whose rules are asked."""
-        self.target = target
+    def __init__(self, target: Target, chooser: Chooser | None = None) -> None:
+        """Take the target whose rules are asked, and who picks their configurations: the rules, by default."""
+        self.target, self.chooser = target, chooser or Defaults()
 
     def transform_module(self, mod: tvm.IRModule, _context: Any) -> tvm.IRModule:
         """Replace PrimFuncs; call sites stay as they are."""
@@ -63,32 +64,38 @@ class AttachSchedules:
         for variable, func in mod.functions_items():
             op = func.attrs.get(ir_attrs.OP) if func.attrs is not None else None
             if op == ir_attrs.OP_DENSE_MATMUL:
-                dense = self._dense(func)
-                if dense is not None:
-                    updated[variable] = dense
-            if op != ir_attrs.OP_DEQUANTIZE_MATMUL:
+                built, kernel = self._dense(func)
+            elif op == ir_attrs.OP_DEQUANTIZE_MATMUL:
+                built, kernel = self._quantized(func)
+            else:
                 continue
-            spec = MatmulSpec.from_json(func.attrs[ir_attrs.MATMUL_SPEC])
-            chosen = select(spec, self.target)
-            if isinstance(chosen, Unserved):
-                reason = "; ".join(chosen.reasons) or f"no rule for {self.target.family} targets"
-                coverage.append(KernelCoverage(_title(spec), calls[variable.name_hint], "fallback", reason))
-                continue
-            # Rules may name what they build, but a module holds many kernels of one rule.
-            built = chosen.rule.build(spec, self.target, chosen.match.config).without_attr("global_symbol")
-            updated[variable] = built
-            coverage.append(
-                KernelCoverage(_title(spec), calls[variable.name_hint], "default", chosen.rule.name)
-            )
+            coverage.append(replace(kernel, count=calls[variable.name_hint]))
+            if built is not None:
+                # Rules may name what they build, but a module holds many kernels of one rule.
+                updated[variable] = built.without_attr("global_symbol")
         return updated.with_attr(ir_attrs.COVERAGE, json.dumps([asdict(kernel) for kernel in coverage]))
 
-    def _dense(self, func: tirx.PrimFunc) -> tirx.PrimFunc | None:
+    def _quantized(self, func: tirx.PrimFunc) -> tuple[tirx.PrimFunc | None, KernelCoverage]:
+        """The kernel of a quantized linear, if a rule serves it."""
+        spec = MatmulSpec.from_json(func.attrs[ir_attrs.MATMUL_SPEC])
+        chosen = select(spec, self.target)
+        if isinstance(chosen, Unserved):
+            reason = "; ".join(chosen.reasons) or f"no rule for {self.target.family} targets"
+            return None, KernelCoverage(_title(spec), 0, "fallback", reason)
+        choice = self.chooser.choose(chosen.rule, spec, self.target, chosen.match.config)
+        built = chosen.rule.build(spec, self.target, choice.config)
+        return built, KernelCoverage(_title(spec), 0, choice.source, choice.reason)
+
+    def _dense(self, func: tirx.PrimFunc) -> tuple[tirx.PrimFunc | None, KernelCoverage]:
         """The kernel of an unquantized matmul, if its weight is in the layout of a rule that serves it."""
         spec = DenseSpec.from_json(func.attrs[ir_attrs.DENSE_SPEC])
+        title = f"{spec.out_features}x{spec.in_features} {spec.weight_dtype}"
         chosen = select_dense(spec, self.target)
         if chosen is None or func.attrs.get(ir_attrs.LAYOUT) != chosen.rule.layout(spec, self.target).name:
-            return None
-        return chosen.rule.build(spec, self.target, chosen.match.config).without_attr("global_symbol")
+            return None, KernelCoverage(title, 0, "fallback", "TVM's own schedule of an unquantized matmul")
+        choice = self.chooser.choose(chosen.rule, spec, self.target, chosen.match.config)
+        built = chosen.rule.build(spec, self.target, choice.config)
+        return built, KernelCoverage(title, 0, choice.source, choice.reason)
 
 
 def call_counts(mod: tvm.IRModule) -> Counter[str]:

@@ -21,18 +21,20 @@ from awq_tvm.passes.repack_dense_weights import RepackDenseWeights
 from awq_tvm.passes.repack_weights import RepackWeights
 from awq_tvm.passes.schedule_remaining import ScheduleRemaining
 from awq_tvm.passes.verify_fusion import VerifyFusion
+from awq_tvm.schedules.rule import Chooser
 from awq_tvm.targets import Target
 
 OPT_LEVELS = (0, 1, 2, 3)
 
 
-def passes(target: Target, opt: int) -> list[tuple[str, tvm.transform.Pass]]:
+def passes(target: Target, opt: int, chooser: Chooser | None = None) -> list[tuple[str, tvm.transform.Pass]]:
     """The passes from an exported model to scheduled PrimFuncs, each with its name.
 
     Args:
         target: what to schedule for.
         opt: 0 leaves quantized linears unfused, for finding faults; 1 fuses, repacks and schedules them; 2 also
             combines linears that share an input; 3 is the same as 2 so far.
+        chooser: picks the kernels' configurations; None leaves it to their rules.
 
     Raises:
         UsageError: opt is not one of these.
@@ -58,7 +60,7 @@ def passes(target: Target, opt: int) -> list[tuple[str, tvm.transform.Pass]]:
     found += [
         ("repack_weights", RepackWeights(target)),
         ("repack_dense_weights", RepackDenseWeights(target)),
-        ("attach_schedules", AttachSchedules(target)),
+        ("attach_schedules", AttachSchedules(target, chooser)),
     ]
 
     # Everything else
@@ -90,6 +92,7 @@ def run(
     *,
     debug_dump: Path | None = None,
     until: str | None = None,
+    chooser: Chooser | None = None,
     on_pass: Callable[[str, int, int], None] = lambda name, done, total: None,
 ) -> tvm.IRModule:
     """Run the passes, writing the IR after each into ``debug_dump`` if given.
@@ -100,9 +103,10 @@ def run(
         opt: see ``passes``.
         debug_dump: an existing folder.
         until: name of the pass before which to stop.
+        chooser: see ``passes``.
         on_pass: called before each pass with its name, how many are done, and how many there are.
     """
-    steps = passes(target, opt)
+    steps = passes(target, opt, chooser)
     _dump(mod, debug_dump, 0, "exported")
     for number, (name, step) in enumerate(steps):
         if name == until:

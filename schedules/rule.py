@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from awq_tvm.schedules.layout import DenseLayout, Layout
@@ -162,3 +162,43 @@ def select_dense(spec: DenseSpec, target: Target) -> ChosenDense | None:
         if isinstance(answer, Match):
             return ChosenDense(rule, answer)
     return None
+
+
+class Choice(NamedTuple):
+    """The configuration that a kernel is built with.
+
+    Attributes:
+        config: of the rule.
+        source: "tuned" (for this very shape), "nearest" (for another one, at least in part), or "default".
+        reason: in words, the rule's name first.
+    """
+
+    config: Any
+    source: Literal["tuned", "nearest", "default"]
+    reason: str
+
+
+class Chooser(Protocol):
+    """Who picks configurations: `compile` asks one that knows tuned records."""
+
+    def choose(
+        self, rule: MatmulRule | DenseRule, spec: MatmulSpec | DenseSpec, target: Target, default: Any
+    ) -> Choice:
+        """The configuration for a linear that the rule serves.
+
+        Args:
+            rule: the family.
+            spec: the linear.
+            target: what it runs on.
+            default: the family's own choice.
+        """
+
+
+class Defaults:
+    """A chooser that leaves it to the families."""
+
+    def choose(
+        self, rule: MatmulRule | DenseRule, spec: MatmulSpec | DenseSpec, target: Target, default: Any
+    ) -> Choice:
+        """See ``Chooser.choose``."""
+        return Choice(default, "default", rule.name)

@@ -91,7 +91,7 @@ class KernelInfo(_Closed):
 
     name: Name
     count: int = Field(ge=1, le=1 << 20)
-    source: Literal["tuned", "default", "fallback"]
+    source: Literal["tuned", "nearest", "default", "fallback"]
     reason: Text = ""
 
 

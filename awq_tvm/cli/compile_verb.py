@@ -34,6 +34,11 @@ def command(
         int | None, typer.Option(help="Tokens of the longest sequence.", show_default=False)
     ] = None,
     opt: Annotated[int, typer.Option(min=0, max=3, help="Optimization level.")] = 2,
+    tuned: Annotated[bool, typer.Option("--tuned/--untuned", help="Use tuned records.")] = True,
+    records: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE_OR_FOLDER", show_default=False, help="More tuned records."),
+    ] = None,
     debug_dump: Annotated[
         Path | None, typer.Option(metavar="DIR", show_default=False, help="Write the IR after every pass.")
     ] = None,
@@ -59,6 +64,8 @@ def command(
             kv_cache=kv_cache,
             context_length=context_length,
             opt=opt,
+            tuned=tuned,
+            records=records or (),
             debug_dump=debug_dump,
             progress=display.update,
         )
@@ -83,7 +90,7 @@ def command(
     kernels = manifest.tuning.kernels
     counts = {
         source: sum(k.count for k in kernels if k.source == source)
-        for source in ("tuned", "default", "fallback")
+        for source in ("tuned", "nearest", "default", "fallback")
     }
     print(f"{out}: {report.target}, activations {report.activations}, {in_bytes(size)}")
     print("kernels: " + ", ".join(f"{count} {source}" for source, count in counts.items()))

@@ -1,4 +1,4 @@
-"""`tune db list | merge | verify | prune`."""
+"""`tune db list | merge | verify | coverage | prune`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from awq_tvm.cli.options import Json
+from awq_tvm.cli.options import Json, Model
 from awq_tvm.cli.output import print_json, say, table
 
 if TYPE_CHECKING:
@@ -156,6 +156,49 @@ def prune(
         print(
             f"{row['file']}: {row['kept']} kept, {row['older']} older ones and {row['bad']} bad lines removed"
         )
+
+
+@app.command()
+def coverage(
+    model: Model,
+    target: Annotated[str, typer.Option(help="As for `compile`.")] = "auto",
+    activations: Annotated[str, typer.Option(help="As for `compile`.")] = "auto",
+    vocabulary_bits: Annotated[int, typer.Option(metavar="BITS", help="As for `compile`.")] = 8,
+    records: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE_OR_FOLDER", show_default=False, help="More tuned records."),
+    ] = None,
+    json_output: Json = False,
+) -> None:
+    """Say which of a model's kernels have records for a target; nothing is compiled."""
+    from awq_tvm.compile.tuning.choice import recorded_choice
+    from awq_tvm.compile.tuning.shapes import model_wanted
+    from awq_tvm.targets import resolve
+
+    chip = resolve(target)
+    chooser, bad = recorded_choice(chip, records or ())
+    _complain(bad)
+    rows = []
+    for one in model_wanted(model, chip, activations=activations, vocabulary_bits=vocabulary_bits):
+        problem = one.problem
+        if problem is None:
+            rows.append({"kernel": str(one.spec), "count": one.count, "source": "none", "reason": ""})
+            continue
+        choice = chooser.choose(problem.family, problem.spec, chip, problem.default)
+        rows.append(
+            {
+                "kernel": problem.title,
+                "count": one.count,
+                "source": choice.source,
+                "reason": choice.reason,
+            }
+        )
+    if json_output:
+        print_json({"target": chip.name, "fingerprint": chip.fingerprint, "kernels": rows, "bad": len(bad)})
+        return
+    print(
+        table([tuple(row.values()) for row in rows], header=("kernel", "count", "records", "why"), right=(1,))
+    )
 
 
 def _read(places: list[Path] | None) -> Records:

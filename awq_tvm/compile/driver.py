@@ -16,6 +16,7 @@ from awq_tvm.bundle.writer import write_bundle
 from awq_tvm.checkpoint import Checkpoint, open_checkpoint
 from awq_tvm.compile.description import card, describe, special_tokens
 from awq_tvm.compile.toolchain import BuiltLibrary, build_library
+from awq_tvm.compile.tuning.choice import RecordedChoice, recorded_choice
 from awq_tvm.compile.vocabulary import round_vocabulary
 from awq_tvm.compile.weights import packed_weights
 from awq_tvm.errors import CheckpointError, ResourceError, UnsupportedError, UsageError
@@ -29,7 +30,10 @@ from awq_tvm.schedules.parameter_plan import ParameterPlan
 from awq_tvm.targets import Target, resolve
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from awq_tvm.bundle.manifest import Manifest
+    from awq_tvm.compile.tuning.record_file import BadLine
 
 DEFAULT_CONTEXT_LENGTH = 2048
 
@@ -65,6 +69,8 @@ def compile_model(
     kv_cache: str = "auto",
     context_length: int | None = None,
     opt: int = 2,
+    tuned: bool = True,
+    records: Sequence[Path] = (),
     debug_dump: Path | None = None,
     progress: ProgressCallback = ignore_progress,
 ) -> CompileReport:
@@ -79,6 +85,8 @@ def compile_model(
         kv_cache: "float32", "float16", or "auto": float16 with int8 activations, else what is computed in.
         context_length: tokens of the longest sequence; by default the model's own, at most 2048.
         opt: optimization level, see ``awq_tvm.passes.pipeline``.
+        tuned: use tuned records, those that came with the program and the user's own.
+        records: files, or folders of them, with more.
         debug_dump: folder for the IR after every pass.
         progress: told about each stage.
 
@@ -93,6 +101,7 @@ def compile_model(
     pipeline.passes(chip, opt)
     _require_tokenizer(checkpoint)
     special = special_tokens(checkpoint)
+    chooser, bad = recorded_choice(chip, records) if tuned else (RecordedChoice(), ())
     _make_folder(debug_dump)
 
     clock = _Clock(progress)
@@ -104,6 +113,7 @@ def compile_model(
             chip,
             opt,
             debug_dump=debug_dump,
+            chooser=chooser,
             on_pass=lambda name, done, total: progress(ProgressEvent("passes", done, total, name)),
         )
     plan = ParameterPlan.from_json(mod.attrs[ir_attrs.PARAMETER_PLAN])
@@ -121,7 +131,9 @@ def compile_model(
                 _side_files(checkpoint, library),
                 card(draft),
             )
-    return CompileReport(out, chip.name, chosen, tuple(kernels), clock.seconds, _notes(library, manifest))
+    return CompileReport(
+        out, chip.name, chosen, tuple(kernels), clock.seconds, _notes(library, manifest, chooser, bad)
+    )
 
 
 class Source(NamedTuple):
@@ -270,7 +282,11 @@ def _side_files(checkpoint: Checkpoint, library: BuiltLibrary) -> dict[str, byte
     return {**files, "config.json": json.dumps(checkpoint.config, indent=2).encode(), **sources}
 
 
-def _notes(library: BuiltLibrary, manifest: Manifest) -> tuple[str, ...]:
+def _notes(
+    library: BuiltLibrary, manifest: Manifest, chooser: RecordedChoice, bad: Sequence[BadLine]
+) -> tuple[str, ...]:
     fallbacks = sum(kernel.count for kernel in manifest.tuning.kernels if kernel.source == "fallback")
     note = (f"{fallbacks} linears run on the plain fallback schedule",) if fallbacks else ()
-    return (*library.notes, *note)
+    aside = (f"{len(bad)} bad lines of tuned records were left out: {bad[0].title}",) if bad else ()
+    unfit = tuple(f"a tuned record does not fit: {title}: {why}" for title, why in chooser.unfit.items())
+    return (*library.notes, *note, *aside, *unfit[:5])
