@@ -1,0 +1,110 @@
+#include "executor.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <new>
+
+#include "error.h"
+#include "json.h"
+#include "machine.h"
+#include "weights.h"
+
+namespace awq {
+namespace {
+
+namespace ffi = tvm::ffi;
+
+constexpr DLDevice kCpu{kDLCPU, 0};
+// Of the virtual machine: freed memory is kept for the next call.
+constexpr int kPooledAllocator = 2;
+constexpr int64_t kSequence = 0;
+
+struct Aligned {
+  void AllocData(DLTensor* tensor) {
+    tensor->data = ::operator new(std::max<std::size_t>(ffi::GetDataSize(*tensor), 64), std::align_val_t(64));
+  }
+  void FreeData(DLTensor* tensor) { ::operator delete(tensor->data, std::align_val_t(64)); }
+};
+
+ffi::Tensor int32_tensor(const int32_t* values, int64_t count) {
+  ffi::Tensor made = ffi::Tensor::FromNDAlloc(Aligned{}, ffi::Shape({count}), DLDataType{kDLInt, 32, 1}, kCpu);
+  std::copy(values, values + count, static_cast<int32_t*>(made.data_ptr()));
+  return made;
+}
+
+ffi::Function member(const ffi::Module& module, const char* name) {
+  const auto found = module->GetFunction(name);
+  if (!found.has_value()) throw bundle_error("The bundle's library cannot be loaded.", name, "it has no such function");
+  return *found;
+}
+
+ffi::Module load_machine(const std::string& library) {
+  const ffi::Module loaded = ffi::Module::LoadFromFile(library);
+  ffi::Module machine = member(loaded, "vm_load_executable")().cast<ffi::Module>();
+  member(machine, "vm_initialization")(static_cast<int>(kDLCPU), 0, kPooledAllocator);
+  return machine;
+}
+
+void check_fingerprint(const ffi::Module& machine, const Manifest& manifest, const std::string& library) {
+  const std::string text = member(machine, "metadata")().cast<ffi::String>();
+  const std::string found = Json::parse(text, library + ", metadata").at("fingerprint").text();
+  if (found != manifest.fingerprint) {
+    throw bundle_error("The library is not the one the manifest describes.", library,
+                       "it was built for " + found + ", the manifest says " + manifest.fingerprint,
+                       "build the bundle again with `python -m awq_tvm compile`");
+  }
+}
+
+}  // namespace
+
+Executor::Executor(const std::string& path, const Manifest& manifest, int threads)
+    : chunk_(manifest.prefill_chunk_size), vocab_size_(manifest.vocab_size), machine_(ffi::UnsafeInit()) {
+  // Read when the pool starts, at the first parallel loop; left alone, TVM uses every second processor.
+  setenv("TVM_NUM_THREADS", std::to_string(threads ? threads : processors()).c_str(), 1);
+  const std::string library = path + "/" + manifest.library;
+  machine_ = load_machine(library);
+  check_fingerprint(machine_, manifest, library);
+  for (const ffi::Tensor& tensor : map_weights(path + "/" + manifest.weights, manifest.parameters)) {
+    weights_.push_back(tensor);
+  }
+  forward_ = member(machine_, "forward");
+  cache_ = member(machine_, "create_kv_cache")();
+  const auto cache_function = [](const std::string& name) {
+    return ffi::Function::GetGlobalRequired("vm.builtin.kv_state_" + name);
+  };
+  add_sequence_ = cache_function("add_sequence");
+  remove_sequence_ = cache_function("remove_sequence");
+  begin_forward_ = cache_function("begin_forward");
+  end_forward_ = cache_function("end_forward");
+}
+
+void Executor::restart() {
+  if (started_) remove_sequence_(cache_, kSequence);
+  add_sequence_(cache_, kSequence);
+  started_ = true;
+}
+
+const float* Executor::forward(const std::vector<int32_t>& tokens) {
+  const int64_t count = int64_t(tokens.size());
+  for (int64_t start = 0; start < count; start += chunk_) {
+    call_forward(tokens.data() + start, std::min(chunk_, count - start));
+  }
+  return static_cast<const float*>(logits_->data_ptr());
+}
+
+void Executor::call_forward(const int32_t* tokens, int64_t count) {
+  const int32_t last = int32_t(count - 1);
+  begin_forward_(cache_, ffi::Shape({kSequence}), ffi::Shape({count}));
+  const auto result =
+      forward_(int32_tensor(tokens, count), int32_tensor(&last, 1), cache_, weights_).cast<ffi::Array<ffi::Any>>();
+  logits_ = result[0].cast<ffi::Tensor>();
+  cache_ = result[1];
+  end_forward_(cache_);
+  const bool fits = logits_->ndim() == 2 && logits_->size(0) == 1 && logits_->size(1) == vocab_size_ &&
+                    logits_->dtype().code == kDLFloat && logits_->dtype().bits == 32;
+  if (!fits) {
+    throw bundle_error("The library is not the one the manifest describes.", "forward", "other logits came back");
+  }
+}
+
+}  // namespace awq

@@ -1,0 +1,74 @@
+"""The runner without Python, built by CMake as a user builds it, once for all tests that run it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from awq_tvm.bundle.manifest import MANIFEST_NAME, FileInfo, Manifest
+from awq_tvm.bundle.verify import read_manifest
+
+SOURCES = Path(__file__).parents[2] / "awq_tvm" / "runtime" / "cpp"
+needs_cmake = pytest.mark.skipif(
+    not (sys.platform == "linux" and shutil.which("cmake") and shutil.which("g++")),
+    reason="building the runner needs Linux, cmake and g++",
+)
+
+_built: dict[str, Path] = {}
+
+
+def run_tool(command: Sequence[object]) -> None:
+    """Run a build step; a failure shows what it said."""
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+
+
+def installed_runner(factory: pytest.TempPathFactory) -> Path:
+    """The folder of an installed runner: bin/awq_tvm_run, lib, include."""
+    if "host" not in _built:
+        folder = factory.mktemp("runner")
+        build = folder / "build"
+        run_tool(["cmake", "-S", SOURCES, "-B", build, f"-DPython3_EXECUTABLE={sys.executable}"])
+        run_tool(["cmake", "--build", build, "--parallel", 2])
+        run_tool(["cmake", "--install", build, "--prefix", folder / "installed"])
+        _built["host"] = folder / "installed"
+    return _built["host"]
+
+
+def run(runner: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run awq_tvm_run of an installed runner; tokens and text are exact, so bytes that are no UTF-8 fail."""
+    command = [str(runner / "bin" / "awq_tvm_run"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+def answer(runner: Path, *arguments: object) -> dict[str, Any]:
+    """What awq_tvm_run --json prints."""
+    done = run(runner, "--json", *arguments)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def copy_bundle(bundle: Path, folder: Path) -> Path:
+    """A copy that a test may spoil."""
+    return Path(shutil.copytree(bundle, folder))
+
+
+def reseal(bundle: Path, **changes: object) -> None:
+    """Change fields of a bundle's manifest and seal it again, as whoever writes bundles could."""
+    manifest = read_manifest(bundle)
+    fields = {**manifest.model_dump(), **changes}
+    (bundle / MANIFEST_NAME).write_bytes(Manifest.model_validate(fields).to_bytes())
+
+
+def list_file(bundle: Path, name: str, info: FileInfo) -> dict[str, Any]:
+    """The manifest's files with one more or changed, for `reseal`."""
+    files = read_manifest(bundle).files
+    return {key: value.model_dump() for key, value in {**files, name: info}.items()}
