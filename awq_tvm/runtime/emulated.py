@@ -78,11 +78,15 @@ def run_emulated(path: Path, prompt: str, max_tokens: int) -> EmulatedRun:
         with _findings(path):
             answer = engine.generate_tokens(tokens, SamplingOptions(temperature=0, max_tokens=max_tokens))
         seconds = time.perf_counter() - start
-    counted = load_runtime_library("cpu").get_global_func("awq_emulate.launches")()
-    launches = {str(name): int(count) for name, count in counted.items()}
     return EmulatedRun(
-        bundle.manifest.target.name, len(tokens), answer.token_ids, answer.text, launches, seconds
+        bundle.manifest.target.name, len(tokens), answer.token_ids, answer.text, launches(), seconds
     )
+
+
+def launches() -> dict[str, int]:
+    """How often each kernel was launched in this process, which has had an ``emulated_executor``."""
+    counted = load_runtime_library("cpu").get_global_func("awq_emulate.launches")()
+    return {str(name): int(count) for name, count in counted.items()}
 
 
 @contextmanager

@@ -5,24 +5,21 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import platform
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from awq_tvm.bundle.manifest import FileInfo, Manifest, parse_manifest
 from awq_tvm.targets import Target, resolve
 from tests.cli.conftest import awq_tvm
 from tests.support import tiny_decoder as tiny
+from tests.support.emulated_bundle import Part, run_in_emulator
 
-pytestmark = [
+needs_this_machine = [
     pytest.mark.skipif(
         shutil.which("g++") is None, reason="kernels run on the CPU through g++, not installed"
     ),
@@ -31,29 +28,14 @@ pytestmark = [
     ),
 ]
 
+pytestmark = needs_this_machine
+
 # A prefill by tiles, one by small tiles, tokens one by one.
-PROMPT, MORE, GREEDY = 70, 20, 8
+PARTS: list[Part] = [(70, "all"), (20, "all")]
+GREEDY = 8
 
 TOLERANCE = 1e-2
 """Bound of |emulated - torch| / max |torch|: float16 activations, unit roundoff 5e-4, at some 20 steps."""
-
-CHILD = """
-import sys
-import numpy as np
-from awq_tvm.bundle.reader import open_bundle
-from awq_tvm.runtime.emulated import emulated_executor
-
-bundle, prompt, more, count, into = sys.argv[1], *map(int, sys.argv[2:5]), sys.argv[5]
-ids = [int(token) for token in np.random.default_rng(0).integers(0, 120, prompt + more)]
-with emulated_executor(open_bundle(bundle, target=False)) as executor:
-    sequence = executor.new_sequence()
-    rows = [executor.forward([sequence], [ids[:prompt]], logits="all")]
-    rows.append(executor.forward([sequence], [ids[prompt:]], logits="all"))
-    for _ in range(count):
-        ids.append(int(rows[-1][-1].argmax()))
-        rows.append(executor.forward([sequence], [ids[-1:]]))
-np.savez(into, logits=np.concatenate(rows), ids=ids)
-"""
 
 
 def target_of(kind: str) -> Target:
@@ -82,21 +64,10 @@ def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 def test_logits_and_greedy_tokens_are_those_of_pytorch(compiled: tiny.Compiled, tmp_path: Path) -> None:
     kernels = {kernel["reason"] for kernel in compiled.report.kernels}
     assert kernels in ({"cuda_tensor_core_matmul"}, {"metal_simd_matmul"})
-    arguments = [compiled.bundle, PROMPT, MORE, GREEDY, tmp_path / "found.npz"]
-    root = Path(__file__).parents[2]
-    done = subprocess.run(
-        [sys.executable, "-c", CHILD, *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": str(root)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    with np.load(tmp_path / "found.npz") as found:
-        logits, ids = found["logits"], found["ids"].tolist()
-    expected = tiny.torch_logits(compiled.model, ids)
-    assert tiny.relative_error(logits, expected) < TOLERANCE
-    assert ids[PROMPT + MORE :] == expected[PROMPT + MORE - 1 : -1].argmax(1).tolist()
+    found = run_in_emulator(compiled.bundle, tmp_path, parts=PARTS, greedy=GREEDY, vocabulary=tiny.VOCAB)
+    expected = tiny.torch_logits(compiled.model, found.ids)
+    assert tiny.relative_error(found.logits, expected[found.rows]) < TOLERANCE
+    assert found.ids[-GREEDY:] == expected[-GREEDY - 1 : -1].argmax(1).tolist()
 
 
 def test_verify_emulates(compiled: tiny.Compiled) -> None:

@@ -65,9 +65,9 @@ bool ordered(const Block& block, const Writer& writer) {
 }
 
 void global_order(Block& block, const unsigned char* pointer, std::size_t bytes, bool write) {
-  if (!write && !block.written.any()) return;
   const auto first = reinterpret_cast<std::uintptr_t>(pointer) / 2;
   const auto last = (reinterpret_cast<std::uintptr_t>(pointer) + bytes - 1) / 2;
+  if (!write && !block.written.maybe(first, last)) return;
   bool again = false;
   unsigned other = 0;
   for (std::uintptr_t unit = first; unit <= last; ++unit) {
@@ -90,12 +90,10 @@ void global_order(Block& block, const unsigned char* pointer, std::size_t bytes,
   if (again) expect_same(block, pointer, bytes, other);
 }
 
-void access(const void* where, std::size_t bytes, bool write, bool vector) {
+__attribute__((noinline)) void access_memory(const void* where, std::size_t bytes, bool write, bool vector) {
   Block* block = running;
   if (block == nullptr) return;
   const auto* pointer = static_cast<const unsigned char*>(where);
-  const auto from_stack = static_cast<std::size_t>(pointer - block->stacks);
-  if (from_stack < kStackBytes * kMaxThreads) return;
   if (block->second_write.bytes) judge_second_write(*block);
   // What lanes gave each other is read by inline functions of the headers.
   if (static_cast<std::size_t>(pointer - reinterpret_cast<const unsigned char*>(block)) < sizeof(Block)) return;
@@ -115,6 +113,12 @@ void access(const void* where, std::size_t bytes, bool write, bool vector) {
   global_access(*block, pointer, bytes, write ? "write" : "read");
   // A byte of its own is what neighbours in two bytes have: told apart by nobody here.
   if (bytes > 1) global_order(*block, pointer, bytes, write);
+}
+
+// Most accesses are to the threads' own stacks, so that this part is small and inline.
+inline __attribute__((always_inline)) void access(const void* where, std::size_t bytes, bool write, bool vector) {
+  const auto from_stack = static_cast<std::size_t>(static_cast<const unsigned char*>(where) - running_stacks);
+  if (__builtin_expect(from_stack >= kStackBytes * kMaxThreads, 0)) access_memory(where, bytes, write, vector);
 }
 
 }  // namespace

@@ -10,7 +10,8 @@
 
 namespace emulator {
 
-constexpr std::size_t kStackBytes = 128 * 1024;
+// No power of two, so that the tops of the stacks, where threads work, do not share the same few lines of the cache.
+constexpr std::size_t kStackBytes = 128 * 1024 + 17 * 64;
 
 enum class State : unsigned char { kReady, kBarrier, kMeeting, kDone };
 
@@ -82,6 +83,7 @@ struct Block {
 };
 
 extern thread_local Block* running;
+extern thread_local const unsigned char* running_stacks;
 
 void judge_second_write(Block& block);
 void expect_same(Block& block, const unsigned char* where, std::size_t bytes, unsigned writer);

@@ -12,6 +12,7 @@
 namespace emulator {
 
 thread_local Block* running = nullptr;
+thread_local const unsigned char* running_stacks = nullptr;
 
 namespace {
 
@@ -218,6 +219,7 @@ void Block::report_stuck() {
 bool Block::run(Index which) {
   index = which;
   running = this;
+  running_stacks = stacks;
   first_epoch = ++epoch;
   ++serial;
   failed = false;

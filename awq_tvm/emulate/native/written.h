@@ -19,7 +19,11 @@ class Written {
   void begin() {
     ++launch_;
     used_ = 0;
+    lowest_ = ~std::uintptr_t(0);
+    highest_ = 0;
   }
+  // Quick: weights and x are read far more often than anything, and lie elsewhere than what a kernel writes.
+  bool maybe(std::uintptr_t first, std::uintptr_t last) const { return first <= highest_ && last >= lowest_; }
   Writer* find(std::uintptr_t unit) {
     Writer& place = slots_[slot(unit)];
     return place.launch == launch_ ? &place : nullptr;
@@ -31,10 +35,11 @@ class Written {
       ++used_;
       place.launch = launch_;
       place.unit = unit;
+      if (unit < lowest_) lowest_ = unit;
+      if (unit > highest_) highest_ = unit;
     }
     return place;
   }
-  bool any() const { return used_ != 0; }
 
  private:
   std::size_t slot(std::uintptr_t unit) const {
@@ -54,6 +59,7 @@ class Written {
   std::vector<Writer> slots_ = std::vector<Writer>(1 << 12);
   std::size_t used_ = 0;
   std::uint64_t launch_ = 0;
+  std::uintptr_t lowest_ = ~std::uintptr_t(0), highest_ = 0;
 };
 
 }  // namespace emulator

@@ -19,6 +19,7 @@ inline std::uint32_t pair_of(_Float16 low, _Float16 high) {
 
 inline std::uint32_t lop3(std::uint32_t a, std::uint32_t b, std::uint32_t c, int table) {
   std::uint32_t d = 0;
+#pragma GCC unroll 8  // the table is a constant, and the loop comes down to two operations
   for (int row = 0; row < 8; ++row)
     if (table >> row & 1) d |= (row & 4 ? a : ~a) & (row & 2 ? b : ~b) & (row & 1 ? c : ~c);
   return d;
@@ -26,6 +27,7 @@ inline std::uint32_t lop3(std::uint32_t a, std::uint32_t b, std::uint32_t c, int
 inline std::uint32_t prmt(std::uint32_t a, std::uint32_t b, std::uint32_t selector) {
   const std::uint64_t bytes = std::uint64_t(b) << 32 | a;
   std::uint32_t d = 0;
+#pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) {
     const unsigned pick = selector >> (4 * i) & 15;
     std::uint32_t byte = bytes >> (8 * (pick & 7)) & 0xff;
@@ -64,9 +66,10 @@ struct Mma {
   float a[8], b[4];
 };
 
-// D = A @ B + C; A [16, 16] by rows, B [16, 8] by columns, of what `widen` takes; C and D [16, 8] float32.
+// D = A @ B + C; A [16, 16] by rows, B [16, 8] by columns, of what `widen` takes; C and D [16, 8] float32. Registers
+// and what lanes gave each other are all it touches: without hooks, which would be called a hundred times.
 template <float (*widen)(std::uint32_t, int)>
-inline void mma_m16n8k16(float* d, const std::uint32_t (&a)[4], const std::uint32_t (&b)[2], const float (&c)[4]) {
+__attribute__((no_sanitize("thread"), noinline, optimize("O3"))) void mma_m16n8k16(float* d, const std::uint32_t (&a)[4], const std::uint32_t (&b)[2], const float (&c)[4]) {
   Mma mine;
   for (int i = 0; i < 8; ++i) mine.a[i] = widen(a[i / 2], i % 2);
   for (int i = 0; i < 4; ++i) mine.b[i] = widen(b[i / 2], i % 2);
@@ -77,8 +80,8 @@ inline void mma_m16n8k16(float* d, const std::uint32_t (&a)[4], const std::uint3
     float sum = 0;
     for (unsigned pair = 0; pair < 4; ++pair) {
       // Lane 4 r + p holds, of row r (and r + 8 in every second register), k = 2 p, 2 p + 1 and 8 more.
-      const float* left = emulator::of<Mma>(all, row * 4 + pair).a;
-      const float* right = emulator::of<Mma>(all, column * 4 + pair).b;
+      const float* left = reinterpret_cast<const Mma*>(all[row * 4 + pair].bytes)->a;
+      const float* right = reinterpret_cast<const Mma*>(all[column * 4 + pair].bytes)->b;
       sum += left[2 * lower] * right[0] + left[2 * lower + 1] * right[1] + left[4 + 2 * lower] * right[2] +
              left[4 + 2 * lower + 1] * right[3];
     }

@@ -1,0 +1,83 @@
+"""Runs a GPU's bundle in the emulator, in a process of its own: its tokens, logits and launches.
+
+    python -m tests.support.emulated_bundle BUNDLE PLAN.json INTO.npz
+
+The plan: "parts", what is read at once, each a number of tokens and the rows of logits that are wanted ("last" or
+"all"); "greedy", how many tokens are generated after them; "vocabulary", from which the tokens read are drawn.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+Part = tuple[int, Literal["last", "all"]]
+
+
+@dataclass(frozen=True)
+class Emulated:
+    """What came of it.
+
+    Attributes:
+        ids: what was read and then generated.
+        logits: the rows that were wanted, then one for each generated token.
+        rows: after which of ``ids`` each row of logits comes.
+        launches: how often each kernel was launched.
+    """
+
+    ids: list[int]
+    logits: np.ndarray[Any, Any]
+    rows: list[int]
+    launches: dict[str, int]
+
+
+def run_in_emulator(
+    bundle: Path, folder: Path, *, parts: list[Part], greedy: int, vocabulary: int
+) -> Emulated:
+    """Read tokens drawn by chance, generate more, in a child process; ``folder`` takes what it needs."""
+    plan, into = folder / "plan.json", folder / "found.npz"
+    plan.write_text(json.dumps({"parts": parts, "greedy": greedy, "vocabulary": vocabulary}))
+    done = subprocess.run(
+        [sys.executable, "-m", __name__, str(bundle), str(plan), str(into)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    with np.load(into) as found:
+        launches = json.loads(str(found["launches"]))
+        return Emulated(found["ids"].tolist(), found["logits"], found["rows"].tolist(), launches)
+
+
+def main(bundle: str, plan_path: str, into: str) -> None:
+    """The child."""
+    from awq_tvm.bundle.reader import open_bundle
+    from awq_tvm.runtime.emulated import emulated_executor, launches
+
+    plan = json.loads(Path(plan_path).read_text())
+    counts = [count for count, _ in plan["parts"]]
+    drawn = np.random.default_rng(0).integers(0, plan["vocabulary"], sum(counts))
+    ids, rows, logits = [int(token) for token in drawn], list[int](), []
+    with emulated_executor(open_bundle(Path(bundle), target=False)) as executor:
+        sequence, at = executor.new_sequence(), 0
+        for count, wanted in plan["parts"]:
+            logits.append(executor.forward([sequence], [ids[at : at + count]], logits=wanted))
+            at += count
+            rows += range(at - count if wanted == "all" else at - 1, at)
+        for _ in range(plan["greedy"]):
+            ids.append(int(logits[-1][-1].argmax()))
+            rows.append(len(ids) - 1)
+            logits.append(executor.forward([sequence], [ids[-1:]]))
+    np.savez(into, ids=ids, logits=np.concatenate(logits), rows=rows, launches=json.dumps(launches()))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
