@@ -71,4 +71,5 @@ def test_code_is_given_back_and_data_is_not(tmp_path, repository):
     data = 2 * 4096
     assert after["RssFile"] - data < 0.6 * (before["RssFile"] - data)
     assert after["RssAnon"] >= before["RssAnon"]
-    assert said["equal"] and said["mine"] == 1
+    assert said["equal"]
+    assert said["mine"] == 1
