@@ -123,6 +123,14 @@ def dense_rules_for(target: Target) -> tuple[DenseRule, ...]:
     return tuple(_DENSE_RULES.get(target.family, ()))
 
 
+def versions(family: str) -> dict[str, int]:
+    """The version of every rule of a target family, by name."""
+    import awq_tvm.schedules.families  # noqa: F401  (registers every family on first use)
+
+    rules: list[MatmulRule | DenseRule] = [*_RULES.get(family, ()), *_DENSE_RULES.get(family, ())]
+    return {rule.name: rule.version for rule in rules}
+
+
 class Chosen(NamedTuple):
     """The rule that serves a linear, and its answer."""
 

@@ -115,14 +115,24 @@ def merge(
 
 @app.command()
 def verify(places: Places = None, json_output: Json = False) -> int:
-    """Check every line; exit code 1 if one is bad."""
+    """Check every line; exit code 1 if one is bad. Records that no kernel asks for any more are named."""
+    from awq_tvm.compile.tuning.choice import retired
+
     found = _read(places)
     _complain(found.bad)
+    old = [
+        f"{record.key.target}, {record.key.title}: {why}"
+        for record in found.records
+        if (why := retired(record.key))
+    ]
+    for line in old[:5]:
+        say(f"retired: {line}")
     if json_output:
         print_json(
             {
                 "good": len(found.records),
                 "blank": found.blank,
+                "retired": old,
                 "bad": [
                     {"file": line.path, "line": line.number, "why": line.why, "title": line.title}
                     for line in found.bad
@@ -130,7 +140,9 @@ def verify(places: Places = None, json_output: Json = False) -> int:
             }
         )
     else:
-        print(f"{len(found.records)} good lines, {found.blank} blank, {len(found.bad)} bad")
+        print(
+            f"{len(found.records)} good lines, {found.blank} blank, {len(found.bad)} bad; {len(old)} retired"
+        )
     return 1 if found.bad else 0
 
 
@@ -141,21 +153,32 @@ def prune(
     ],
     json_output: Json = False,
 ) -> None:
-    """Leave the newest record of every kernel in each file; bad lines go to a file beside it."""
+    """Leave the newest record of every kernel that is still asked for; bad lines go to a file beside it."""
+    from awq_tvm.compile.tuning.choice import retired
     from awq_tvm.compile.tuning.record_file import existing, replace_records, sorted_records
+
+    def wanted(found: Records) -> list[TunedRecord]:
+        return [record for record in sorted_records(found) if retired(record.key) is None]
 
     rows = []
     for path in (path for place in places for path in existing(place)):
-        before = replace_records(path, sorted_records)
-        kept = len(before.by_key())
-        rows.append({"file": path, "kept": kept, "older": len(before.records) - kept, "bad": len(before.bad)})
+        before = replace_records(path, wanted)
+        newest, kept = len(before.by_key()), len(wanted(before))
+        rows.append(
+            {
+                "file": path,
+                "kept": kept,
+                "older": len(before.records) - newest,
+                "retired": newest - kept,
+                "bad": len(before.bad),
+            }
+        )
     if json_output:
         print_json({"files": rows})
         return
     for row in rows:
-        print(
-            f"{row['file']}: {row['kept']} kept, {row['older']} older ones and {row['bad']} bad lines removed"
-        )
+        removed = f"{row['older']} older, {row['retired']} retired and {row['bad']} bad removed"
+        print(f"{row['file']}: {row['kept']} kept; {removed}")
 
 
 @app.command()

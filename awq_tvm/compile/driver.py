@@ -288,5 +288,6 @@ def _notes(
     fallbacks = sum(kernel.count for kernel in manifest.tuning.kernels if kernel.source == "fallback")
     note = (f"{fallbacks} linears run on the plain fallback schedule",) if fallbacks else ()
     aside = (f"{len(bad)} bad lines of tuned records were left out: {bad[0].title}",) if bad else ()
-    unfit = tuple(f"a tuned record does not fit: {title}: {why}" for title, why in chooser.unfit.items())
-    return (*library.notes, *note, *aside, *unfit[:5])
+    unfit = [f"a tuned record is not used: {title}: {why}" for title, why in chooser.unfit.items()]
+    more = [f"and {len(unfit) - 3} more"] if len(unfit) > 3 else []
+    return (*library.notes, *note, *aside, *unfit[:3], *more)

@@ -2,13 +2,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from awq_tvm.cli.main import run
 from awq_tvm.compile.tuning.places import shipped_folder, user_folder
+from awq_tvm.compile.tuning.record import TunedRecord
 from awq_tvm.compile.tuning.record_file import append_record, read_records
-from tests.support.tuned_records import record_of
+from awq_tvm.schedules.rule import versions
+from tests.support import tuned_records
+
+VERSION = versions("x86")["x86.int8"]
+
+
+def record_of(**fields: Any) -> TunedRecord:
+    """A record of the family's present version, where no other is asked for."""
+    return tuned_records.record_of(**{"rule_version": VERSION, **fields})
 
 
 @pytest.fixture
@@ -31,7 +41,7 @@ def printed(capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
 def test_list_shows_the_newest_of_each_kernel(mixed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["tune", "db", "list", str(mixed)]) == 0
     shown = capsys.readouterr()
-    assert "960x576 w4 g64 int8, M 1, x86.int8 v1" in shown.out
+    assert "960x576 w4 g64 int8, M 1, x86.int8 v" in shown.out
     assert "one_row(rows=1, blocks=2, sums=2, ahead=4096)" in shown.out
     assert "2.00" in shown.out
     assert "line 4" in shown.err
@@ -85,10 +95,25 @@ def test_verify(mixed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (document["good"], document["blank"]) == (3, 0)
     assert [line["line"] for line in document["bad"]] == [4]  # type: ignore[attr-defined]
     assert run(["tune", "db", "prune", str(mixed)]) == 0
-    assert "2 kept, 1 older ones and 1 bad lines removed" in capsys.readouterr().out
+    assert "2 kept; 1 older, 0 retired and 1 bad removed" in capsys.readouterr().out
     assert run(["tune", "db", "verify", str(mixed)]) == 0
-    assert "2 good lines, 0 blank, 0 bad" in capsys.readouterr().out
+    assert "2 good lines, 0 blank, 0 bad; 0 retired" in capsys.readouterr().out
     assert mixed.with_name(mixed.name + ".rejected").read_bytes() == b"null\n"
+
+
+def test_records_of_another_version_are_retired(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "old.jsonl"
+    for record in (record_of(), record_of(rule_version=999), record_of(rule="x86.gone")):
+        append_record(path, record)
+    assert run(["tune", "db", "verify", str(path), "--json"]) == 0
+    old = printed(capsys)["retired"]
+    assert isinstance(old, list)
+    assert len(old) == 2
+    assert "x86.int8 is at version" in old[0]
+    assert "no schedule family x86.gone" in old[1]
+    assert run(["tune", "db", "prune", str(path)]) == 0
+    assert "1 kept; 0 older, 2 retired and 0 bad removed" in capsys.readouterr().out
+    assert read_records([path]).records == (record_of(),)
 
 
 def test_what_came_with_the_program_is_whole(capsys: pytest.CaptureFixture[str]) -> None:

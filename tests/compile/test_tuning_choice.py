@@ -143,6 +143,15 @@ def test_a_configuration_outside_the_space_is_set_aside(config: dict[str, Any]) 
     assert list(chooser.unfit) == [bad.key.title]
 
 
+def test_records_of_an_older_version_are_named() -> None:
+    records = records_of(problem_of(), rule_version=999)
+    assert set(RecordedChoice(records).unfit.values()) == {f"x86.int8 is at version {records_version()}"}
+
+
+def records_version() -> int:
+    return int(problem_of().family.version)
+
+
 def test_records_are_read_from_the_users_folder_and_from_where_one_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

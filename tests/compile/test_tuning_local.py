@@ -38,6 +38,13 @@ def measurer() -> Iterator[LocalMeasurer]:
         yield made
 
 
+@pytest.fixture(scope="module")
+def patient() -> Iterator[LocalMeasurer]:
+    """One that gives real kernels the time to be built on a busy machine."""
+    with LocalMeasurer(detect()) as made:
+        yield made
+
+
 def trial(fault: str) -> Trial:
     (part,) = FAULTY.parts
     return Trial(FAULTY, ({"fault": fault},), part.timed_rows, part.checked_rows, seconds=0.02)
@@ -104,14 +111,14 @@ def test_a_worker_that_cannot_start_says_why() -> None:
 
 
 @pytest.mark.parametrize("activations", ["int8", pytest.param("float", marks=pytest.mark.slow)])
-def test_every_part_of_a_linear_is_timed(measurer: LocalMeasurer, activations: str) -> None:
+def test_every_part_of_a_linear_is_timed(patient: LocalMeasurer, activations: str) -> None:
     spec = MatmulSpec(128, 40, 4, 32, "float32", activations=activations)
-    check_parts(measurer, Problem.of(spec, detect()))
+    check_parts(patient, Problem.of(spec, detect()))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
-def test_every_part_of_an_unquantized_matmul_is_timed(measurer: LocalMeasurer, dtype: str) -> None:
-    check_parts(measurer, Problem.of(DenseSpec(96, 40, dtype, "float32"), detect()))
+def test_every_part_of_an_unquantized_matmul_is_timed(patient: LocalMeasurer, dtype: str) -> None:
+    check_parts(patient, Problem.of(DenseSpec(96, 40, dtype, "float32"), detect()))
 
 
 def check_parts(measurer: LocalMeasurer, problem: Problem | None) -> None:

@@ -170,7 +170,7 @@ def test_the_newest_record_of_a_key_counts_in_whatever_order_they_come() -> None
     "field",
     [
         {"target": "x86-ba9876543210"},
-        {"rule_version": 2},
+        {"rule_version": 999},
         {"rows": "2-8"},
         {"bits": 8},
         {"activations": "float"},

@@ -14,7 +14,7 @@ from awq_tvm.compile.tuning.record import KernelKey, TunedRecord, name_of_rows
 from awq_tvm.compile.tuning.record_file import BadLine, existing, read_records, record_files
 from awq_tvm.errors import UnsupportedError
 from awq_tvm.schedules.config_fields import from_fields
-from awq_tvm.schedules.rule import Choice, DenseRule, MatmulRule, Part
+from awq_tvm.schedules.rule import Choice, DenseRule, MatmulRule, Part, versions
 from awq_tvm.schedules.spec import DenseSpec, MatmulSpec
 from awq_tvm.targets import Target
 
@@ -32,7 +32,7 @@ class RecordedChoice:
         records: any; only those whose keys fit are used.
 
     Attributes:
-        unfit: titles of records whose configuration this version cannot use, and why.
+        unfit: titles of records that this version cannot use, and why.
     """
 
     def __init__(self, records: Iterable[TunedRecord] = ()) -> None:
@@ -40,7 +40,7 @@ class RecordedChoice:
         self._families: defaultdict[tuple[Any, ...], list[TunedRecord]] = defaultdict(list)
         for record in self._records.values():
             self._families[record.key.family].append(record)
-        self.unfit: dict[str, str] = {}
+        self.unfit = {key.title: why for key in self._records if (why := retired(key)) is not None}
 
     def choose(
         self, rule: MatmulRule | DenseRule, spec: MatmulSpec | DenseSpec, target: Target, default: Any
@@ -93,6 +93,16 @@ class RecordedChoice:
 def distance(one: KernelKey, other: KernelKey) -> float:
     """Doublings of K and of N from one shape to the other."""
     return abs(log2(one.in_features / other.in_features)) + abs(log2(one.out_features / other.out_features))
+
+
+def retired(key: KernelKey) -> str | None:
+    """Why no kernel asks for this record any more, in words; None if one may."""
+    current = versions(key.target.partition("-")[0])
+    if key.rule not in current:
+        return f"there is no schedule family {key.rule}"
+    if key.rule_version != current[key.rule]:
+        return f"{key.rule} is at version {current[key.rule]}"
+    return None
 
 
 def recorded_choice(

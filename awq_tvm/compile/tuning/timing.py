@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -22,6 +23,9 @@ MOST_COPIES = 2048
 STRETCH = 4e-4
 """Seconds that are timed at once: short, so that most are not interrupted on a machine with other work."""
 
+LEAST_STRETCHES = 9
+
+Clock = Callable[[], float]
 Call = Callable[[], Any]
 
 
@@ -41,8 +45,14 @@ class Operands:
         ]
 
 
-def run_trial(trial: Trial, operands: Operands) -> Outcome:
-    """Do all of a trial; what a candidate may break is for the caller to survive."""
+def run_trial(trial: Trial, operands: Operands, threads: int) -> Outcome:
+    """Do all of a trial; what a candidate may break is for the caller to survive.
+
+    Args:
+        trial: what to do.
+        operands: of its problem.
+        threads: of TVM's pool. One thread is timed by its own clock, which stands while other processes have its CPU.
+    """
     kernels = []
     for fields in trial.configs:
         try:
@@ -57,8 +67,9 @@ def run_trial(trial: Trial, operands: Operands) -> Outcome:
                 return Failed("wrong", f"off by {off:.2g} of sum(|x||W|) at M = {rows}")
     x, y = _rows(operands, trial.rows)
     calls = [[partial(kernel, x, *weights, y) for weights in operands.weights] for kernel in kernels]
-    cold = _times(calls, trial.seconds / 2)
-    hot = _times([mine[:1] for mine in calls], trial.seconds / 2)
+    clock = time.thread_time if threads == 1 else time.perf_counter
+    cold = _times(calls, trial.seconds / 2, clock)
+    hot = _times([mine[:1] for mine in calls], trial.seconds / 2, clock)
     return Timed(tuple(1e6 * t for t in cold), tuple(1e6 * t for t in hot))
 
 
@@ -81,34 +92,34 @@ def _error(kernel: Any, operands: Operands, rows: int) -> float:
     return operands.numbers.error(y.numpy())
 
 
-def _times(contenders: Sequence[Sequence[Call]], seconds: float) -> list[float]:
+def _times(contenders: Sequence[Sequence[Call]], seconds: float, clock: Clock) -> list[float]:
     """Seconds of a call of each: the lower quartile of many short stretches, in which they take turns.
 
-    On a machine with other work the longer stretches are those that were interrupted.
+    The order of a round is drawn anew each time, so that none always comes where another process cuts in.
     """
-    lengths = [_length(calls) for calls in contenders]
+    draw = random.Random(0)
+    lengths = [_length(calls, clock) for calls in contenders]
     places = [0] * len(contenders)
     stretches: list[list[float]] = [[] for _ in contenders]
-    end = time.perf_counter() + seconds * len(contenders)
-    while True:
-        for i, calls in enumerate(contenders):
-            count, place = lengths[i], places[i]
-            turn = [calls[(place + j) % len(calls)] for j in range(count)]
-            places[i] = (place + count) % len(calls)
-            start = time.perf_counter()
+    end = clock() + seconds * len(contenders)
+    while clock() < end or len(stretches[0]) < LEAST_STRETCHES:
+        for i in draw.sample(range(len(contenders)), len(contenders)):
+            calls, count = contenders[i], lengths[i]
+            turn = [calls[(places[i] + j) % len(calls)] for j in range(count)]
+            places[i] = (places[i] + count) % len(calls)
+            start = clock()
             for call in turn:
                 call()
-            stretches[i].append((time.perf_counter() - start) / count)
-        if time.perf_counter() >= end and len(stretches[0]) >= 5:
-            return [float(np.quantile(found, 0.25)) for found in stretches]
+            stretches[i].append((clock() - start) / count)
+    return [float(np.quantile(found, 0.25)) for found in stretches]
 
 
-def _length(calls: Sequence[Call]) -> int:
+def _length(calls: Sequence[Call], clock: Clock) -> int:
     """How many calls fill a stretch."""
     count, elapsed = 0, 0.0
-    start = time.perf_counter()
+    start = clock()
     while elapsed < STRETCH:
         calls[count % len(calls)]()
         count += 1
-        elapsed = time.perf_counter() - start
+        elapsed = clock() - start
     return max(1, round(count * STRETCH / elapsed))

@@ -86,7 +86,9 @@ class Worker:
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             _pin(self.threads)
             gc.disable()
-            os.write(writer, outcome_to_json(run_trial(trial, operands)).encode()[:_MAX_ANSWER_BYTES])
+            os.write(
+                writer, outcome_to_json(run_trial(trial, operands, self.threads)).encode()[:_MAX_ANSWER_BYTES]
+            )
             code = 0
         except BaseException:
             traceback.print_exc()
