@@ -37,6 +37,7 @@ def create_kv_cache(
     dtype: str,
     target: Target,
     sliding_window: int | None = None,
+    int8_pages: bool = False,
 ) -> PagedKVCache:
     """Emit the creation of a paged KV cache into the current BlockBuilder, and add its kernels to the module.
 
@@ -52,24 +53,30 @@ def create_kv_cache(
         num_key_value_heads: key and value heads.
         head_dim: features of a head.
         rope: the rotary embedding.
-        dtype: of qkv, the cache and the attention's output.
+        dtype: of qkv and the attention's output, and of the cache unless that is int8.
         target: what the kernels are for.
         sliding_window: newest tokens that a query of any layer sees, itself included; None for all. The cache
             keeps the older ones all the same.
+        int8_pages: keep keys and values as int8 with a scale a token and head.
 
     Raises:
-        UnsupportedError: a size that no kernel serves, or a sliding window on a GPU.
+        UnsupportedError: a size that no kernel serves, or a sliding window or int8 pages on a GPU.
     """
     if rope.head_dim != head_dim:
         raise UnsupportedError(f"a rotation over {rope.head_dim} of {head_dim} features is not supported")
     if isinstance(page_size := getattr(page_size, "value", page_size), int) and page_size != PAGE_SIZE:
         raise UnsupportedError(f"a page of {page_size} tokens has no kernel", fix=f"use pages of {PAGE_SIZE}")
-    shape = AttentionShape(num_attention_heads, num_key_value_heads, head_dim, dtype, sliding_window)
+    heads = (num_attention_heads, num_key_value_heads, head_dim)
+    shape = AttentionShape(*heads, dtype, sliding_window, int8_pages)
     on_cpu = target.kind.name == "llvm"
     if sliding_window is not None and not on_cpu:
         raise UnsupportedError(
             "sliding-window attention has no GPU kernel",
             fix="compile with a context no longer than the window",
+        )
+    if int8_pages and not on_cpu:
+        raise UnsupportedError(
+            "a KV cache in int8 has no GPU kernel", where="attention", fix="keep the cache in float16"
         )
     kernels = _cpu_kernels if on_cpu else _stock_gpu_kernels
     return PagedKVCache(

@@ -79,7 +79,8 @@ def decode_paged(shape: AttentionShape, target: Target) -> tirx.PrimFunc:
                 page_of = history.page_of(sequence)
                 keys, values = history.readers(flat, page_of, head)
                 ahead = history.prefetcher(flat, page_of, head)
-                tile.see(i32(group), start, end, keys, values, lambda row: (low, end), ahead)
+                scales = history.scales(page_of, head)
+                tile.see(i32(group), start, end, keys, values, lambda row: (low, end), ahead, scales)
             with T.serial(group) as row:
                 place = keep((sequence * shape.heads + head * group + row) * splits + split)
                 T.buffer_store(partial_max, tile.maximum[row], [place])

@@ -7,16 +7,20 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
+from awq_tvm.schedules import vector_math
 from awq_tvm.schedules.attention.parameters import Pages, build, indices, scalar, size, tensor
 from awq_tvm.schedules.attention.shape import LANES, PAGE_SIZE, AttentionShape
-from awq_tvm.schedules.attention.tile import columns, i32, keep, load, only_if, store
+from awq_tvm.schedules.attention.tile import across, columns, f32, i32, keep, load, only_if, store
 
 FEW_TOKENS = 4
 """Up to here one core is done sooner than the others wake."""
 
 
 def append(shape: AttentionShape) -> tirx.PrimFunc:
-    """Write new k, v [n, kv_heads, D] to slots position_map [n] (page * PAGE_SIZE + token; -1: nowhere)."""
+    """Write new k, v [n, kv_heads, D] to slots position_map [n] (page * PAGE_SIZE + token; -1: nowhere).
+
+    To int8 pages as the nearest of the 255 multiples of scale = max |x| / 127 over a token's head.
+    """
 
     def emit() -> None:
         pages = Pages(shape)
@@ -30,12 +34,19 @@ def append(shape: AttentionShape) -> tirx.PrimFunc:
             slot = keep(position_map[token])
             with only_if(slot >= 0), T.serial(shape.kv_heads) as head:
                 page, place = _page_and_place(slot)
-                keys = pages.keys(page, head)
+                keys, values = pages.keys(page, head), pages.values(page, head)
+                if shape.int8_pages:
+                    key_factor = _write_scale(pages, k, [token, head], keys, place)
+                    value_factor = _write_scale(pages, v, [token, head], values, place)
                 with T.serial(shape.head_dim) as d:
-                    T.buffer_store(flat, k[token, head, d], [keys + d.astype("int64") * PAGE_SIZE + place])
-                values = pages.values(page, head)
+                    key = k[token, head, d]
+                    if shape.int8_pages:
+                        key = tirx.nearbyint(key.astype("float32") * key_factor).astype("int8")
+                    T.buffer_store(flat, key, [keys + d.astype("int64") * PAGE_SIZE + place])
                 for first, widths in columns(shape.head_dim, 1):
                     value = load(v, [token, head, i32(first)], widths[0])
+                    if shape.int8_pages:
+                        value = tirx.nearbyint(value * T.Broadcast(value_factor, widths[0]))
                     store(flat, value, [values + place * shape.head_dim + first], widths[0])
 
         with T.If(tokens > FEW_TOKENS):
@@ -87,6 +98,10 @@ def compact(shape: AttentionShape) -> tirx.PrimFunc:
                     T.buffer_store(flat, key, [to_keys + d * PAGE_SIZE + to_place])
                     value = flat[from_values + from_place * shape.head_dim + d]
                     T.buffer_store(flat, value, [to_values + to_place * shape.head_dim + d])
+                if shape.int8_pages:
+                    for source, target in ((from_keys, to_keys), (from_values, to_values)):
+                        scale = pages.scales[pages.scale_at(source) + from_place]
+                        T.buffer_store(pages.scales, scale, [pages.scale_at(target) + to_place])
 
     return build("kv_cache_compact", emit)
 
@@ -107,10 +122,32 @@ def read_back(shape: AttentionShape, layers: int) -> tirx.PrimFunc:
             keys, values = pages.keys(page, head), pages.values(page, head)
             with T.serial(shape.head_dim) as feature:
                 d = feature.astype("int64")
-                T.buffer_store(k, flat[keys + d * PAGE_SIZE + place], [layer, token, head, feature])
-                T.buffer_store(v, flat[values + place * shape.head_dim + d], [layer, token, head, feature])
+                key, value = flat[keys + d * PAGE_SIZE + place], flat[values + place * shape.head_dim + d]
+                if shape.int8_pages:
+                    key = key.astype("float32") * pages.scales[pages.scale_at(keys) + place]
+                    value = value.astype("float32") * pages.scales[pages.scale_at(values) + place]
+                T.buffer_store(k, key.astype(shape.dtype), [layer, token, head, feature])
+                T.buffer_store(v, value.astype(shape.dtype), [layer, token, head, feature])
 
     return build("kv_cache_read_back", emit)
+
+
+def _write_scale(pages: Pages, x: Any, row: list[Any], base: Any, place: Any) -> Any:
+    """Write the scale of x[*row, :] for the place in the half page at ``base``; returns 1 / scale, 0 for no more than zeros."""
+    head_dim = pages.shape.head_dim
+    width = LANES if head_dim >= LANES else 8
+    # The last vector overlaps where the features are not a multiple.
+    starts = sorted({*range(0, head_dim - width + 1, width), head_dim - width})
+    highest = T.alloc_buffer((width,), "float32", scope="global")
+    store(highest, vector_math.splat(0.0, width), [i32(0)], width)
+    for first in starts:
+        value = keep(load(x, [*row, i32(first)], width))
+        largest = T.max(value, vector_math.splat(0.0, width) - value)
+        store(highest, T.max(load(highest, [i32(0)], width), largest), [i32(0)], width)
+    scale = keep(across(load(highest, [i32(0)], width), T.max, width) * f32(1 / 127))
+    T.buffer_store(pages.scales, scale, [pages.scale_at(base) + place])
+    some = scale > f32(1e-30)  # its inverse is a number
+    return keep(T.Select(some, f32(1) / T.Select(some, scale, f32(1)), f32(0)))
 
 
 def _page_and_place(slot: Any) -> tuple[Any, Any]:

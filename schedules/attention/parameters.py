@@ -14,10 +14,11 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
 from awq_tvm import ir_attrs
-from awq_tvm.schedules.attention.shape import PAGE_SIZE, AttentionShape
+from awq_tvm.schedules.attention.shape import PAGE_SIZE, SCALE_BYTES, AttentionShape
 from awq_tvm.schedules.attention.tile import (
     NOTHING,
     Prefetcher,
+    Scales,
     columns,
     f32,
     i32,
@@ -75,12 +76,23 @@ class Pages:
         self.count = size("num_pages", "int64")
         extents = (self.count, 2, shape.kv_heads, PAGE_SIZE, shape.head_dim)
         self.buffer = tensor("pages", extents, shape.dtype)
-        self.block = PAGE_SIZE * shape.head_dim
+        self.block = shape.block
+        self.flat: Any = None
+        self.scales: Any = None
 
     def flatten(self) -> Any:
-        """The cache as one run of numbers, once all parameters are declared."""
-        whole = (self.count * (2 * self.shape.kv_heads * self.block),)
-        return T.decl_buffer(whole, self.shape.dtype, data=self.buffer.data)
+        """The cache as one run of numbers, once all parameters are declared; where it has scales, those too."""
+        whole = self.count * (2 * self.shape.kv_heads * self.block)
+        self.flat = T.decl_buffer((whole,), self.shape.page_dtype, data=self.buffer.data)
+        if self.shape.int8_pages:
+            count = tirx.floordiv(whole, tirx.const(SCALE_BYTES, "int64"))
+            self.scales = T.decl_buffer((count,), "float32", data=self.buffer.data)
+        return self.flat
+
+    def scale_at(self, base: Any) -> Any:
+        """Where the 16 scales are, in ``scales``, of the keys or values that begin at ``base``."""
+        codes = tirx.const(PAGE_SIZE * self.shape.head_dim, "int64")
+        return tirx.floordiv(base + codes, tirx.const(SCALE_BYTES, "int64"))
 
     def keys(self, page: Any, head: Any) -> Any:
         """Where feature 0 of the page's keys begins; feature d is PAGE_SIZE * d further."""
@@ -124,7 +136,7 @@ class History:
 
     def prefetcher(self, flat: Any, page_of: Callable[[Any], Any], head: Any) -> Prefetcher:
         """What asks for keys and values before they are read; ``flat`` from ``Pages.flatten``."""
-        line = CACHE_LINE // np.dtype(self.shape.dtype).itemsize
+        line = CACHE_LINE // np.dtype(self.shape.page_dtype).itemsize
 
         def ask(half: Callable[[Any, Any], Any], first_key: Any, first: Any, count: int) -> None:
             start = half(page_of(first_key), head) + _wide(first)
@@ -148,6 +160,16 @@ class History:
             return lambda key, feature, width: load(flat, [base + _wide(key) * head_dim + feature], width)
 
         return keys, values
+
+    def scales(self, page_of: Callable[[Any], Any], head: Any) -> Scales | None:
+        """The scales of keys and values that ``Tile.see`` asks for, or None where pages have none."""
+        if not self.shape.int8_pages:
+            return None
+
+        def of(half: Callable[[Any, Any], Any], first: Any) -> Any:
+            return load(self.pages.scales, [self.pages.scale_at(half(page_of(first), head))])
+
+        return Scales(partial(of, self.pages.keys), partial(of, self.pages.values))
 
 
 def _wide(index: Any) -> Any:

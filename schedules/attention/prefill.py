@@ -171,7 +171,9 @@ def prefill_paged(shape: AttentionShape, target: Target) -> tirx.PrimFunc:
 
                 tile = Tile(shape, tiles)
                 tile.start(rows, _query_reader(q, place, scale))
-                keys, values = history.readers(flat, history.page_of(sequence), head)
+                page_of = history.page_of(sequence)
+                keys, values = history.readers(flat, page_of, head)
+                scales = history.scales(page_of, head)
                 start = keep(i32(0))
                 if shape.sliding_window is not None:
                     lowest = T.alloc_buffer((1,), "int32", scope="global")
@@ -181,7 +183,7 @@ def prefill_paged(shape: AttentionShape, target: Target) -> tirx.PrimFunc:
                         T.buffer_store(lowest, tirx.min(lowest[0], visible(row)[0]), [i32(0)])
                     start = keep(_whole_vectors(lowest[0]))
                 with only_if(start < length):
-                    tile.see(rows, start, length, keys, values, visible)
+                    tile.see(rows, start, length, keys, values, visible, scales=scales)
                 write_rows(tile, rows, place, output, log_sum, shape)
 
     return build("attention_prefill_paged", emit)

@@ -11,6 +11,9 @@ from awq_tvm.errors import UnsupportedError
 PAGE_SIZE = 16
 """Tokens of a KV cache page: one vector of scores."""
 
+SCALE_BYTES = 4
+"""Of a token's scale in an int8 page, float32."""
+
 LANES = 16
 """Numbers in the vectors that the kernels are written in; LLVM splits them where registers are narrower."""
 
@@ -24,12 +27,17 @@ class AttentionShape:
     [kv_heads, head_dim, PAGE_SIZE], so that the scores of a page's 16 keys are one vector. Only the kernels of
     this package read pages.
 
+    With int8 pages, a page's half for one head is its 16 x head_dim codes in the same order and then 16 float32
+    scales, one a token: key = code * scale. Pages then lie closer together than the runtime thinks, which
+    has made room for them in ``dtype``; what is beyond is never touched, and so is never resident.
+
     Args:
         heads: query heads, a multiple of kv_heads.
         kv_heads: key and value heads.
         head_dim: features of one head, a multiple of 8.
         dtype: of q, k, v, output and cache, "float32" or "float16"; scores and sums are float32.
         sliding_window: newest tokens that a query sees, itself included, or None for all.
+        int8_pages: whether cached keys and values are int8 with a scale a token and head, in place of ``dtype``.
 
     Raises:
         UnsupportedError: a size is outside what is listed here.
@@ -40,6 +48,7 @@ class AttentionShape:
     head_dim: int
     dtype: str = "float32"
     sliding_window: int | None = None
+    int8_pages: bool = False
 
     def __post_init__(self) -> None:
         """Prove the sizes usable."""
@@ -61,6 +70,16 @@ class AttentionShape:
     def group(self) -> int:
         """Query heads of one key-value head."""
         return self.heads // self.kv_heads
+
+    @property
+    def page_dtype(self) -> str:
+        """What one number of a page is stored in."""
+        return "int8" if self.int8_pages else self.dtype
+
+    @property
+    def block(self) -> int:
+        """Numbers from one head's half of a page to the next, of ``page_dtype``; scales count as their bytes."""
+        return PAGE_SIZE * self.head_dim + (PAGE_SIZE * SCALE_BYTES if self.int8_pages else 0)
 
 
 @dataclass(frozen=True)

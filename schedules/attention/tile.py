@@ -132,6 +132,21 @@ class Prefetcher:
     values: Callable[[Any, Any, int], None]
 
 
+@dataclass(frozen=True)
+class Scales:
+    """What int8 keys and values are multiples of: no product of the inner loops has more than one of them.
+
+    S[r, j] is the sum over d times the scale of key j; P[r, j] is multiplied with that of value j before P V.
+
+    Attributes:
+        keys: first key of a vector -> [LANES] scales of its keys; undefined beyond the last key.
+        values: the same for its values.
+    """
+
+    keys: Callable[[Any], Any]
+    values: Callable[[Any], Any]
+
+
 class Tile:
     """The state of one block of queries while keys pass by, and the statements that update it.
 
@@ -179,6 +194,7 @@ class Tile:
         value_vector: Callable[[Any], Callable[[Any, int, int], Any]],
         visible: Callable[[Any], tuple[Any | None, Any]],
         ahead: Prefetcher | None = None,
+        scales: Scales | None = None,
     ) -> None:
         """Let the keys first_key <= j < last_key pass by.
 
@@ -191,6 +207,7 @@ class Tile:
             visible: row -> (first visible key or None, end of the visible keys).
             ahead: asks for values while scores are computed, and for the next tile's keys while values are summed:
                 pages lie scattered, so the processor does not see what comes next.
+            scales: what keys and values are multiplied with, None for nothing.
         """
         tile_keys = i32(self.tiles.tile_keys)
         with T.serial(tirx.floordiv(last_key - first_key + tile_keys - 1, tile_keys)) as tile:
@@ -198,8 +215,8 @@ class Tile:
             count = keep(tirx.min(last_key - start, tile_keys))
             block_keys = i32(self.tiles.block_keys)
             key_blocks = keep(tirx.floordiv(count + block_keys - 1, block_keys))
-            self._score(rows, start, key_blocks, key_vector, ahead)
-            self._soften(rows, start, key_blocks, visible)
+            self._score(rows, start, key_blocks, key_vector, ahead, scales)
+            self._soften(rows, start, key_blocks, visible, scales)
             self._gather(rows, start, count, value_vector, ahead)
 
     def _score(
@@ -209,12 +226,14 @@ class Tile:
         key_blocks: Any,
         key_vector: Callable[..., Any],
         ahead: Prefetcher | None,
+        scales: Scales | None,
     ) -> None:
         """S = Q K."""
         tiles, head_dim = self.tiles, self.shape.head_dim
         with T.serial(key_blocks) as block:
             first = block * tiles.block_keys
             keys = [key_vector(start + first + v * LANES) for v in range(tiles.vectors)]
+            factors = [scales and keep(scales.keys(start + first + v * LANES)) for v in range(tiles.vectors)]
             with T.serial(self.row_blocks(rows)) as row_block:
                 base = keep(row_block * tiles.rows)
                 registers = Registers(tiles.rows, [LANES] * tiles.vectors)
@@ -227,10 +246,19 @@ class Tile:
                             ahead.values(start + first + v * LANES, d * LANES, LANES)
                     registers.multiply_add(partial(_spread, self.query, base, d), partial(_keys_at, keys, d))
                 for row in range(tiles.rows):
-                    for v in range(tiles.vectors):
-                        store(self.scores, registers.get(row, v), [base + row, first + v * LANES])
+                    for v, factor in enumerate(factors):
+                        score = registers.get(row, v)
+                        score = score if factor is None else score * factor
+                        store(self.scores, score, [base + row, first + v * LANES])
 
-    def _soften(self, rows: Any, start: Any, key_blocks: Any, visible: Callable[..., Any]) -> None:
+    def _soften(
+        self,
+        rows: Any,
+        start: Any,
+        key_blocks: Any,
+        visible: Callable[..., Any],
+        scales: Scales | None,
+    ) -> None:
         """Turn S into P, and bring m, l and the factor a up to date."""
         width = self.tiles.block_keys
         lane = T.ramp(i32(0), 1, LANES)
@@ -253,7 +281,7 @@ class Tile:
                     store(self.scores, score, [row, place])
                     store(highest, T.max(load(highest, [i32(0)]), score), [i32(0)])
             before = keep(self.maximum[row])
-            after = keep(T.max(before, _across(load(highest, [i32(0)]), T.max)))
+            after = keep(T.max(before, across(load(highest, [i32(0)]), T.max)))
             shrink = keep(vector_math.exp2(before - after, keep))
             T.buffer_store(self.maximum, after, [row])
             T.buffer_store(self.shrink, shrink, [row])
@@ -264,7 +292,8 @@ class Tile:
                     place = block * width + v * LANES
                     score = load(self.scores, [row, place]) - T.Broadcast(after, LANES)
                     weight = keep(vector_math.exp2(score, keep))
-                    store(self.scores, weight, [row, place])
+                    scaled = weight if scales is None else weight * scales.values(start + place)
+                    store(self.scores, scaled, [row, place])
                     store(total, load(total, [i32(0)]) + weight, [i32(0)])
             store(self.sums, load(total, [i32(0)]), [row, i32(0)])
 
@@ -299,12 +328,11 @@ class Tile:
 
     def total(self, row: Any) -> Any:
         """The sum l of a row's weights over all keys that it saw."""
-        return _across(load(self.sums, [row, i32(0)]), lambda a, b: a + b)
+        return across(load(self.sums, [row, i32(0)]), lambda a, b: a + b)
 
 
-def _across(vector: Any, combine: Callable[[Any, Any], Any]) -> Any:
-    """Reduce the lanes of a vector to one number by halves."""
-    width = LANES
+def across(vector: Any, combine: Callable[[Any, Any], Any], width: int = LANES) -> Any:
+    """Reduce the lanes of a vector, a power of two of them, to one number by halves."""
     while width > 1:
         width //= 2
         whole = keep(vector)

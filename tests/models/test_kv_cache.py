@@ -43,6 +43,7 @@ class Case:
     dtype: str = "float32"
     sliding_window: int | None = None
     cpu: str | None = None
+    int8_pages: bool = False
 
     @property
     def rope(self) -> RopeConfig:
@@ -81,6 +82,7 @@ class Attend(nn.Module):
             dtype=self.case.dtype,
             target=self.target,
             sliding_window=self.case.sliding_window,
+            int8_pages=self.case.int8_pages,
         )
 
 
@@ -141,15 +143,29 @@ class Session:
         start = 0
         for sequence, count in counts.items():
             self.history[sequence] = np.concatenate([self.history[sequence], new[sequence]])
-            expected = _attention(self.history[sequence], self.case)[-count:]
+            # Tokens read together see one another as they came, a single one itself as the cache has it.
+            kept = len(self.history[sequence]) - (0 if max(counts.values()) == 1 else count)
+            stored = self.read_back(sequence, kept) if self.case.int8_pages else None
+            expected = _attention(self.history[sequence], self.case, stored)[-count:]
             found = out[0, start : start + count].astype(np.float64)
             assert np.max(np.abs(found - expected)) < BOUND[self.case.dtype], (sequence, lengths)
             start += count
         return out
 
+    def read_back(self, sequence: int, count: int) -> tuple[Array, Array]:
+        """The last layer's first keys and values of a sequence, both [count, kv_heads, D]."""
+        shape = (LAYERS, count, self.case.kv_heads, self.case.head_dim)
+        k, v = (tvm.runtime.tensor(np.zeros(shape, self.case.dtype)) for _ in range(2))
+        if count:
+            _state("attention_kv_cache_debug_get_kv", self.cache, sequence, 0, count, k, v)
+        return k.numpy()[-1], v.numpy()[-1]
 
-def _attention(qkv: Array, case: Case) -> Array:
-    """Causal attention of a whole sequence in float64, [n, heads, D]."""
+
+def _attention(qkv: Array, case: Case, stored: tuple[Array, Array] | None = None) -> Array:
+    """Causal attention of a whole sequence in float64, [n, heads, D].
+
+    Keys and values that an int8 cache ``stored`` take the place of the first ones; they must be near those.
+    """
     count, half = len(qkv), case.head_dim // 2
     wide = qkv.astype(np.float64)
     positions = np.arange(count, dtype=np.float32)
@@ -161,8 +177,14 @@ def _attention(qkv: Array, case: Case) -> Array:
         return np.concatenate([low * cosine - high * sine, high * cosine + low * sine], axis=-1)
 
     q = rotate(wide[:, : case.heads])
-    k = rotate(wide[:, case.heads : case.heads + case.kv_heads]).repeat(case.heads // case.kv_heads, axis=1)
-    v = wide[:, case.heads + case.kv_heads :].repeat(case.heads // case.kv_heads, axis=1)
+    k = rotate(wide[:, case.heads : case.heads + case.kv_heads])
+    v = wide[:, case.heads + case.kv_heads :].copy()
+    for exact, near in zip((k, v), stored or (), strict=stored is not None):
+        step = np.abs(exact).max(axis=-1, keepdims=True)[: len(near)] / 127
+        rounding = 1e-5 if case.dtype == "float32" else 2e-3 + 0.1 * step
+        assert np.all(np.abs(exact[: len(near)] - near) <= step / 2 + rounding)
+        exact[: len(near)] = near
+    k, v = (x.repeat(case.heads // case.kv_heads, axis=1) for x in (k, v))
     scores = np.einsum("qhd,khd->hqk", q, k) * case.head_dim**-0.5
     distance = np.arange(count)[:, None] - np.arange(count)
     seen = (distance >= 0) & (distance < (case.sliding_window or count))
@@ -181,9 +203,18 @@ CASES = [
     Case(9, 1, 24),
     Case(4, 2, 128, "float16"),
 ]
+INT8_CASES = [
+    Case(6, 2, 16, int8_pages=True),
+    Case(9, 3, 64, "float16", int8_pages=True),
+    Case(9, 3, 64, cpu="x86-64-v3", int8_pages=True),
+    Case(4, 4, 8, int8_pages=True),
+    Case(9, 1, 24, int8_pages=True),
+]
+SMALL_INT8 = INT8_CASES[0]
+EITHER = pytest.mark.parametrize("case", [SMALL, SMALL_INT8], ids=["float32", "int8"])
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", CASES + INT8_CASES, ids=str)
 def test_prefill_then_decode_at_odd_lengths(case: Case) -> None:
     """Lengths on both sides of a page, a vector and a tile; then a few tokens one at a time."""
     session = Session(case)
@@ -197,7 +228,7 @@ def test_prefill_then_decode_at_odd_lengths(case: Case) -> None:
     assert _state("attention_kv_cache_empty", session.cache)
 
 
-@pytest.mark.parametrize("case", [SMALL, Case(9, 3, 64)], ids=str)
+@pytest.mark.parametrize("case", [SMALL, Case(9, 3, 64), SMALL_INT8], ids=str)
 def test_batches_of_different_lengths(case: Case) -> None:
     """Prefill together, decode together, and a mixture of both."""
     session = Session(case)
@@ -210,18 +241,20 @@ def test_batches_of_different_lengths(case: Case) -> None:
     session.forward(s2=1, s0=1, s1=1, s3=1)
 
 
+@EITHER
 @pytest.mark.parametrize("chunks", [(1, 32, 17, 50), (16, 16, 68), (99, 1)])
-def test_chunked_prefill_is_prefill(chunks: tuple[int, ...]) -> None:
+def test_chunked_prefill_is_prefill(chunks: tuple[int, ...], case: Case) -> None:
     """Each chunk against the whole history, the chunks' boundaries on and off page boundaries."""
-    session = Session(SMALL)
+    session = Session(case)
     session.add(0)
     for length in chunks:
         session.forward(s0=length)
 
 
-def test_long_history_is_split_and_merged() -> None:
+@EITHER
+def test_long_history_is_split_and_merged(case: Case) -> None:
     """More keys than one split takes, and more splits than their limit would leave at 64 keys each."""
-    session = Session(SMALL)
+    session = Session(case)
     session.add(0)
     session.add(1)
     for _ in range(3):
@@ -231,10 +264,11 @@ def test_long_history_is_split_and_merged() -> None:
     session.forward(s0=1)
 
 
+@EITHER
 @pytest.mark.parametrize("position", [-1, 0, 16, 21, 40])
-def test_forked_sequences_go_their_own_ways(position: int) -> None:
+def test_forked_sequences_go_their_own_ways(position: int, case: Case) -> None:
     """A child shares its parent's tokens up to the fork; both continue, together and alone, and chunked."""
-    session = Session(SMALL)
+    session = Session(case)
     session.add(0)
     session.forward(s0=40)
     session.fork(0, 1, position)
@@ -245,10 +279,11 @@ def test_forked_sequences_go_their_own_ways(position: int) -> None:
     session.forward(s2=1, s0=1, s1=1)
 
 
+@EITHER
 @pytest.mark.parametrize("count", [0, 1, 3, 16, 39])
-def test_popped_tokens_are_forgotten(count: int) -> None:
+def test_popped_tokens_are_forgotten(count: int, case: Case) -> None:
     """Tokens after a pop take the places of the popped ones."""
-    session = Session(SMALL)
+    session = Session(case)
     session.add(0)
     session.forward(s0=40)
     session.pop(0, count)
@@ -256,10 +291,10 @@ def test_popped_tokens_are_forgotten(count: int) -> None:
     session.forward(s0=18)
 
 
-@pytest.mark.parametrize("window", [1, 5, 16, 40])
-def test_sliding_window(window: int) -> None:
+@pytest.mark.parametrize(("window", "int8"), [(1, False), (5, False), (16, False), (40, False), (17, True)])
+def test_sliding_window(window: int, int8: bool) -> None:
     """The window in every kernel: ragged and paged prefill, decode, and across a fork."""
-    session = Session(Case(6, 2, 16, sliding_window=window))
+    session = Session(Case(6, 2, 16, sliding_window=window, int8_pages=int8))
     session.add(0)
     session.forward(s0=1)
     session.forward(s0=70)
@@ -380,6 +415,7 @@ def _create(**changes: Any) -> None:
         ({"page_size": 32}, "page of 32"),
         ({"page_size": tirx.IntImm("int64", 8)}, "page of 8"),
         ({"target": tvm.target.Target(CUDA), "sliding_window": 4}, "GPU"),
+        ({"target": tvm.target.Target(CUDA), "dtype": "float16", "int8_pages": True}, "int8 has no GPU"),
     ],
 )
 def test_caches_that_cannot_be_are_refused(changes: dict[str, Any], words: str) -> None:

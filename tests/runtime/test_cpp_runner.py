@@ -185,7 +185,9 @@ REFUSALS: dict[str, tuple[Callable[[Path], object], int, str]] = {
     "a flipped bit in the weights": (flip("weights.safetensors"), 6, "was changed"),
     "a flipped bit in the tokenizer": (flip("tokenizer.json"), 6, "was changed"),
     "a manifest that was edited": (
-        lambda b: (b / "manifest.json").write_text((b / "manifest.json").read_text().replace("llama", "lama")),
+        lambda b: (b / "manifest.json").write_text(
+            (b / "manifest.json").read_text().replace("llama", "lama")
+        ),
         6,
         "manifest was changed",
     ),
