@@ -163,14 +163,14 @@ def bits_in_memory(spec: MatmulSpec, target: Target) -> int:
 
 
 def count(spec: MatmulSpec, target: Target) -> list[Count]:
-    """The kernels for M = 1, for few and for many rows.
+    """The kernels for M = 1, for few and for many rows; of the last two, if it depends on their number what they do.
 
     Raises:
         UnsupportedError: the target has no integer kernels for it.
     """
     assembly, config = assembly_of(spec, target)
-    tiles = (config.one_row, config.few_rows, config.many_rows)
     loops = product_loops(assembly)
+    tiles = (config.one_row, config.few_rows, *[config.many_rows] * (len(loops) - 2))
     return [_count(loop, tile, spec, target, config.planes) for loop, tile in zip(loops, tiles, strict=True)]
 
 
@@ -223,7 +223,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name in arguments.targets.split(","):
             counts = count(spec, resolve(name))
             first = first or counts
-            for found, base in zip(counts, first, strict=True):
+            for i, found in enumerate(counts):
+                base = first[min(i, len(first) - 1)]
                 print(json.dumps(asdict(found)) if arguments.json else _row(found, base))
     return 0
 

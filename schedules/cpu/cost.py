@@ -77,7 +77,7 @@ def _dot_instructions(spec: MatmulSpec, target: Target) -> int:
 def _decoding(spec: MatmulSpec, target: Target, rows: int) -> tuple[float, float]:
     """Vectors loaded and operations for the codes of a block, for 8 k of up to 4 bits and 4 k of more."""
     in_planes = planes(spec, target)
-    if in_planes and rows > 8:
+    if spec.bits <= 4 and rows > 8:
         return 2, 0  # decoded before
     if in_planes:
         return in_planes / 4, 3.5 if in_planes == 2 else 7.25

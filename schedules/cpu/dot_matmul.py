@@ -69,6 +69,8 @@ class DotConfig:
         few_rows_up_to: the largest M that a single task quantizes before the others start; a multiple of
             few_rows.rows.
         rows_at_once: rows of x quantized together; a multiple of many_rows.rows.
+        decode_once_from: rows at once from which codes of up to 4 bits are decoded once, for all tiles of many rows;
+            0 for those in bit planes only, which always are.
         matrix: multiply many rows by matrix instructions, two rows and two outputs at once, instead of dot products.
 
     Raises:
@@ -82,6 +84,7 @@ class DotConfig:
     many_rows: Tile
     few_rows_up_to: int = 8
     rows_at_once: int = 128
+    decode_once_from: int = 1
     matrix: bool = False
 
     def __post_init__(self) -> None:
@@ -96,6 +99,8 @@ class DotConfig:
         few, many = self.few_rows.rows, self.many_rows.rows
         if self.one_row.rows != 1 or self.few_rows_up_to % few or self.rows_at_once % many:
             raise UnsupportedError("The tiles and rows_at_once do not go together", where=repr(self))
+        if self.decode_once_from < 0:
+            raise UnsupportedError(f"Decoding once from {self.decode_once_from} rows on", fix="use 0 or more")
         if self.matrix and (many % 2 or self.many_rows.blocks != 1 or self.many_rows.sums != 1):
             raise UnsupportedError(
                 "Matrix instructions cannot compute this tile",
@@ -130,7 +135,7 @@ def many_rows(operands: Operands, config: DotConfig, dot: DotProduct) -> None:
         if isinstance(x, PairedRows):
             matrix_matmul.columns(operands, x, config.many_rows.rows, first_row, count)
         else:
-            _columns(operands, x, config.many_rows, dot, first_row, count, decode_once=True)
+            _columns(operands, x, config.many_rows, dot, first_row, count, config.decode_once_from)
 
 
 def _columns(
@@ -140,11 +145,11 @@ def _columns(
     dot: DotProduct,
     first_row: Expression,
     count: Expression,
-    decode_once: bool = False,
+    decode_once_from: int | None = None,
 ) -> None:
     """y[first_row : first_row + count] from the quantized rows 0 .. count - 1, all columns in parallel.
 
-    ``decode_once`` is to decode codes in bit planes once for all tiles of rows.
+    ``decode_once_from`` is what ``DotConfig`` says of many rows; with None every tile decodes for itself.
     """
     planes = len(operands.weights[0].shape) == PLANES_DIMENSIONS
     at_once = min(tile.blocks, operands.blocks)
@@ -154,15 +159,27 @@ def _columns(
         start = T.bind(T.min(task * at_once, operands.blocks - at_once))
         blocks = [start + i for i in range(at_once)]
         codes = (PlaneCodes if planes else Codes)(operands.spec, operands.weights)
-        if planes and decode_once:
-            codes = DecodedCodes(codes, start, at_once)
-        if isinstance(count, int):
-            _tile(operands, codes, x, tile, dot, blocks, [0], first_row, count)
-        else:
+
+        def tiles(decode: bool) -> None:
+            read = DecodedCodes(codes, start, at_once) if decode else codes
+            if isinstance(count, int):
+                _tile(operands, read, x, tile, dot, blocks, [0], first_row, count)
+                return
             with T.serial(0, T.ceildiv(count, tile.rows)) as t:
                 # Rows beyond the last one are computed from whatever the scratch holds, and not stored.
                 rows = [t * tile.rows + r for r in range(tile.rows)]
-                _tile(operands, codes, x, tile, dot, blocks, rows, first_row, count - t * tile.rows)
+                _tile(operands, read, x, tile, dot, blocks, rows, first_row, count - t * tile.rows)
+
+        if decode_once_from is None or operands.spec.bits > 4:
+            tiles(False)
+        elif planes or decode_once_from <= 1:
+            tiles(planes or decode_once_from == 1)
+        else:
+            with T.If(count >= decode_once_from):
+                with T.Then():
+                    tiles(True)
+                with T.Else():
+                    tiles(False)
 
 
 def _tile(

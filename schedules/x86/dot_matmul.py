@@ -11,6 +11,9 @@ from awq_tvm.schedules.rule import register
 if TYPE_CHECKING:
     from awq_tvm.targets import Target
 
+DECODE_ONCE_FROM = 64
+"""Rows from which writing decoded codes to a cache takes less than decoding them again, with AVX-512."""
+
 
 def one_digit(target: Target) -> DotConfig:
     """24 of 32 zmm registers for sums, or 8 of 16 ymm registers."""
@@ -21,6 +24,7 @@ def one_digit(target: Target) -> DotConfig:
             one_row=Tile(1, 2, sums=2, ahead=AHEAD),
             few_rows=Tile(4, 2, ahead=AHEAD),
             many_rows=Tile(8, 3),
+            decode_once_from=DECODE_ONCE_FROM,
         )
     return DotConfig(
         registers=8,
@@ -40,6 +44,7 @@ def three_digits(target: Target) -> DotConfig:
             one_row=Tile(1, 2, ahead=AHEAD),
             few_rows=Tile(4, 2, ahead=AHEAD),
             many_rows=Tile(4, 2),
+            decode_once_from=0,
         )
     return DotConfig(
         registers=8,

@@ -39,6 +39,7 @@ def test_float_config_refuses(wrong: dict[str, int]) -> None:
         {"planes": 3},
         {"one_row": Tile(2, 2)},
         {"few_rows_up_to": 6},
+        {"decode_once_from": -1},
         {"rows_at_once": 100},
     ],
 )

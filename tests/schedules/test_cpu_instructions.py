@@ -53,8 +53,9 @@ def test_the_inner_loop_has_the_instruction_meant_and_spills_nothing(
     name: str, activations: str, few_rows: str, many_rows: str, bits: int
 ) -> None:
     found = counts(name, activations, bits)
-    assert [kernel.product for kernel in found] == [few_rows, few_rows, many_rows]
-    assert [kernel.spills for kernel in found] == [0, 0, 0]
+    assert [kernel.product for kernel in found[:2]] == [few_rows, few_rows]
+    assert {kernel.product for kernel in found[2:]} == {many_rows}
+    assert not any(kernel.spills for kernel in found)
 
 
 @pytest.mark.parametrize(("bits", "group_size"), [(3, 64), (4, 32), (4, 64), (8, 32), (8, 64)])
@@ -104,6 +105,13 @@ def test_bit_planes_are_read_in_as_many_bits_and_spill_nothing(bits: int) -> Non
     assert [kernel.spills for kernel in planes] == [0, 0, 0]
     assert planes[0].products > 0.7 * nibbles[0].products
     assert planes[2].products > 0.95 * nibbles[2].products
+
+
+@pytest.mark.parametrize("activations", ["int8", "float"])
+def test_many_rows_of_sdot_find_nibbles_decoded(activations: str) -> None:
+    few_rows, many_rows = counts("raspberry-pi-5", activations, 4)[1:]
+    assert many_rows.rows == few_rows.rows
+    assert many_rows.inner_per_byte < 0.86 * few_rows.inner_per_byte
 
 
 def test_plain_neon_multiplies_floats_without_spills() -> None:
