@@ -5,7 +5,7 @@ VENV := .venv
 STAMP := $(VENV)/.installed
 RUN := $(VENV)/bin/python
 
-.PHONY: help demo test test-full lint format clean bench-cpu bench-quality bench-quality-peers bench-memory
+.PHONY: help demo test test-full lint format clean arm-wheels bench-cpu bench-quality bench-quality-peers bench-memory
 .DEFAULT_GOAL := help
 
 help:
@@ -16,6 +16,7 @@ help:
 	@echo "make bench-quality TEXT=FILE        every recipe and every step left out, on a text of yours"
 	@echo "make bench-quality-peers TEXT=FILE  ours beside AutoRound, llm-compressor and HQQ"
 	@echo "make bench-memory                   memory of three blocks as wide as Llama-2-70B's"
+	@echo "make arm-wheels         TVM for 64-bit ARM Linux in build/arm-wheels, for the runner and its tests"
 	@echo "make format     let ruff rewrite what it can"
 	@echo "make clean      remove what was built, the environment included"
 
@@ -64,6 +65,12 @@ bench-quality-peers: $(STAMP)
 
 bench-memory: $(STAMP)
 	$(RUN) -m benchmarks.memory_quantize
+
+# The same two versions as for this machine. Nothing of them runs here but in an emulator.
+arm-wheels: $(STAMP)
+	@$(RUN) -m pip install -qq --disable-pip-version-check --no-deps --upgrade --target build/arm-wheels \
+		--platform manylinux_2_28_aarch64 --only-binary=:all: \
+		$$(sed -n 's/^ *"\(apache-tvm[^"]*\)",/\1/p' pyproject.toml)
 
 format: $(STAMP)
 	$(VENV)/bin/ruff check --fix .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,10 @@ import pytest
 from awq_tvm.bundle.manifest import MANIFEST_NAME, FileInfo, Manifest
 from awq_tvm.bundle.verify import read_manifest
 
-SOURCES = Path(__file__).parents[2] / "awq_tvm" / "runtime" / "cpp"
+ROOT = Path(__file__).parents[2]
+SOURCES = ROOT / "awq_tvm" / "runtime" / "cpp"
+# Where `make arm-wheels` puts TVM for ARM; AWQ_TVM_AARCH64_WHEELS names another folder.
+AARCH64_WHEELS = Path(os.environ.get("AWQ_TVM_AARCH64_WHEELS", ROOT / "build" / "arm-wheels"))
 needs_cmake = pytest.mark.skipif(
     not (sys.platform == "linux" and shutil.which("cmake") and shutil.which("g++")),
     reason="building the runner needs Linux, cmake and g++",
@@ -32,25 +36,49 @@ def run_tool(command: Sequence[object]) -> None:
 
 def installed_runner(factory: pytest.TempPathFactory) -> Path:
     """The folder of an installed runner: bin/awq_tvm_run, lib, include."""
-    if "host" not in _built:
-        folder = factory.mktemp("runner")
+    return _build("host", factory, f"-DPython3_EXECUTABLE={sys.executable}")
+
+
+def installed_aarch64_runner(factory: pytest.TempPathFactory) -> Path:
+    """The same for 64-bit ARM Linux; the test is skipped where something for it is missing."""
+    for tool in ("aarch64-linux-gnu-g++", "qemu-aarch64"):
+        if not shutil.which(tool):
+            pytest.skip(f"{tool} is not installed")
+    if not (AARCH64_WHEELS / "tvm_ffi").is_dir():
+        pytest.skip(f"TVM for ARM is not in {AARCH64_WHEELS}: `make arm-wheels`")
+    toolchain = SOURCES / "aarch64-linux.cmake"
+    return _build(
+        "aarch64", factory, f"-DCMAKE_TOOLCHAIN_FILE={toolchain}", f"-DAWQ_TVM_WHEELS={AARCH64_WHEELS}"
+    )
+
+
+def _build(name: str, factory: pytest.TempPathFactory, *options: str) -> Path:
+    if name not in _built:
+        folder = factory.mktemp(f"runner-{name}")
         build = folder / "build"
-        run_tool(["cmake", "-S", SOURCES, "-B", build, f"-DPython3_EXECUTABLE={sys.executable}"])
+        run_tool(["cmake", "-S", SOURCES, "-B", build, *options])
         run_tool(["cmake", "--build", build, "--parallel", 2])
         run_tool(["cmake", "--install", build, "--prefix", folder / "installed"])
-        _built["host"] = folder / "installed"
-    return _built["host"]
+        _built[name] = folder / "installed"
+    return _built[name]
 
 
-def run(runner: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run awq_tvm_run of an installed runner; tokens and text are exact, so bytes that are no UTF-8 fail."""
-    command = [str(runner / "bin" / "awq_tvm_run"), *map(str, arguments)]
+def run(runner: Path, *arguments: object, cpu: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Run awq_tvm_run of an installed runner; tokens and text are exact, so bytes that are no UTF-8 fail.
+
+    Args:
+        runner: the folder.
+        arguments: of the program.
+        cpu: of an ARM machine, for qemu; None to run on this machine.
+    """
+    emulator = [] if cpu is None else ["qemu-aarch64", "-cpu", cpu, "-L", "/usr/aarch64-linux-gnu"]
+    command = [*emulator, str(runner / "bin" / "awq_tvm_run"), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 
-def answer(runner: Path, *arguments: object) -> dict[str, Any]:
+def answer(runner: Path, *arguments: object, cpu: str | None = None) -> dict[str, Any]:
     """What awq_tvm_run --json prints."""
-    done = run(runner, "--json", *arguments)
+    done = run(runner, "--json", *arguments, cpu=cpu)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found
