@@ -28,7 +28,7 @@ def command(
         typer.Option(metavar="BITS", help="Of an unquantized embedding and head: 8, 4, or 16 for float16."),
     ] = 8,
     kv_cache: Annotated[
-        str, typer.Option(help="float32, float16, or auto: float16 with int8 activations.")
+        str, typer.Option(help="float32, float16, int8 on CPUs, or auto: float16 with int8 activations.")
     ] = "auto",
     context_length: Annotated[
         int | None, typer.Option(help="Tokens of the longest sequence.", show_default=False)

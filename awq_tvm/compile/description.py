@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import awq_tvm
 from awq_tvm.bundle import manifest as manifests
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from awq_tvm.compile.toolchain import BuiltLibrary
     from awq_tvm.models.config import ModelConfig
     from awq_tvm.models.export import Limits
+    from awq_tvm.models.precision import Precision
     from awq_tvm.schedules.parameter_plan import ParameterPlan
     from awq_tvm.targets import Target
 
@@ -42,7 +43,7 @@ def describe(
     config: ModelConfig,
     limits: Limits,
     target: Target,
-    activations: Literal["float", "int8"],
+    precision: Precision,
     plan: ParameterPlan,
     kernels: Sequence[dict[str, Any]],
     library: BuiltLibrary,
@@ -55,7 +56,7 @@ def describe(
         config: its model.
         limits: what the library has room for.
         target: what it was compiled for.
-        activations: how quantized linears read their input.
+        precision: its number formats.
         plan: of the weights.
         kernels: coverage, see ``ir_attrs.COVERAGE``.
         library: that was built.
@@ -84,8 +85,8 @@ def describe(
             method=recipe.pop("method", "unknown") if scheme else "none",
             bits=scheme.bits if scheme else 16,
             group_size=max(scheme.group_size, 0) if scheme else 0,
-            activations=activations,
-            extra={**recipe, "source": checkpoint.source},
+            activations="int8" if precision.activations == "int8" else "float",
+            extra={**recipe, "source": checkpoint.source, "kv_cache": precision.kv_cache},
         ),
         target=manifests.TargetInfo(
             name=target.name,
@@ -128,7 +129,8 @@ def card(draft: manifests.ManifestDraft) -> str:
             f"# {model.name} for {draft.target.name}",
             "",
             f"{model.architecture}, {model.num_hidden_layers} layers, context {model.context_length} tokens; "
-            f"weights {bits} in {groups}, activations {recipe.activations}.",
+            f"weights {bits} in {groups}, activations {recipe.activations}, "
+            f"keys and values {recipe.extra['kv_cache']}.",
             "",
             "Run it with `python -m awq_tvm generate BUNDLE --prompt TEXT`; check it with "
             "`python -m awq_tvm verify BUNDLE`.",

@@ -82,7 +82,8 @@ def compile_model(
         target: a name of ``awq_tvm.targets``, or a description.
         activations: "float", "int8", or "auto" for the target's default.
         vocabulary_bits: what an unquantized embedding and head are stored in: 8 or 4, or 16 for float16.
-        kv_cache: "float32", "float16", or "auto": float16 with int8 activations, else what is computed in.
+        kv_cache: "float32", "float16", "int8" on CPUs, or "auto": float16 with int8 activations, else what is
+            computed in. With "int8", queries and what attention makes are as with "auto".
         context_length: tokens of the longest sequence; by default the model's own, at most 2048.
         opt: optimization level, see ``awq_tvm.passes.pipeline``.
         tuned: use tuned records, those that came with the program and the user's own.
@@ -122,7 +123,7 @@ def compile_model(
         with clock.stage("build"):
             library = build_library(mod, chip, Path(folder))
         with clock.stage("weights"):
-            draft = describe(checkpoint, config, limits, chip, chosen, plan, kernels, library, special)
+            draft = describe(checkpoint, config, limits, chip, precision, plan, kernels, library, special)
             manifest = write_bundle(
                 out,
                 draft,
@@ -169,7 +170,7 @@ def read_source(
     config = ModelConfig.from_hugging_face(checkpoint.config)
     limits = Limits(_context_length(config, context_length))
     rounded = round_vocabulary(checkpoint, vocabulary_bits)
-    precision = _precision(rounded, target, chosen, _cache_dtype(target, chosen, kv_cache))
+    precision = _precision(rounded, target, chosen, kv_cache)
     return Source(checkpoint, rounded, config, limits, precision)
 
 
@@ -230,11 +231,11 @@ def _activations(target: Target, asked: str) -> Literal["float", "int8"]:
 
 def _cache_dtype(target: Target, activations: str, asked: str) -> str:
     computed_in = target.compute_dtype
-    if asked == "auto":
+    if asked == "auto" or (asked == "int8" and target.kind == "cpu"):
         return "float16" if activations == "int8" else computed_in
-    if asked not in ("float32", "float16"):
+    if asked not in ("float32", "float16", "int8"):
         raise UsageError(
-            f"unknown KV cache {asked!r}", where="--kv-cache", fix="use auto, float32 or float16"
+            f"unknown KV cache {asked!r}", where="--kv-cache", fix="use auto, float32, float16 or int8"
         )
     if target.kind != "cpu" and asked != computed_in:
         raise UnsupportedError(
@@ -245,14 +246,17 @@ def _cache_dtype(target: Target, activations: str, asked: str) -> str:
     return asked
 
 
-def _precision(checkpoint: Checkpoint, target: Target, activations: str, cache_dtype: str) -> Precision:
+def _precision(checkpoint: Checkpoint, target: Target, activations: str, kv_cache: str) -> Precision:
     quantized = {}
     if checkpoint.scheme is not None:
         schemes = {name: checkpoint.scheme.of(name) for name in checkpoint.quantized}
         quantized = {
             name: QuantizedShape(one.bits, one.group_size, one.act_order) for name, one in schemes.items()
         }
-    return Precision(target.compute_dtype, "float16", activations, quantized, cache_dtype)
+    cache_dtype = _cache_dtype(target, activations, kv_cache)
+    return Precision(
+        target.compute_dtype, "float16", activations, quantized, cache_dtype, int8_cache=kv_cache == "int8"
+    )
 
 
 def _make_folder(path: Path | None) -> None:

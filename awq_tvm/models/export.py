@@ -106,11 +106,15 @@ def export_model(
     )
     bounds = {"n": limits.prefill_chunk_size, "m": limits.max_logit_rows}
     mod["forward"] = mod["forward"].with_attr("tir_var_upper_bound", bounds)
-    facts = {"model_type": config.model_type, "activations": precision.activations, **asdict(limits)}
+    facts = {
+        "model_type": config.model_type,
+        "activations": precision.activations,
+        "kv_cache": precision.kv_cache,
+    }
     return mod.with_attrs(
         {
             ir_attrs.PARAMETER_PLAN: _plan(mod, parameters, precision).to_json(),
-            ir_attrs.METADATA: json.dumps(facts, sort_keys=True),
+            ir_attrs.METADATA: json.dumps({**facts, **asdict(limits)}, sort_keys=True),
         }
     )
 
@@ -175,4 +179,5 @@ class _Exported(nn.Module):
             rope=config.rope,
             dtype=self.precision.attention_dtype,
             target=self.target,
+            int8_pages=self.precision.int8_cache,
         )

@@ -31,6 +31,7 @@ class Precision:
         activations: "float" or "int8", how quantized linears read their input.
         quantized: by checkpoint name of the linear.
         cache_dtype: of queries, keys and values in attention, and so of the KV cache; None for ``dtype``.
+        int8_cache: whether the KV cache keeps them as int8 instead.
     """
 
     dtype: str
@@ -38,11 +39,17 @@ class Precision:
     activations: str = "float"
     quantized: Mapping[str, QuantizedShape] = field(default_factory=dict)
     cache_dtype: str | None = None
+    int8_cache: bool = False
 
     @property
     def attention_dtype(self) -> str:
         """What attention reads and writes, "float32" or "float16"."""
         return self.cache_dtype or self.dtype
+
+    @property
+    def kv_cache(self) -> str:
+        """What cached keys and values are kept in, "float32", "float16" or "int8"."""
+        return "int8" if self.int8_cache else self.attention_dtype
 
     def spec(self, name: str, in_features: int, out_features: int) -> MatmulSpec | None:
         """The spec of the linear ``name``, or None where the checkpoint holds it unquantized."""

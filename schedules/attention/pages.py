@@ -133,7 +133,11 @@ def read_back(shape: AttentionShape, layers: int) -> tirx.PrimFunc:
 
 
 def _write_scale(pages: Pages, x: Any, row: list[Any], base: Any, place: Any) -> Any:
-    """Write the scale of x[*row, :] for the place in the half page at ``base``; returns 1 / scale, 0 for no more than zeros."""
+    """Write the scale of x[*row, :] for a token's place in the half page at ``base``.
+
+    Returns:
+        1 / scale, or 0 where that would be no number.
+    """
     head_dim = pages.shape.head_dim
     width = LANES if head_dim >= LANES else 8
     # The last vector overlaps where the features are not a multiple.
@@ -146,7 +150,7 @@ def _write_scale(pages: Pages, x: Any, row: list[Any], base: Any, place: Any) ->
         store(highest, T.max(load(highest, [i32(0)], width), largest), [i32(0)], width)
     scale = keep(across(load(highest, [i32(0)], width), T.max, width) * f32(1 / 127))
     T.buffer_store(pages.scales, scale, [pages.scale_at(base) + place])
-    some = scale > f32(1e-30)  # its inverse is a number
+    some = scale > f32(1e-30)
     return keep(T.Select(some, f32(1) / T.Select(some, scale, f32(1)), f32(0)))
 
 

@@ -10,7 +10,7 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from awq_tvm.bundle.verify import verify_bundle
+from awq_tvm.bundle.verify import read_manifest, verify_bundle
 from awq_tvm.checkpoint import open_checkpoint
 from awq_tvm.compile import description, driver
 from awq_tvm.compile.driver import compile_model
@@ -135,6 +135,28 @@ def test_a_float16_cache_stays_near_the_float32_one(compiled: tiny.Compiled, tmp
     assert tiny.TOLERANCE < error < 8 * 2.0**-11
 
 
+def test_an_int8_cache_stays_near_the_float32_one(compiled: tiny.Compiled, tmp_path: Path) -> None:
+    """Token by token, so that every key and value is read from the cache, and in two parts."""
+    folder = tmp_path / "bundle"
+    options = {"activations": "float", "vocabulary_bits": 16, "kv_cache": "int8"}
+    report = compile_model(str(compiled.checkpoint), folder, **options)  # type: ignore[arg-type]
+    eight = tiny.Compiled(compiled.model, compiled.checkpoint, folder, report)
+    ids = tiny.tokens(40)
+    rows = []
+    for bundle, kept in ((eight, "int8"), (compiled, "float32")):
+        executor = bundle.executor()
+        one, other = executor.new_sequence(), executor.new_sequence()
+        steps = [executor.forward([one], [[token]]) for token in ids]
+        parts = [executor.forward([other], [part], logits="all") for part in (ids[:19], ids[19:])]
+        rows.append((np.concatenate(steps), np.concatenate(parts)))
+        assert read_manifest(bundle.bundle).recipe.extra["kv_cache"] == kept
+        assert f"keys and values {kept}" in (bundle.bundle / "README.md").read_text()
+    for near, exact in zip(*rows, strict=True):
+        assert 1e-4 < tiny.relative_error(near, exact) < 0.05
+    # The first part sees nothing that was rounded.
+    assert tiny.relative_error(rows[0][1][:19], rows[1][1][:19]) < tiny.TOLERANCE
+
+
 @pytest.mark.parametrize("opt", [0, 1])
 def test_lower_levels_give_the_same_logits(compiled: tiny.Compiled, tmp_path: Path, opt: int) -> None:
     options = {"activations": "float", "vocabulary_bits": 16, "opt": opt, "debug_dump": tmp_path / "dump"}
@@ -170,6 +192,8 @@ def test_lower_levels_give_the_same_logits(compiled: tiny.Compiled, tmp_path: Pa
         ({"vocabulary_bits": 5}, UsageError, "cannot be stored in 5 bits"),
         ({"kv_cache": "int4"}, UsageError, "unknown KV cache 'int4'"),
         ({"kv_cache": "float32", "target": "cuda"}, UnsupportedError, "keeps its KV cache in float16"),
+        ({"kv_cache": "int8", "target": "cuda"}, UnsupportedError, "keeps its KV cache in float16"),
+        ({"kv_cache": "int8", "target": "metal"}, UnsupportedError, "keeps its KV cache in float16"),
         ({"opt": 9}, UsageError, "no optimization level 9"),
     ],
 )
