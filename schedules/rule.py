@@ -35,7 +35,7 @@ class Part:
         last_rows: the largest, None for no end.
         fields: names of the configuration's fields that decide about this range and no other.
         configs: what to try, the default first and then what is thought fastest; they differ in ``fields`` only.
-        timed_rows: the M that stands for the range when candidates are timed.
+        timed_rows: M that stand for the range when candidates are timed.
         checked_rows: at these their numbers are checked too.
         refined: fields, of nested ones the inner name, that matter less: a search tries one value of these for each
             of the others first.
@@ -45,7 +45,7 @@ class Part:
     last_rows: int | None
     fields: tuple[str, ...]
     configs: tuple[Any, ...]
-    timed_rows: int
+    timed_rows: tuple[int, ...]
     checked_rows: tuple[int, ...]
     refined: tuple[str, ...] = ()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import product
+from statistics import geometric_mean
 from typing import TYPE_CHECKING, Any
 
 from awq_tvm.errors import UnsupportedError
@@ -25,8 +26,8 @@ AHEAD = (0, 2048, 4096, 8192, 16384)
 ROWS_AT_ONCE = (64, 128, 256)
 """About so many rows of x are worked on together; the multiples of a tile's rows below count."""
 PANEL_K = (64, 128, 256, 512)
-MANY = 128
-"""M that stands for a prompt."""
+MANY = (16, 128)
+"""M that stand for short and long prompts."""
 TAILS = (9, 17, 130)
 """M at which tiles of many rows have rows left over."""
 
@@ -40,10 +41,10 @@ def dot_parts(spec: MatmulSpec, target: Target, default: DotConfig) -> tuple[Par
         default: the family's configuration for it.
     """
     few = default.few_rows_up_to
+    all_few = tuple(dict.fromkeys((2, max(2, few // 2), few)))
 
-    def cost(tile_of: Callable[[DotConfig], Tile], rows: int) -> Callable[[DotConfig], float]:
-        def cycles(config: DotConfig) -> float:
-            matrix = config.matrix and rows > few
+    def cost(tile_of: Callable[[DotConfig], Tile], at: tuple[int, ...]) -> Callable[[DotConfig], float]:
+        def cycles(config: DotConfig, rows: int) -> float:
             return dot_cycles(
                 spec,
                 target,
@@ -51,10 +52,10 @@ def dot_parts(spec: MatmulSpec, target: Target, default: DotConfig) -> tuple[Par
                 digits=config.planes,
                 registers=config.registers,
                 rows=rows,
-                matrix=matrix,
+                matrix=config.matrix and rows > few,
             )
 
-        return cycles
+        return lambda config: geometric_mean([cycles(config, rows) for rows in at])
 
     one = (
         {"one_row": Tile(1, blocks, sums, ahead)}
@@ -74,14 +75,16 @@ def dot_parts(spec: MatmulSpec, target: Target, default: DotConfig) -> tuple[Par
         for at_once in _multiples(rows, ROWS_AT_ONCE)
     )
     return (
-        Part(1, 1, ("one_row",), _ranked(default, one, cost(lambda c: c.one_row, 1)), 1, (1,), ("ahead",)),
+        Part(
+            1, 1, ("one_row",), _ranked(default, one, cost(lambda c: c.one_row, (1,))), (1,), (1,), ("ahead",)
+        ),
         Part(
             2,
             few,
             ("few_rows",),
-            _ranked(default, some, cost(lambda c: c.few_rows, few)),
-            few,
-            (2, few - 1, few),
+            _ranked(default, some, cost(lambda c: c.few_rows, all_few)),
+            all_few,
+            (*all_few, few - 1),
             ("ahead",),
         ),
         Part(
@@ -90,7 +93,7 @@ def dot_parts(spec: MatmulSpec, target: Target, default: DotConfig) -> tuple[Par
             ("many_rows", "rows_at_once", "matrix"),
             _ranked(default, many, cost(lambda c: c.many_rows, MANY)),
             MANY,
-            (*TAILS, MANY),
+            (*TAILS, *MANY),
             ("rows_at_once",),
         ),
     )
@@ -113,16 +116,18 @@ def float_parts(spec: MatmulSpec, target: Target, default: FloatConfig) -> tuple
             1,
             ("gemv_blocks", "gemv_sums"),
             _ranked(default, one, lambda c: float_row_cycles(spec, target, c)),
-            1,
+            (1,),
             (1,),
         ),
         Part(
             2,
             None,
             ("tile_rows", "tile_blocks", "panel_k", "rows_at_once"),
-            _ranked(default, many, lambda c: float_rows_cycles(spec, target, c, MANY)),
+            _ranked(
+                default, many, lambda c: geometric_mean([float_rows_cycles(spec, target, c, m) for m in MANY])
+            ),
             MANY,
-            (2, *TAILS, MANY),
+            (2, *TAILS, *MANY),
             ("panel_k", "rows_at_once"),
         ),
     )
@@ -145,16 +150,18 @@ def dense_parts(spec: DenseSpec, target: Target, default: DenseConfig) -> tuple[
             1,
             ("one_row_blocks", "one_row_sums"),
             _ranked(default, one, lambda c: dense_cycles(spec, target, c, 1)),
-            1,
+            (1,),
             (1,),
         ),
         Part(
             2,
             None,
             ("tile_rows", "tile_blocks"),
-            _ranked(default, many, lambda c: dense_cycles(spec, target, c, MANY)),
+            _ranked(
+                default, many, lambda c: geometric_mean([dense_cycles(spec, target, c, m) for m in MANY])
+            ),
             MANY,
-            (2, *TAILS, MANY),
+            (2, *TAILS, *MANY),
         ),
     )
 

@@ -38,13 +38,13 @@ class Known:
     """A machine of which the times are known.
 
     Attributes:
-        cold: microseconds of a configuration.
+        cold: microseconds of a configuration, the same at every M or of each.
         hot: likewise.
         fails: whether it does not survive, and how.
     """
 
-    cold: Callable[[dict[str, Any]], float]
-    hot: Callable[[dict[str, Any]], float] = lambda fields: 1.0
+    cold: Callable[[dict[str, Any]], Any]
+    hot: Callable[[dict[str, Any]], Any] = lambda fields: 1.0
     fails: Callable[[dict[str, Any]], Failed | None] = lambda fields: None
     trials: list[Trial] = field(default_factory=list)
     name: Literal["local"] = "local"
@@ -56,7 +56,12 @@ class Known:
         failed = next((f for config in trial.configs if (f := self.fails(config)) is not None), None)
         if failed is not None:
             return failed
-        return Timed(tuple(map(self.cold, trial.configs)), tuple(map(self.hot, trial.configs)))
+
+        def times(of: Callable[[dict[str, Any]], Any]) -> tuple[tuple[float, ...], ...]:
+            found = [of(config) for config in trial.configs]
+            return tuple(t if isinstance(t, tuple) else (t,) * len(trial.rows) for t in found)
+
+        return Timed(times(self.cold), times(self.hot))
 
 
 def towards(blocks: int, ahead: int) -> Callable[[dict[str, Any]], float]:
@@ -123,6 +128,20 @@ def test_what_is_slower_from_the_cache_is_not_chosen() -> None:
         hot=lambda fields: 2.0 if fields == default else 3.0,
     )
     assert search_part(problem, part, machine, trials=9).chosen == 0
+
+
+def test_what_is_slower_at_one_number_of_rows_is_not_chosen() -> None:
+    problem = problem_of()
+    few = problem.parts[1]
+    assert few.timed_rows == (2, 4, 8)
+    default = to_fields(few.configs[0], few.fields)
+    for other, wins in (((5.0, 5.0, 10.1), True), ((5.0, 5.0, 10.5), False)):
+        machine = Known(lambda fields, other=other: (10.0,) * 3 if fields == default else other)  # type: ignore[misc]
+        found = search_part(problem, few, machine, trials=5)
+        assert (found.chosen != 0) == wins
+    assert found.times == found.default_times
+    assert found.times is not None
+    assert found.times.cold == pytest.approx(10.0)
 
 
 def test_a_candidate_that_fails_takes_none_of_its_neighbours_with_it() -> None:
@@ -198,7 +217,9 @@ def test_the_roof_is_of_memory_for_one_row_and_of_products_for_many() -> None:
     one, _, many = problem.parts
     codes, beside = 576 * 960 / 2, 576 // 64 * 960 * 3
     assert roof_microseconds(problem, one, LIMITS) == pytest.approx((codes + beside) / 10e3)
-    assert roof_microseconds(problem, many, LIMITS) == pytest.approx(2 * 128 * 576 * 960 / 400e3)
+    assert roof_microseconds(problem, many, LIMITS) == pytest.approx(
+        2 * math.sqrt(16 * 128) * 576 * 960 / 400e3
+    )
     dense = problem_of(DenseSpec(576, 960, "float16", "float32"))
     assert roof_microseconds(dense, dense.parts[0], LIMITS) == pytest.approx(2 * 576 * 960 / 10e3)
 

@@ -44,7 +44,7 @@ class FaultyRule(MatmulRule):
         return LAYOUTS["row"]
 
     def space(self, spec: MatmulSpec, target: Target) -> tuple[Part, ...]:
-        return (Part(1, None, ("fault",), tuple(map(FaultyConfig, FAULTS)), 2, (1, 2, 5)),)
+        return (Part(1, None, ("fault",), tuple(map(FaultyConfig, FAULTS)), (2, 5), (1, 2, 5)),)
 
     def build(self, spec: MatmulSpec, target: Target, config: FaultyConfig) -> Any:
         if config.fault == "refused":

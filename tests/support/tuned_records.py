@@ -45,7 +45,7 @@ def record_of(
             by="local",
             machine="a test",
             threads=1,
-            rows=1,
+            rows=(1,),
             trials=trials,
             load=0.5,
             tvm="0.27.0.post1",

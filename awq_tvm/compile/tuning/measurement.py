@@ -18,14 +18,14 @@ class Trial:
     Attributes:
         problem: the linear.
         configs: fields that differ from the default, for each candidate.
-        rows: M to time.
+        rows: each M to time.
         checked_rows: M at which numbers are checked first.
         seconds: of timing, for each candidate, cold and hot together.
     """
 
     problem: Problem
     configs: tuple[dict[str, Any], ...]
-    rows: int
+    rows: tuple[int, ...]
     checked_rows: tuple[int, ...]
     seconds: float = 0.2
 
@@ -48,7 +48,7 @@ class Trial:
         return Trial(
             Problem.from_json(found["problem"]),
             tuple(found["configs"]),
-            int(found["rows"]),
+            tuple(found["rows"]),
             tuple(found["checked_rows"]),
             float(found["seconds"]),
         )
@@ -56,15 +56,15 @@ class Trial:
 
 @dataclass(frozen=True)
 class Timed:
-    """Microseconds of a call, for each candidate of a trial: all of them computed the right numbers.
+    """Microseconds of a call, for each candidate of a trial and each M: all of them computed the right numbers.
 
     Attributes:
         cold: with weights that come from memory.
         hot: with the weights of the call before.
     """
 
-    cold: tuple[float, ...]
-    hot: tuple[float, ...]
+    cold: tuple[tuple[float, ...], ...]
+    hot: tuple[tuple[float, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -99,9 +99,13 @@ def outcome_from_json(text: str) -> Outcome:
         found = json.loads(text)
         if "kind" in found:
             return Failed(found["kind"], str(found["why"]))
-        return Timed(tuple(map(float, found["cold"])), tuple(map(float, found["hot"])))
+        return Timed(_floats(found["cold"]), _floats(found["hot"]))
     except (KeyError, TypeError) as error:
         raise ValueError(f"no outcome of a trial: {text[:100]!r}") from error
+
+
+def _floats(rows: list[list[float]]) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(map(float, row)) for row in rows)
 
 
 class Measurer(Protocol):

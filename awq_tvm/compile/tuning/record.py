@@ -78,7 +78,7 @@ class KernelKey(_Closed):
 
 
 class Times(_Closed):
-    """Of one call: the lower quartile of many short stretches.
+    """Of one call: the lower quartile of many short stretches; of several M the geometric mean.
 
     Attributes:
         cold: with weights that come from memory.
@@ -97,7 +97,7 @@ class Measured(_Closed):
         by: the back end.
         machine: what the machine calls its processor.
         threads: that the kernel ran on.
-        rows: M that was timed.
+        rows: M that were timed.
         trials: candidates that were measured for it.
         load: processes that wanted to run on the machine besides, on average; None where it is not known.
         tvm: version that compiled the candidates.
@@ -107,7 +107,7 @@ class Measured(_Closed):
     by: Literal["local", "rpc", "pack"]
     machine: Text
     threads: Annotated[int, Field(ge=1, le=1 << 16)]
-    rows: Size
+    rows: Annotated[tuple[Size, ...], Field(min_length=1, max_length=64, strict=False)]
     trials: Annotated[int, Field(ge=1, le=1 << 30)]
     load: Annotated[float, Field(ge=0, lt=1e6, allow_inf_nan=False)] | None = None
     tvm: Word

@@ -8,9 +8,10 @@ longer, and that comparison decides.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from statistics import geometric_mean
 from typing import Any
 
 from awq_tvm.compile.tuning.measurement import Failed, Measurer, Timed, Trial
@@ -110,9 +111,9 @@ def _measure(search: Search, measurer: Measurer, places: tuple[int, ...]) -> Non
     """Time some candidates beside the default, or, where one of them does not survive, each by itself."""
     outcome = measurer.measure(_trial(search, (0, *places), SECONDS))
     if isinstance(outcome, Timed):
-        search.default = outcome.cold[0]
+        search.default = geometric_mean(outcome.cold[0])
         for place, cold in zip(places, outcome.cold[1:], strict=True):
-            search.ratios[place] = cold / outcome.cold[0]
+            search.ratios[place] = geometric_mean(cold) / search.default
     elif len(places) == 1:
         search.failed[places[0]] = outcome
     else:
@@ -165,7 +166,7 @@ def _leaves(fields: Fields) -> dict[str, Any]:
 
 
 def _compare(search: Search, measurer: Measurer) -> None:
-    """The default and the best few, in turns; who wins must be faster cold and no slower hot."""
+    """The default and the best few, in turns; who wins must be faster cold, and at no M slower, nor hot."""
     finalists = (0, *search.in_order()[:FINALISTS])
     outcome = measurer.measure(_trial(search, finalists, SECONDS_AT_LAST))
     if isinstance(outcome, Failed) and len(finalists) > 1:
@@ -174,12 +175,21 @@ def _compare(search: Search, measurer: Measurer) -> None:
     if isinstance(outcome, Failed):
         search.failed[0] = outcome
         return
-    times = [Times(cold=cold, hot=hot) for cold, hot in zip(outcome.cold, outcome.hot, strict=True)]
+    times = [
+        Times(cold=geometric_mean(cold), hot=geometric_mean(hot))
+        for cold, hot in zip(outcome.cold, outcome.hot, strict=True)
+    ]
     better = [
         i
         for i, found in enumerate(times)
         if found.cold <= (1 - GAIN_THAT_COUNTS) * times[0].cold
-        and found.hot <= (1 + GAIN_THAT_COUNTS) * times[0].hot
+        and _never_slower(outcome.cold[i], outcome.cold[0])
+        and _never_slower(outcome.hot[i], outcome.hot[0])
     ]
     winner = min(better, key=lambda i: times[i].cold, default=0)
     search.chosen, search.times, search.default_times = finalists[winner], times[winner], times[0]
+
+
+def _never_slower(times: Sequence[float], default: Sequence[float]) -> bool:
+    """At any M, by more than chance."""
+    return all(mine <= (1 + GAIN_THAT_COUNTS) * its for mine, its in zip(times, default, strict=True))

@@ -61,16 +61,24 @@ def run_trial(trial: Trial, operands: Operands, threads: int) -> Outcome:
             # Whatever TVM and LLVM raise: a candidate that cannot be built is no reason to end.
             return Failed("refused", str(error)[:400])
     for kernel in kernels:
-        for rows in dict.fromkeys((*trial.checked_rows, trial.rows)):
+        for rows in dict.fromkeys((*trial.checked_rows, *trial.rows)):
             off = _error(kernel, operands, rows)
             if not off <= ERROR_ALLOWED:
                 return Failed("wrong", f"off by {off:.2g} of sum(|x||W|) at M = {rows}")
-    x, y = _rows(operands, trial.rows)
-    calls = [[partial(kernel, x, *weights, y) for weights in operands.weights] for kernel in kernels]
     clock = time.thread_time if threads == 1 else time.perf_counter
-    cold = _times(calls, trial.seconds / 2, clock)
-    hot = _times([mine[:1] for mine in calls], trial.seconds / 2, clock)
-    return Timed(tuple(1e6 * t for t in cold), tuple(1e6 * t for t in hot))
+    seconds = trial.seconds / 2 / len(trial.rows)
+    cold, hot = [], []
+    for rows in trial.rows:
+        x, y = _rows(operands, rows)
+        calls = [[partial(kernel, x, *weights, y) for weights in operands.weights] for kernel in kernels]
+        cold.append(_times(calls, seconds, clock))
+        hot.append(_times([mine[:1] for mine in calls], seconds, clock))
+    return Timed(_by_candidate(cold), _by_candidate(hot))
+
+
+def _by_candidate(seconds: list[list[float]]) -> tuple[tuple[float, ...], ...]:
+    """From [M][candidate] in seconds to [candidate][M] in microseconds."""
+    return tuple(tuple(1e6 * time for time in times) for times in zip(*seconds, strict=True))
 
 
 def _compiled(trial: Trial, fields: dict[str, Any]) -> Any:

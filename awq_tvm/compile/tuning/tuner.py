@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from statistics import geometric_mean
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from awq_tvm.compile.tuning.measurement import Measurer
 from awq_tvm.compile.tuning.problem import Problem
@@ -107,28 +111,20 @@ def roof_microseconds(problem: Problem, part: Part, limits: Limits) -> float:
     """What reading the weights from memory, or else the multiplications, take at the least."""
     spec = problem.spec
     if isinstance(spec, MatmulSpec):
-        weight_bytes = sum(
-            _bytes(a.shape, a.dtype) for a in problem.family.layout(spec, problem.target).arrays(spec)
-        )
+        arrays = problem.family.layout(spec, problem.target).arrays(spec)
+        weight_bytes = sum(math.prod(array.shape) * np.dtype(array.dtype).itemsize for array in arrays)
     else:
         weight_bytes = spec.in_features * spec.out_features * (4 if spec.weight_dtype == "float32" else 2)
-    operations = 2.0 * part.timed_rows * spec.in_features * spec.out_features
     digits = getattr(problem.default, "planes", None)
     peak = limits.fma if digits is None else limits.dot / digits
-    computing = operations / peak / 1e3 if peak else 0.0
-    return max(weight_bytes / limits.read["memory"] / 1e3, computing)
+    reading = float(weight_bytes) / limits.read["memory"] / 1e3
+    products = 2.0 * spec.in_features * spec.out_features / peak / 1e3 if peak else 0.0
+    return geometric_mean([max(reading, rows * products) for rows in part.timed_rows])
 
 
 def title(problem: Problem, part: Part) -> str:
     """A part in words."""
     return f"{problem.title}, M {name_of_rows(part.first_rows, part.last_rows)}"
-
-
-def _bytes(shape: Sequence[int], dtype: str) -> int:
-    size = {"uint8": 1, "int8": 1, "float16": 2, "float32": 4}[dtype]
-    for extent in shape:
-        size *= extent
-    return size
 
 
 def _standing(search: Search, roof: float | None) -> str:

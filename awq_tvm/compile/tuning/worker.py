@@ -70,7 +70,7 @@ class Worker:
 
     def _operands(self, trial: Trial) -> Operands:
         """Of the trial's problem; those of the last one are kept."""
-        key = trial.problem.to_json(), max(trial.rows, *trial.checked_rows)
+        key = trial.problem.to_json(), max(*trial.rows, *trial.checked_rows)
         if self._kept is None or self._kept[0] != key:
             self._kept = None
             self._kept = key, Operands(Numbers(trial.problem, key[1]))
