@@ -58,7 +58,8 @@ class Loop:
         parts = instructions_a_vector(target)
         spilled = max(0.0, self.live - registers)
         loads = (self.loads + 2 * spilled) * parts + self.broadcasts
-        return max(loads / PER_CYCLE, self.operations * parts / PER_CYCLE, self.chain)
+        # Sums that come from memory and go there are late, too: an operation's time for each.
+        return max(loads / PER_CYCLE, (self.operations + spilled) * parts / PER_CYCLE, self.chain)
 
 
 def instructions_a_vector(target: Target) -> int:
@@ -74,11 +75,9 @@ def _dot_instructions(spec: MatmulSpec, target: Target) -> int:
     return 3 if spec.bits <= 4 else 4  # x takes the signs of codes of 8 bits first
 
 
-def _decoding(spec: MatmulSpec, target: Target, rows: int) -> tuple[float, float]:
+def _decoding(spec: MatmulSpec, target: Target) -> tuple[float, float]:
     """Vectors loaded and operations for the codes of a block, for 8 k of up to 4 bits and 4 k of more."""
     in_planes = planes(spec, target)
-    if spec.bits <= 4 and rows > 8:
-        return 2, 0  # decoded before
     if in_planes:
         return in_planes / 4, 3.5 if in_planes == 2 else 7.25
     if spec.bits <= 4:
@@ -87,7 +86,15 @@ def _decoding(spec: MatmulSpec, target: Target, rows: int) -> tuple[float, float
 
 
 def dot_cycles(
-    spec: MatmulSpec, target: Target, tile: Tile, *, digits: int, registers: int, rows: int, matrix: bool
+    spec: MatmulSpec,
+    target: Target,
+    tile: Tile,
+    *,
+    digits: int,
+    registers: int,
+    rows: int,
+    matrix: bool,
+    decoded: bool,
 ) -> float:
     """The integer kernel with this tile, M = ``rows``, without what all tiles share.
 
@@ -99,13 +106,16 @@ def dot_cycles(
         registers: vectors of 64 bytes.
         rows: M.
         matrix: whether matrix instructions multiply.
+        decoded: whether codes are decoded once for all tiles of rows.
     """
     r, b = tile.rows, min(tile.blocks, ceil(spec.out_features / 16))
     halves = 2 if spec.bits <= 4 else 1
     chunks = spec.group_size // (4 * halves)
     products = r * b * halves * digits * _dot_instructions(spec, target)
     # Matrix instructions find codes decoded, and two rows in one load; ARM's dot products take x by lane.
-    loads, decoding = (halves, 0) if matrix else _decoding(spec, target, rows)
+    read, decoding = _decoding(spec, target)
+    before = (read + halves + decoding) / PER_CYCLE * instructions_a_vector(target) if decoded else 0.0
+    loads, decoding = (halves, 0) if matrix or decoded else (read, decoding)
     rows_or_k = (2 if matrix else 4) if target.family == "arm" else 1
     inner = Loop(
         loads=b * loads,
@@ -122,7 +132,9 @@ def dot_cycles(
     )
     group = chunks * inner.cycles(target, registers) + outer.cycles(target, registers)
     tiles = ceil(spec.out_features / 16 / b) * ceil(rows / r)
-    return tiles * (spec.groups * group + TILE_OVERHEAD + 4 * r * b) * _asking_ahead(tile.ahead, rows)
+    once = ceil(spec.out_features / 16) * spec.groups * chunks * before
+    whole = tiles * (spec.groups * group + TILE_OVERHEAD + 4 * r * b) + once
+    return whole * _asking_ahead(tile.ahead, rows)
 
 
 def _asking_ahead(ahead: int, rows: int) -> float:

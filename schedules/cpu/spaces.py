@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from awq_tvm.errors import UnsupportedError
 from awq_tvm.schedules.cpu.cost import dense_cycles, dot_cycles, float_row_cycles, float_rows_cycles
 from awq_tvm.schedules.cpu.dot_matmul import Tile
+from awq_tvm.schedules.cpu.plane_codes import planes
 from awq_tvm.schedules.cpu.vectors import LANES
 from awq_tvm.schedules.rule import Part
 
@@ -25,6 +26,8 @@ AHEAD = (0, 2048, 4096, 8192, 16384)
 """Bytes of codes that are asked for before they are read."""
 ROWS_AT_ONCE = (64, 128, 256)
 """About so many rows of x are worked on together; the multiples of a tile's rows below count."""
+DECODE_ONCE_FROM = (0, 1, 64)
+"""Rows from which codes are decoded once for all tiles of rows; 0 never does."""
 PANEL_K = (64, 128, 256, 512)
 MANY = (16, 128)
 """M that stand for short and long prompts."""
@@ -41,6 +44,9 @@ def dot_parts(spec: MatmulSpec, target: Target, default: DotConfig) -> tuple[Par
         default: the family's configuration for it.
     """
     few = default.few_rows_up_to
+    in_planes = bool(planes(spec, target))
+    decided = in_planes or spec.bits > 4  # codes in bit planes always are, wider ones never
+    decode_once_from = sorted({default.decode_once_from, *(() if decided else DECODE_ONCE_FROM)})
     all_few = tuple(dict.fromkeys((2, max(2, few // 2), few)))
 
     def cost(tile_of: Callable[[DotConfig], Tile], at: tuple[int, ...]) -> Callable[[DotConfig], float]:
@@ -53,6 +59,7 @@ def dot_parts(spec: MatmulSpec, target: Target, default: DotConfig) -> tuple[Par
                 registers=config.registers,
                 rows=rows,
                 matrix=config.matrix and rows > few,
+                decoded=rows > few and (in_planes or 0 < config.decode_once_from <= rows),
             )
 
         return lambda config: geometric_mean([cycles(config, rows) for rows in at])
@@ -68,11 +75,17 @@ def dot_parts(spec: MatmulSpec, target: Target, default: DotConfig) -> tuple[Par
         )
     )
     many = (
-        {"many_rows": Tile(rows, blocks), "rows_at_once": at_once, "matrix": matrix}
+        {
+            "many_rows": Tile(rows, blocks),
+            "rows_at_once": at_once,
+            "decode_once_from": decode,
+            "matrix": matrix,
+        }
         for rows, blocks, matrix in product(
             range(1, 17), _blocks(spec.out_features, 6), sorted({default.matrix, False})
         )
         for at_once in _multiples(rows, ROWS_AT_ONCE)
+        for decode in decode_once_from
     )
     return (
         Part(
@@ -90,7 +103,7 @@ def dot_parts(spec: MatmulSpec, target: Target, default: DotConfig) -> tuple[Par
         Part(
             few + 1,
             None,
-            ("many_rows", "rows_at_once", "matrix"),
+            ("many_rows", "rows_at_once", "decode_once_from", "matrix"),
             _ranked(default, many, cost(lambda c: c.many_rows, MANY)),
             MANY,
             (*TAILS, *MANY),
