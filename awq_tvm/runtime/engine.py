@@ -17,8 +17,8 @@ from awq_tvm.errors import BundleError, UnsupportedError, UsageError
 from awq_tvm.memory import give_back_code, give_back_freed
 from awq_tvm.prompt.chat_template import ChatTemplate, Message, find_chat_template
 from awq_tvm.prompt.tokenizer import Tokenizer, load_tokenizer
-from awq_tvm.runtime.detokenizer import Detokenizer, StopStrings
-from awq_tvm.runtime.sampler import Sampler, SamplingOptions
+from awq_tvm.runtime.answer import AnswerWriter, Constraint, FinishReason
+from awq_tvm.runtime.sampler import SamplingOptions
 
 MAX_THREADS = 1024
 _DEFAULT_NEW_TOKENS = 256
@@ -99,7 +99,7 @@ class Generation:
 
     token_ids: tuple[int, ...]
     text: str
-    finish_reason: Literal["stop", "length"]
+    finish_reason: FinishReason
     timings: Timings
 
 
@@ -298,7 +298,20 @@ class Engine:
         """Generate one answer to a prompt given as tokens, piece by piece."""
         return Answer(self._start(tokens, options))
 
-    def _start(self, tokens: Sequence[int], options: SamplingOptions) -> Generator[str, None, Generation]:
+    def start(
+        self, tokens: Sequence[int], options: SamplingOptions = _GREEDY, constraint: Constraint | None = None
+    ) -> AnswerWriter:
+        """An answer to a prompt, to be fed with the logits after it and after each token of its own.
+
+        Args:
+            tokens: the prompt.
+            options: how to draw and where to end.
+            constraint: what the answer must look like.
+
+        Raises:
+            UsageError: an empty prompt, or more tokens than the context holds in it or asked for.
+            BundleError: a tokenizer that does not fit the model.
+        """
         self._check_prompt(tokens)
         # The last token drawn is never read, so it needs no place in the context.
         room = self.executor.context_length - len(tokens) + 1
@@ -310,47 +323,35 @@ class Engine:
                 fix="ask for fewer tokens, or compile with a larger --context-length",
             )
         limit = min(room, _DEFAULT_NEW_TOKENS if options.max_tokens is None else options.max_tokens)
-        return self._run(list(tokens), options, limit)
+        return AnswerWriter(
+            self.tokenizer, options, tokens, ends=self._ends, limit=limit, constraint=constraint
+        )
 
-    def _run(
-        self, tokens: list[int], options: SamplingOptions, limit: int
-    ) -> Generator[str, None, Generation]:
+    def _start(self, tokens: Sequence[int], options: SamplingOptions) -> Generator[str, None, Generation]:
+        return self._run(list(tokens), self.start(tokens, options))
+
+    def _run(self, tokens: list[int], writer: AnswerWriter) -> Generator[str, None, Generation]:
         start = time.perf_counter()
-        sampler = Sampler(options, tokens)
-        detokenizer, stops = Detokenizer(self.tokenizer), StopStrings(options.stop)
-        drawn: list[int] = []
-        shown: list[str] = []
-        ended = stopped = False
-        prefill_end = start
+        prefill_end = None
         sequence = self.executor.new_sequence()
         try:
             feed = tokens
-            while len(drawn) < limit and not ended and not stopped:
+            while writer.finish_reason is None:
                 logits = self.executor.forward([sequence], [feed])[0]
-                if not drawn:
-                    prefill_end = time.perf_counter()
-                token = sampler.sample(logits)
-                drawn.append(token)
-                feed = [token]
-                ended = token in self._ends
-                piece, stopped = stops.push(detokenizer.finish() if ended else detokenizer.push(token))
+                prefill_end = prefill_end or time.perf_counter()
+                piece = writer.take(logits)
+                feed = [writer.drawn[-1].id]
                 if piece:
-                    shown.append(piece)
                     yield piece
         finally:
             self.executor.remove_sequence(sequence)
-        if not stopped:
-            rest, stopped = stops.push("" if ended else detokenizer.finish())
-            rest += "" if stopped else stops.finish()
-            if rest:
-                shown.append(rest)
-                yield rest
         end = time.perf_counter()
+        prefill_end = prefill_end or end
         return Generation(
-            token_ids=tuple(drawn[:-1] if ended else drawn),
-            text="".join(shown),
-            finish_reason="stop" if ended or stopped else "length",
-            timings=Timings(len(tokens), len(drawn), prefill_end - start, end - prefill_end),
+            token_ids=writer.token_ids,
+            text=writer.text,
+            finish_reason=writer.finish_reason or "length",
+            timings=Timings(len(tokens), len(writer.drawn), prefill_end - start, end - prefill_end),
         )
 
     def _encode_chat(self, messages: Sequence[Message]) -> list[int]:

@@ -47,7 +47,7 @@ class Executor:
         self._tvm = TvmRuntime(manifest.target.kind, device_library)
         model = manifest.model
         self.context_length, self.max_sequences = model.context_length, model.max_sequences
-        self._chunk, self._vocab_size = model.prefill_chunk_size, model.vocab_size
+        self.prefill_chunk_size, self._vocab_size = model.prefill_chunk_size, model.vocab_size
         self._vm = self._tvm.load_machine(library)
         facts = json.loads(str(self._vm["metadata"]()))
         if facts["fingerprint"] != manifest.target.fingerprint:
@@ -63,8 +63,10 @@ class Executor:
         self._cache = self._vm["create_kv_cache"]()
         self._call = {
             name: self._tvm.function(f"vm.builtin.kv_state_{name}")
-            for name in ("add_sequence", "remove_sequence", "begin_forward", "end_forward")
+            for name in ("add_sequence", "remove_sequence", "fork_sequence", "begin_forward", "end_forward")
         }
+        self._free_pages = self._tvm.function("vm.builtin.attention_kv_cache_get_num_available_pages")
+        self.page_size = int(facts["page_size"])
         self._lengths: dict[int, int] = {}
         self._next_id = 0
 
@@ -80,15 +82,39 @@ class Executor:
         Raises:
             ResourceError: as many sequences as the bundle has room for are under way.
         """
-        if len(self._lengths) >= self.max_sequences:
-            raise ResourceError(
-                f"all {self.max_sequences} sequences of this bundle are in use",
-                fix="wait for one to finish, or compile for more",
-            )
+        self._check_room()
         sequence, self._next_id = self._next_id, self._next_id + 1
         self._call["add_sequence"](self._cache, sequence)
         self._lengths[sequence] = 0
         return sequence
+
+    def fork_sequence(self, parent: int, length: int | None = None) -> int:
+        """Start a sequence with the first tokens of another; whole pages of them are shared, not copied.
+
+        Args:
+            parent: the other sequence, which goes on as it was.
+            length: how many of its tokens, at least 1; None for all.
+
+        Raises:
+            UsageError: the parent has fewer tokens than that.
+            ResourceError: as for `new_sequence`.
+        """
+        known = self._lengths[parent]
+        length = known if length is None else length
+        if not 1 <= length <= known:
+            raise UsageError(
+                f"{length} tokens of a sequence of {known} cannot be shared", where=f"sequence {parent}"
+            )
+        self._check_room()
+        sequence, self._next_id = self._next_id, self._next_id + 1
+        self._call["fork_sequence"](self._cache, parent, sequence, length)
+        self._lengths[sequence] = length
+        return sequence
+
+    @property
+    def free_pages(self) -> int:
+        """Pages of the cache that no sequence holds."""
+        return int(self._free_pages(self._cache))
 
     def remove_sequence(self, sequence: int) -> None:
         """End a sequence and free its pages."""
@@ -131,8 +157,15 @@ class Executor:
                     results.append(rows)
         return results[0] if len(results) == 1 else np.concatenate(results)
 
+    def _check_room(self) -> None:
+        if len(self._lengths) >= self.max_sequences:
+            raise ResourceError(
+                f"all {self.max_sequences} sequences of this bundle are in use",
+                fix="wait for one to finish, or compile for more",
+            )
+
     def _step(self, logits: str) -> int:
-        return self._chunk if logits == "last" else min(self._chunk, self._logit_rows)
+        return self.prefill_chunk_size if logits == "last" else min(self.prefill_chunk_size, self._logit_rows)
 
     def _check(self, sequences: Sequence[int], tokens: Sequence[Sequence[int]]) -> None:
         for sequence, new in zip(sequences, tokens, strict=True):

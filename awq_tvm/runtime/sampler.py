@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +13,7 @@ import numpy as np
 from awq_tvm.errors import BundleError, UsageError
 
 MAX_NEW_TOKENS = 1 << 20
+MAX_LOGPROBS = 20
 _MAX_STOPS, _MAX_STOP_LENGTH = 64, 4096
 
 
@@ -26,6 +28,9 @@ class SamplingOptions:
         top_p: keep the smallest set of tokens that reaches this probability, above 0 to 1.
         min_p: drop tokens less likely than this part of the most likely one, 0 to 1.
         repetition_penalty: above 1, tokens of the prompt and the answer become less likely; above 0 to 100.
+        presence_penalty: taken off the logits of tokens that the answer has, -2 to 2.
+        frequency_penalty: the same for every time that the answer has them, -2 to 2.
+        logprobs: record the log-probability of each token, and of this many of the likeliest, 0 to 20; None: of none.
         seed: of the random generator, 0 to 2^63 - 1; None draws one.
         stop: strings that end the answer and are not part of it.
 
@@ -39,6 +44,9 @@ class SamplingOptions:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logprobs: int | None = None
     seed: int | None = None
     stop: tuple[str, ...] = ()
 
@@ -50,6 +58,10 @@ class SamplingOptions:
         _check("top_p", self.top_p, 0, 1, open_below=True)
         _check("min_p", self.min_p, 0, 1)
         _check("repetition_penalty", self.repetition_penalty, 0, 100, open_below=True)
+        _check("presence_penalty", self.presence_penalty, -2, 2)
+        _check("frequency_penalty", self.frequency_penalty, -2, 2)
+        if self.logprobs is not None:
+            _check("logprobs", self.logprobs, 0, MAX_LOGPROBS)
         if self.seed is not None:
             _check("seed", self.seed, 0, (1 << 63) - 1)
         _check("number of stop strings", len(self.stop), 0, _MAX_STOPS)
@@ -80,6 +92,7 @@ class Sampler:
     def __init__(self, options: SamplingOptions, prompt_tokens: Iterable[int] = ()) -> None:
         self.options = options
         self._seen = set(prompt_tokens)
+        self._counts: Counter[int] = Counter()  # of the answer's own tokens
 
     @cached_property
     def _generator(self) -> np.random.Generator:
@@ -114,8 +127,14 @@ class Sampler:
             values = logits[seen]
             penalty = options.repetition_penalty
             logits[seen] = np.where(values > 0, values / penalty, values * penalty)
+        if self._counts and (options.presence_penalty or options.frequency_penalty):
+            logits = logits.copy()
+            drawn = np.fromiter(self._counts, dtype=np.int64)
+            times = np.fromiter(self._counts.values(), dtype=np.float32)
+            logits[drawn] -= options.presence_penalty + options.frequency_penalty * times
         token = int(logits.argmax()) if options.temperature == 0 else self._draw(logits)
         self._seen.add(token)
+        self._counts[token] += 1
         return token
 
     def _draw(self, logits: np.ndarray) -> int:
@@ -145,6 +164,14 @@ class Sampler:
         if index == edges.size:
             index = int(np.flatnonzero(chances)[-1])
         return int(tokens[index])
+
+
+def log_chances(logits: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Natural logarithms of the probabilities, float64 [V], and the ids of the `count` likeliest, likeliest first."""
+    shifted = logits.astype(np.float64) - float(logits.max())
+    shifted -= np.log(np.exp(shifted).sum())
+    count = min(count, logits.size)
+    return shifted, _largest(shifted, count) if count else np.zeros(0, np.int64)
 
 
 def _largest(values: np.ndarray, count: int) -> np.ndarray:

@@ -31,6 +31,10 @@ def _draws(options: SamplingOptions, count: int = 4000, logits: np.ndarray = LOG
         ("top_p", 0.0, "found 0.0, legal is above 0 to 1"),
         ("min_p", 1.5, "found 1.5"),
         ("repetition_penalty", 0.0, "found 0.0, legal is above 0 to 100"),
+        ("presence_penalty", 2.5, "found 2.5, legal is from -2 to 2"),
+        ("frequency_penalty", float("nan"), "found nan"),
+        ("logprobs", 21, "found 21, legal is from 0 to 20"),
+        ("logprobs", -1, "found -1"),
         ("seed", -1, "found -1"),
         ("seed", 1 << 63, "legal is from 0"),
         ("stop", ("",), "found 0, legal is from 1"),
@@ -148,3 +152,18 @@ def test_logits_that_are_no_numbers(bad: list[float], temperature: float) -> Non
     sampler.sample(LOGITS)
     with pytest.raises(BundleError, match="not a number"):
         sampler.sample(np.array(bad, np.float32))
+
+
+def test_presence_counts_once_and_frequency_every_time() -> None:
+    """Logits 3, 2 and 1: the first goes under the second when 1 was taken off, under the third after 2."""
+    logits = np.array([3.0, 2.0, 1.0], np.float32)
+
+    def drawn(**options: float) -> list[int]:
+        sampler = Sampler(SamplingOptions(**options), prompt_tokens=[1])
+        return [sampler.sample(logits) for _ in range(5)]
+
+    assert drawn() == [0] * 5
+    assert drawn(presence_penalty=1.5) == [0, 1, 0, 0, 0]  # 1.5, then 0.5 too, and no lower
+    assert drawn(frequency_penalty=0.75) == [0, 0, 1, 0, 1]
+    assert drawn(frequency_penalty=-1.0) == [0] * 5
+    np.testing.assert_array_equal(logits, [3.0, 2.0, 1.0])

@@ -1,0 +1,1 @@
+"""Many answers at once from one bundle, and the server that gives them."""
