@@ -1,7 +1,7 @@
-// Loads a compiled library and calls one function of it on raw arrays, with no TVM runtime: what TVM's loader would
-// fill in is filled in here, for one thread. For running cross-compiled code under an emulator.
+// Loads a compiled library and calls one function of it on raw arrays and numbers, with no TVM runtime: what TVM's
+// loader would fill in is filled in here, for one thread. For running cross-compiled code under an emulator.
 //
-// call_packed LIBRARY SYMBOL FILE DTYPE_CODE:BITS:DIM,DIM... [FILE ...]   (the last array is written back)
+// call_packed LIBRARY SYMBOL FILE DTYPE_CODE:BITS:DIM,DIM... [int VALUE] [float VALUE] ...   (arrays are written back)
 #include <dlfcn.h>
 #include <dlpack/dlpack.h>
 #include <tvm/ffi/c_api.h>
@@ -63,6 +63,15 @@ int main(int argc, char** argv) {
   for (std::size_t i = 0; i < arrays.size(); ++i) {
     Array& array = arrays[i];
     array.file = argv[3 + 2 * i];
+    std::memset(&arguments[i], 0, sizeof(TVMFFIAny));
+    if (array.file == "int" || array.file == "float") {
+      const bool whole = array.file == "int";
+      array.file.clear();
+      arguments[i].type_index = whole ? kTVMFFIInt : kTVMFFIFloat;
+      if (whole) arguments[i].v_int64 = std::atoll(argv[4 + 2 * i]);
+      if (!whole) arguments[i].v_float64 = std::atof(argv[4 + 2 * i]);
+      continue;
+    }
     std::ifstream in(array.file, std::ios::binary);
     array.bytes.assign(std::istreambuf_iterator<char>(in), {});
     void* aligned = alloc_workspace(0, 0, array.bytes.size(), 0, 0);
@@ -74,7 +83,6 @@ int main(int argc, char** argv) {
     for (int64_t extent; type >> separator >> extent;) array.shape.push_back(extent);
     array.tensor = DLTensor{aligned, {kDLCPU, 0}, int32_t(array.shape.size()),
                             {uint8_t(code), uint8_t(bits), 1}, array.shape.data(), nullptr, 0};
-    std::memset(&arguments[i], 0, sizeof(TVMFFIAny));
     arguments[i].type_index = kTVMFFIDLTensorPtr;
     arguments[i].v_ptr = &array.tensor;
   }
@@ -83,7 +91,10 @@ int main(int argc, char** argv) {
   TVMFFIAny result;
   std::memset(&result, 0, sizeof(result));
   if (function(nullptr, arguments.data(), int32_t(arguments.size()), &result)) return 3;
-  const Array& last = arrays.back();
-  std::ofstream(last.file, std::ios::binary).write(static_cast<const char*>(last.tensor.data), last.bytes.size());
+  for (const Array& array : arrays) {
+    if (array.file.empty()) continue;
+    const char* data = static_cast<const char*>(array.tensor.data);
+    std::ofstream(array.file, std::ios::binary).write(data, array.bytes.size());
+  }
   return 0;
 }
