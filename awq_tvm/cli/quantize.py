@@ -48,6 +48,9 @@ def command(
     ] = None,
     sequence_length: Annotated[int, typer.Option(help="Tokens of each sample.")] = 512,
     seed: Annotated[int, typer.Option(help="Of the places where the text is cut.")] = 0,
+    device: Annotated[
+        str, typer.Option(help="Where PyTorch works: auto for a CUDA GPU if there is one, cpu, cuda, cuda:1.")
+    ] = "auto",
     scale_steps: Annotated[
         int | None, typer.Option(help="Steps of the grid of scales; 0 for none.", rich_help_panel=STEPS)
     ] = None,
@@ -106,6 +109,7 @@ def command(
             samples=samples,
             sequence_length=sequence_length,
             seed=seed,
+            device=device,
             resume=resume,
             options=replace(METHODS.get(method, AwqOptions()), **changes),
             report_folder=report,

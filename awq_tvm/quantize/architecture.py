@@ -139,25 +139,25 @@ def architectures_of(model: PreTrainedModel, family: Family) -> list[Architectur
     """Trace the blocks of a model; those that look alike are traced once.
 
     Args:
-        model: a skeleton; no weights are needed, and none are touched.
+        model: a skeleton, its buffers on the CPU; no weights are needed, and none are touched.
         family: where its blocks are.
 
     Returns:
         The architecture of each block.
     """
-    arguments = {tokens: catch_block_arguments(model, family, tokens) for tokens in (1, FEW_TOKENS)}
     traced: dict[tuple[Any, ...], Architecture] = {}
     found = []
-    for index, block in enumerate(model.get_submodule(family.blocks).children()):
-        kind = tuple((name, parameter.shape) for name, parameter in block.named_parameters())
-        if kind not in traced:
-            of_block = {tokens: each[index] for tokens, each in arguments.items()}
-            with torch.no_grad():
+    with torch.no_grad(), torch.device("cpu"):
+        arguments = {tokens: catch_block_arguments(model, family, tokens) for tokens in (1, FEW_TOKENS)}
+        for index, block in enumerate(model.get_submodule(family.blocks).children()):
+            kind = tuple((name, parameter.shape) for name, parameter in block.named_parameters())
+            if kind not in traced:
+                of_block = {tokens: each[index] for tokens, each in arguments.items()}
                 groups = _groups(TracedBlock(block, of_block, model.config.hidden_size))
-            for path, experts in experts_in(block).items():
-                groups = _for_all_experts(groups, path, len(experts))
-            traced[kind] = Architecture(family.base, family.blocks, groups)
-        found.append(traced[kind])
+                for path, experts in experts_in(block).items():
+                    groups = _for_all_experts(groups, path, len(experts))
+                traced[kind] = Architecture(family.base, family.blocks, groups)
+            found.append(traced[kind])
     return found
 
 

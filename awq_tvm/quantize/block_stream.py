@@ -18,6 +18,7 @@ from awq_tvm.quantize.architecture import architectures_of
 from awq_tvm.quantize.awq import BlockResult, GroupReport, quantize_block_rtn
 from awq_tvm.quantize.block_calls import catch_block_inputs
 from awq_tvm.quantize.block_step import BlockTask, quantize_block
+from awq_tvm.quantize.device import place_buffers, placed, taken_back
 from awq_tvm.quantize.families import family_of
 from awq_tvm.quantize.hidden_states import FULL, QUANTIZED, HiddenStates
 from awq_tvm.quantize.journal import Journal
@@ -84,6 +85,7 @@ class BlockStream:
         self._model = build_skeleton(checkpoint.config)
         self._blocks = self._model.get_submodule(self._family.blocks)
         self._architectures = architectures_of(self._model, self._family)
+        place_buffers(self._model)
         self._arguments: list[dict[str, Any]] = []
         self._inputs: dict[str, HiddenStates] = {}
 
@@ -117,7 +119,7 @@ class BlockStream:
         outside = outside_blocks(self._model, self._family)
         for name, module in outside.items():
             fill(module, name, self._checkpoint)
-        samples = torch.from_numpy(np.ascontiguousarray(token_ids))
+        samples = placed(np.ascontiguousarray(token_ids))
         first, self._arguments = catch_block_inputs(self._model, self._family, samples[:1])
         self._inputs = self._journal.read_hidden()
         if not self._inputs:
@@ -151,7 +153,7 @@ class BlockStream:
                 roundings=roundings,
                 search_tokens=options.search_tokens,
                 loss_mask=_as_mask(self._loss_mask, self._token_ids.shape),
-                importance=None if importance is None else torch.from_numpy(importance),
+                importance=None if importance is None else placed(importance),
             )
             shape = self._inputs[FULL].shape
             result, leaving[FULL] = quantize_block(
@@ -184,15 +186,15 @@ class BlockStream:
 
 
 def _as_mask(loss_mask: npt.NDArray[np.bool_] | None, shape: tuple[int, ...]) -> torch.Tensor:
-    return torch.ones(shape, dtype=torch.bool) if loss_mask is None else torch.from_numpy(loss_mask.copy())
+    return torch.ones(shape, dtype=torch.bool) if loss_mask is None else placed(loss_mask.copy())
 
 
 def _to_arrays(result: BlockResult) -> dict[str, npt.NDArray[Any]]:
-    arrays = {f"dense.{name}": tensor.numpy() for name, tensor in result.dense.items()}
+    arrays = {f"dense.{name}": taken_back(tensor) for name, tensor in result.dense.items()}
     for name, weight in result.quantized.items():
-        arrays[f"quantized.{name}.q"] = weight.q.numpy()
-        arrays[f"quantized.{name}.scales"] = weight.scales.numpy()
-        arrays[f"quantized.{name}.zeros"] = weight.zeros.numpy()
+        arrays[f"quantized.{name}.q"] = taken_back(weight.q)
+        arrays[f"quantized.{name}.scales"] = taken_back(weight.scales)
+        arrays[f"quantized.{name}.zeros"] = taken_back(weight.zeros)
     return arrays
 
 

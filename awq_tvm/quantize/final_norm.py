@@ -89,7 +89,8 @@ def learn_final_norm(
         for group in optimizer.param_groups:
             group["lr"] = group["first"] * (1 - step / steps)
         optimizer.zero_grad()
-        for piece in torch.randint(learned_from * pieces, (_PIECES_A_STEP,), generator=generator).tolist():
+        drawn = torch.randint(learned_from * pieces, (_PIECES_A_STEP,), generator=generator, device="cpu")
+        for piece in drawn.tolist():
             with torch.enable_grad():
                 divergence, tokens = ending.of_piece(piece // pieces, piece % pieces)
                 if tokens:

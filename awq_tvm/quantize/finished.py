@@ -11,6 +11,7 @@ from awq_tvm.checkpoint import QuantizedWeight
 from awq_tvm.quantize.architecture import Architecture
 from awq_tvm.quantize.awq import half
 from awq_tvm.quantize.block_stream import from_arrays
+from awq_tvm.quantize.device import taken_back
 from awq_tvm.quantize.journal import Journal
 from awq_tvm.quantize.names import NetworkView
 from awq_tvm.quantize.rounding_plan import RoundingPlan, Roundings
@@ -28,13 +29,13 @@ def dense_tensors(
     """Everything that is written as float16, one tensor at a time, by its name in the files."""
     on_disk = checkpoint.names.on_disk
     for name in checkpoint.carried:
-        yield name, half(read_weight(checkpoint.files, name), name).numpy()
+        yield name, taken_back(half(read_weight(checkpoint.files, name), name))
     changed = (journal.read_ending() or ({}, {}))[0]
     for name in _outside_blocks(checkpoint, architecture):
         if name in changed:
             yield on_disk(name), changed[name]
         elif name.removesuffix(".weight") not in vocabulary:
-            yield on_disk(name), half(read_weight(checkpoint, name), name).numpy()
+            yield on_disk(name), taken_back(half(read_weight(checkpoint, name), name))
     for index in range(journal.finished):
         where = f"{architecture.blocks}.{index}"
         dense, _ = from_arrays(journal.read_block(index), where, plan)

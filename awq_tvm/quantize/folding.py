@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from awq_tvm.quantize.device import placed
 
 
 def absorb_into_norm(norm_weight: Tensor, scales: Tensor, offset: float = 0.0) -> tuple[Tensor, Tensor]:
@@ -50,7 +53,7 @@ def mean_over_shared_rows(values: Tensor, rows: Sequence[int]) -> Tensor:
     Returns:
         float32 [K].
     """
-    index = torch.tensor(rows)
+    index = placed(np.asarray(rows))
     size = int(index.max()) + 1
     total = torch.zeros(size).index_add_(0, index, values)
     count = torch.zeros(size).index_add_(0, index, torch.ones_like(values))
@@ -69,5 +72,5 @@ def scales_of_rows(scales: Tensor, rows: Sequence[int], count: int) -> Tensor:
         float32 [count].
     """
     of_rows = torch.ones(count)
-    of_rows[torch.tensor(rows)] = scales
+    of_rows[placed(np.asarray(rows))] = scales
     return of_rows

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from awq_tvm.errors import CheckpointError, ResourceError
+from awq_tvm.quantize.device import placed
 
 FULL = "full"
 QUANTIZED = "quantized"
@@ -49,14 +50,14 @@ class HiddenStates:
         """
         start, stop, _ = samples.indices(self.shape[0])
         dtype, sample = _DTYPES[self.dtype], math.prod(self.shape[1:])
-        buffer = torch.empty((max(0, stop - start), *self.shape[1:]), dtype=dtype)
+        buffer = torch.empty((max(0, stop - start), *self.shape[1:]), dtype=dtype, device="cpu")
         with self.path.open("rb") as file:
             file.seek(start * sample * dtype.itemsize)
             if file.readinto(_bytes_of(buffer)) != buffer.nbytes:
                 raise CheckpointError(
                     "Hidden states are damaged", where=str(self.path), why="the file has become shorter"
                 )
-        return buffer.float()
+        return placed(buffer).float()
 
 
 class HiddenStatesWriter:
@@ -87,7 +88,7 @@ class HiddenStatesWriter:
         Raises:
             ResourceError: they cannot be written.
         """
-        content = _bytes_of(hidden.to(_DTYPES[self._dtype]).contiguous())
+        content = _bytes_of(hidden.to(_DTYPES[self._dtype]).cpu().contiguous())
         try:
             self._hash.update(content)
             self._file.write(content)

@@ -20,6 +20,7 @@ from torch import Tensor
 from awq_tvm.checkpoint import Checkpoint
 from awq_tvm.errors import CheckpointError
 from awq_tvm.progress import ProgressCallback, ProgressEvent
+from awq_tvm.quantize.device import placed
 from awq_tvm.quantize.hidden_states import HiddenStates
 from awq_tvm.quantize.journal import Journal
 from awq_tvm.quantize.learned_rounding import fast_gradients
@@ -96,8 +97,8 @@ def _gradient_of_drawn(
         with torch.enable_grad(), fast_gradients():
             likelihood = model.logits(ids[:, some], leaving)[mask[some]].log_softmax(dim=-1)
             if likelihood.numel():
-                drawn = torch.multinomial(likelihood.detach().exp(), 1, generator=generator)
-                likelihood.gather(1, drawn).sum().backward()
+                drawn = torch.multinomial(likelihood.detach().exp().cpu(), 1, generator=generator)
+                likelihood.gather(1, placed(drawn)).sum().backward()
         gradients.append(torch.zeros_like(leaving) if leaving.grad is None else leaving.grad)
     return torch.cat(gradients, dim=1)
 

@@ -184,7 +184,9 @@ def relative_error(output: Tensor, target: Tensor, importance: Tensor | None = N
 
 
 def fast_gradients() -> torch.autocast:
-    """Let matrix products compute in bfloat16 where the processor does that itself; gradients bear it."""
+    """Let matrix products compute in bfloat16 where the device does that itself; gradients bear it."""
+    if torch.get_default_device().type == "cuda":
+        return torch.autocast("cuda", dtype=torch.bfloat16, enabled=torch.cuda.is_bf16_supported(False))
     hardware = torch.ops.mkldnn._is_mkldnn_bf16_supported() and _has_bfloat16_products()
     return torch.autocast("cpu", dtype=torch.bfloat16, enabled=hardware)
 

@@ -7,12 +7,12 @@ from dataclasses import asdict, fields
 from typing import Any
 
 import numpy as np
-import torch
 
 from awq_tvm.checkpoint import Checkpoint
 from awq_tvm.progress import ProgressCallback, ProgressEvent
 from awq_tvm.quantize.bit_allocation import allocate
 from awq_tvm.quantize.calibration import Calibration, calibrate
+from awq_tvm.quantize.device import placed, taken_back
 from awq_tvm.quantize.final_norm import NormReport, learn_final_norm
 from awq_tvm.quantize.group_quantize import Rounding
 from awq_tvm.quantize.hidden_states import FULL, QUANTIZED
@@ -77,13 +77,13 @@ def keep_importance(
         samples = -(-options.importance_tokens // text.token_ids.shape[1])
         matrices = measure_importance(
             checkpoint,
-            torch.from_numpy(text.token_ids[:samples]),
-            torch.from_numpy(text.loss_mask[:samples]),
+            placed(text.token_ids[:samples]),
+            placed(text.loss_mask[:samples]),
             journal,
             seed=seed,
             progress=progress,
         )
-        journal.record_importance((index, matrix.numpy()) for index, matrix in matrices)
+        journal.record_importance((index, taken_back(matrix)) for index, matrix in matrices)
 
 
 def keep_final_norm(
@@ -101,8 +101,8 @@ def keep_final_norm(
     leaving = journal.read_hidden()
     weights, report = learn_final_norm(
         checkpoint,
-        torch.from_numpy(text.token_ids),
-        torch.from_numpy(text.loss_mask),
+        placed(text.token_ids),
+        placed(text.loss_mask),
         leaving[FULL],
         leaving[QUANTIZED],
         steps=options.learn_norm_steps,
@@ -110,5 +110,5 @@ def keep_final_norm(
         seed=seed,
         progress=progress,
     )
-    journal.record_ending({name: weight.numpy() for name, weight in weights.items()}, asdict(report))
+    journal.record_ending({name: taken_back(weight) for name, weight in weights.items()}, asdict(report))
     return report

@@ -28,6 +28,7 @@ from awq_tvm.quantize.bit_allocation import parse_budget, plan_of
 from awq_tvm.quantize.block_stream import BlockStream
 from awq_tvm.quantize.calibration import check_request, default_for
 from awq_tvm.quantize.card import model_card
+from awq_tvm.quantize.device import AUTO, describe_device, find_device
 from awq_tvm.quantize.finished import dense_tensors, quantized_linears
 from awq_tvm.quantize.group_quantize import Rounding, choose_group_size
 from awq_tvm.quantize.hidden_states import FULL, QUANTIZED
@@ -61,6 +62,7 @@ def quantize_checkpoint(
     samples: int | None = None,
     sequence_length: int = 512,
     seed: int = 0,
+    device: str = AUTO,
     resume: bool = False,
     options: AwqOptions | None = None,
     report_folder: Path | None = None,
@@ -89,6 +91,7 @@ def quantize_checkpoint(
         samples: of calibration text; None for 16, and for 64 where rounding is learned.
         sequence_length: tokens of each.
         seed: of the places where the text is cut.
+        device: where PyTorch works: "auto", "cpu", "cuda" or "cuda:N".
         resume: go on from the last finished block of a run that was stopped.
         options: steps of the search; None for those that METHODS recommends for the method.
         report_folder: where to write `report.html` and `report.json`; it must not be there. The model is scored for
@@ -103,12 +106,13 @@ def quantize_checkpoint(
         UsageError: an argument that cannot be meant, an output that exists; before any work.
         UnsupportedError: a family or a value that cannot be quantized.
         CheckpointError: a damaged model, activations that are not finite, or a damaged journal.
-        ResourceError: no room, or another run on the same output.
+        ResourceError: no room, no such device, or another run on the same output.
     """
     started = time.monotonic()
     out = Path(out)
     samples = _SAMPLES.get(method, 1) if samples is None else samples
     _check_arguments(out, method, calibration, samples, sequence_length)
+    working = find_device(device)
     options = options or METHODS.get(method, AwqOptions())
     calibrated = method != RTN
     budget = _budget(bits, method)
@@ -149,9 +153,10 @@ def quantize_checkpoint(
         "group_size": rounding.group_size,
         "symmetric": symmetric,
         "vocabulary": {name: one.bits for name, one in vocabulary.items()},
-        **(_identity_of_search(wanted, options) if calibrated else {}),
+        **(_identity_of_search(wanted, options, working) if calibrated else {}),
     }
-    with Journal(out.with_name(f"{out.name}.journal"), settings, resume=resume) as journal:
+    folder = out.with_name(f"{out.name}.journal")
+    with torch.device(working), Journal(folder, settings, resume=resume) as journal:
         text = calibration_text(journal, checkpoint, wanted, progress) if calibrated else None
         with torch.no_grad(), fast_matmul():
             if budget is not None and text is not None:
@@ -313,7 +318,9 @@ def _identity(checkpoint: NetworkView) -> dict[str, Any]:
     }
 
 
-def _identity_of_search(wanted: Mapping[str, Any], options: AwqOptions) -> dict[str, Any]:
+def _identity_of_search(
+    wanted: Mapping[str, Any], options: AwqOptions, device: torch.device
+) -> dict[str, Any]:
     """What decides how a search ends, beside the model.
 
     PyTorch does not promise the same bits with another number of threads or on another processor.
@@ -324,7 +331,7 @@ def _identity_of_search(wanted: Mapping[str, Any], options: AwqOptions) -> dict[
         "calibration_file": [file.stat().st_size, file.stat().st_mtime_ns] if file.is_file() else None,
         "options": asdict(options),
         "torch": torch.__version__,
-        "processor": torch.backends.cpu.get_cpu_capability(),
+        "processor": describe_device(device),
         "threads": torch.get_num_threads(),
     }
 

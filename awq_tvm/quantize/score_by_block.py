@@ -12,6 +12,7 @@ from torch import Tensor
 from awq_tvm.checkpoint import Checkpoint
 from awq_tvm.memory import give_back_freed
 from awq_tvm.progress import ProgressCallback, ProgressEvent, ignore_progress
+from awq_tvm.quantize.device import placed, taken_back
 from awq_tvm.quantize.streamed_model import StreamedModel
 from awq_tvm.quantize.torch_model import fast_matmul
 from awq_tvm.scoring import Score, windows
@@ -46,7 +47,7 @@ def score_by_block(
     """
     give_back_freed()
     pieces = list(windows(ids, context))
-    asked = [torch.from_numpy(piece[:-1].copy()).unsqueeze(0) for piece in pieces]
+    asked = [placed(piece[:-1].copy()).unsqueeze(0) for piece in pieces]
     of_model, of_reference = StreamedModel(model), StreamedModel(reference)
     total = of_model.blocks + of_reference.blocks
     score, reference_score = Score(), Score()
@@ -58,9 +59,9 @@ def score_by_block(
             lambda done: progress(ProgressEvent("score", of_reference.blocks + done, total)),
         )
         for place, piece in enumerate(pieces):
-            expected = of_reference.logits(asked[place], wanted[place]).numpy()
+            expected = taken_back(of_reference.logits(asked[place], wanted[place]))
             reference_score.add(expected, piece[1:])
-            score.add(of_model.logits(asked[place], found[place]).numpy(), piece[1:], expected)
+            score.add(taken_back(of_model.logits(asked[place], found[place])), piece[1:], expected)
     return score, reference_score
 
 

@@ -16,6 +16,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from awq_tvm.checkpoint import Checkpoint
 from awq_tvm.errors import UnsupportedError
 from awq_tvm.progress import ProgressCallback, ProgressEvent, ignore_progress
+from awq_tvm.quantize.device import placed, taken_back
 from awq_tvm.quantize.torch_model import build_model, fast_matmul
 
 # A step costs more the further it looks back, so a long sample is several texts one after the other.
@@ -77,7 +78,7 @@ def sample_from_model(
 
         # In a function of its own, so that its keys and values are gone before the next take their room.
         tokens = _write(model, batch * texts, length, begin, never, generator, tell)
-        written.append(tokens.reshape(batch, texts * length)[:, :sequence_length].numpy())
+        written.append(taken_back(tokens.reshape(batch, texts * length)[:, :sequence_length]))
     return np.concatenate(written)
 
 
@@ -98,8 +99,8 @@ def _write(
             output = model(input_ids=tokens[:, place : place + 1], past_key_values=cache, use_cache=True)
             logits = output.logits[:, -1]
             logits[:, never] = -torch.inf
-            drawn = torch.multinomial(torch.softmax(logits, dim=-1), 1, generator=generator)
-            tokens[:, place + 1] = drawn[:, 0]
+            drawn = torch.multinomial(torch.softmax(logits, dim=-1).cpu(), 1, generator=generator)
+            tokens[:, place + 1] = placed(drawn[:, 0])
             tell(place + 1)
     return tokens[:, 1:]
 

@@ -27,6 +27,7 @@ from awq_tvm.quantize.architecture import architectures_of
 from awq_tvm.quantize.awq import BlockResult, quantize_block_awq
 from awq_tvm.quantize.bit_allocation import WIDTHS, Sensitivity
 from awq_tvm.quantize.block_calls import catch_block_inputs, end_of_model
+from awq_tvm.quantize.device import place_buffers, placed
 from awq_tvm.quantize.families import Family, family_of
 from awq_tvm.quantize.group_quantize import Rounding, round_trip
 from awq_tvm.quantize.options import AwqOptions
@@ -70,11 +71,12 @@ def measure_sensitivities(
     family = family_of(checkpoint.config)
     model = build_skeleton(checkpoint.config)
     architectures = architectures_of(model, family)
+    place_buffers(model)
     count = -(-options.search_tokens // token_ids.shape[1])
-    samples = torch.from_numpy(token_ids[:count].copy())
+    samples = placed(token_ids[:count].copy())
     if loss_mask is None:
         loss_mask = np.ones(token_ids.shape, dtype=bool)
-    counts = torch.from_numpy(loss_mask[:count].copy())
+    counts = placed(loss_mask[:count].copy())
     quick = replace(options, scale_steps=min(options.scale_steps, _SCALE_STEPS))
     hidden, arguments = _enter(model, family, checkpoint, samples)
     blocks = list(model.get_submodule(family.blocks).children())

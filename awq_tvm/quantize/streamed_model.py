@@ -11,6 +11,7 @@ from torch import Tensor
 
 from awq_tvm.checkpoint import Checkpoint
 from awq_tvm.quantize.block_calls import catch_block_inputs, logits_of_model
+from awq_tvm.quantize.device import place_buffers
 from awq_tvm.quantize.families import family_of
 from awq_tvm.quantize.names import in_network_terms
 from awq_tvm.quantize.torch_model import build_skeleton, empty, fill, outside_blocks
@@ -31,6 +32,7 @@ class StreamedModel:
         self._checkpoint = in_network_terms(checkpoint)
         self._family = family_of(self._checkpoint.config)
         self._model = build_skeleton(self._checkpoint.config)
+        place_buffers(self._model)
         self._returns_tuple = False
         self._arguments: dict[int, list[dict[str, Any]]] = {}
         for name, module in outside_blocks(self._model, self._family).items():

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from awq_tvm.checkpoint import Checkpoint
 from awq_tvm.errors import CheckpointError
+from awq_tvm.quantize.device import place_buffers, placed
 from awq_tvm.quantize.families import Family, family_of
 from awq_tvm.quantize.names import in_network_terms
 from awq_tvm.quantize.network_config import parse_network_config, refusing_bad_configs
@@ -30,7 +31,7 @@ def build_skeleton(config: Mapping[str, Any]) -> PreTrainedModel:
 
     Returns:
         A causal language model in evaluation mode, its parameters on the "meta" device, its rotary tables
-        computed, and every matrix of its blocks a linear.
+        computed on the CPU (see `device.place_buffers`), and every matrix of its blocks a linear.
 
     Raises:
         UnsupportedError: an unknown family.
@@ -39,7 +40,7 @@ def build_skeleton(config: Mapping[str, Any]) -> PreTrainedModel:
     family_of(config)
     with refusing_bad_configs():
         parsed = parse_network_config(config)
-        with _parameters_on_meta():
+        with _parameters_on_meta(), torch.device("cpu"):
             # Attention as the family computes it best; some have scores that only plain products can cap.
             model = AutoModelForCausalLM.from_config(parsed, dtype=torch.float32)
             replace_by_linears(model)
@@ -120,17 +121,17 @@ def read_weight(checkpoint: Checkpoint, name: str, *, as_stored: bool = False) -
     """
     linear = name.removesuffix(".weight")
     if linear != name and linear in checkpoint.quantized:
-        return torch.from_numpy(checkpoint.read_quantized(linear).dequantize())
+        return placed(checkpoint.read_quantized(linear).dequantize())
     values = checkpoint.read(name)
     kept = _SIXTEEN_BITS.get(values.dtype) if as_stored else None
     if kept is None:
-        return torch.from_numpy(np.array(values, dtype=np.float32, order="C"))
+        return placed(np.array(values, dtype=np.float32, order="C"))
     # PyTorch does not know numpy's bfloat16: it gets the bits.
-    return torch.from_numpy(np.array(values, order="C").view(np.uint16)).view(kept)
+    return placed(torch.from_numpy(np.array(values, order="C").view(np.uint16)).view(kept))
 
 
 def build_model(checkpoint: Checkpoint) -> PreTrainedModel:
-    """Build the whole model in float32 on the CPU.
+    """Build the whole model in float32 on the device that is worked on.
 
     Args:
         checkpoint: dense or quantized; with a quantized one this is the model with the same fake-quantized
@@ -145,6 +146,7 @@ def build_model(checkpoint: Checkpoint) -> PreTrainedModel:
     """
     checkpoint = in_network_terms(checkpoint)
     model = build_skeleton(checkpoint.config)
+    place_buffers(model)
     if model.config.tie_word_embeddings:
         # Tied parameters are one object: filled once under the embedding's name, then tied again.
         fill(model.get_input_embeddings(), embedding_path(model), checkpoint)
@@ -188,8 +190,8 @@ def fast_matmul() -> Iterator[None]:
 
 def _matmul_error() -> float:
     generator = torch.Generator().manual_seed(0)
-    left = torch.randn(256, 512, generator=generator)
-    right = torch.randn(512, 256, generator=generator)
+    shapes = (256, 512), (512, 256)
+    left, right = (placed(torch.randn(shape, generator=generator, device="cpu")) for shape in shapes)
     exact = left.double() @ right.double()
     return float(((left @ right).double() - exact).norm() / exact.norm())
 

@@ -7,6 +7,7 @@ import torch
 
 from awq_tvm.checkpoint import Checkpoint, QuantizedWeight
 from awq_tvm.errors import UnsupportedError, UsageError
+from awq_tvm.quantize.device import placed, taken_back
 from awq_tvm.quantize.group_quantize import Rounding, quantize
 from awq_tvm.quantize.torch_model import build_skeleton, embedding_path
 
@@ -70,10 +71,10 @@ def quantize_rows(checkpoint: Checkpoint, name: str, rounding: Rounding) -> Quan
     """
     stored = checkpoint.read(f"{name}.weight")
     parts = [
-        quantize(torch.from_numpy(np.array(stored[row : row + _ROWS_AT_ONCE], np.float32)), rounding)
+        quantize(placed(np.array(stored[row : row + _ROWS_AT_ONCE], np.float32)), rounding)
         for row in range(0, stored.shape[0], _ROWS_AT_ONCE)
     ]
     q, scales, zeros = (
-        torch.cat([getattr(part, field) for part in parts]).numpy() for field in ("q", "scales", "zeros")
+        taken_back(torch.cat([getattr(part, field) for part in parts])) for field in ("q", "scales", "zeros")
     )
     return QuantizedWeight(q, scales, zeros, rounding.bits, rounding.width(stored.shape[1]))
