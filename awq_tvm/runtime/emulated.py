@@ -1,10 +1,16 @@
 """A bundle for a GPU, run without one: its own library and weights, its kernels in the emulator.
 
-The process that does it has a stand-in for the GPU in TVM's runtime from then on, so it should be one of its own.
+A process that does it has a stand-in for the GPU in TVM's runtime from then on, and a kernel can end it: so
+``run_emulated`` starts one of its own, ``emulated_worker``.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -12,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from awq_tvm import errors
 from awq_tvm.bundle import machine
 from awq_tvm.bundle.reader import Bundle, open_bundle
 from awq_tvm.emulate import build_device
@@ -52,6 +59,48 @@ class EmulatedRun:
 
 
 def run_emulated(path: Path, prompt: str, max_tokens: int) -> EmulatedRun:
+    """``run_emulated_here`` in a process of its own; a kernel that ends it is a ``BundleError`` too."""
+    root = str(Path(__file__).parents[2])
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])),
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "awq_tvm.runtime.emulated_worker"],
+        input=json.dumps({"bundle": str(path), "prompt": prompt, "max_tokens": max_tokens}),
+        env=environment,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    try:
+        answer = json.loads(done.stdout.splitlines()[-1])
+    except (IndexError, ValueError):
+        raise _ended(path, done.returncode, done.stderr) from None
+    if "error" in answer:
+        found = answer["error"]
+        kind: type[errors.AwqTvmError] = getattr(errors, found.pop("kind"))
+        raise kind(found.pop("what"), **found)
+    run = answer["run"]
+    return EmulatedRun(**{**run, "token_ids": tuple(run["token_ids"])})
+
+
+def _ended(path: Path, status: int, said: str) -> BundleError:
+    """The error for a worker that gave no answer."""
+    how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
+    kernel = [
+        line.removeprefix(_SAYS_EMULATOR) for line in said.splitlines() if line.startswith(_SAYS_EMULATOR)
+    ]
+    return BundleError(
+        "The process that emulates the bundle's kernels ended early.",
+        where=str(path),
+        why=f"{how}: {kernel[-1] if kernel else said.strip()[-500:] or 'no message'}",
+        fix="read the kernel's source in the bundle; where no kernel is named, too little memory is the usual cause",
+    )
+
+
+def run_emulated_here(path: Path, prompt: str, max_tokens: int) -> EmulatedRun:
     """Verify a bundle for a GPU and generate a few tokens with it in the emulator.
 
     Args:

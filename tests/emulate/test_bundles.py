@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import platform
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -62,7 +63,7 @@ def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 def test_logits_and_greedy_tokens_are_those_of_pytorch(compiled: tiny.Compiled, tmp_path: Path) -> None:
-    kernels = {kernel["reason"] for kernel in compiled.report.kernels}
+    kernels = {kernel["reason"] for kernel in compiled.report.kernels if kernel["source"] != "fallback"}
     assert kernels in ({"cuda_tensor_core_matmul"}, {"metal_simd_matmul"})
     found = run_in_emulator(compiled.bundle, tmp_path, parts=PARTS, greedy=GREEDY, vocabulary=tiny.VOCAB)
     expected = tiny.torch_logits(compiled.model, found.ids)
@@ -86,23 +87,47 @@ def test_verify_emulates(compiled: tiny.Compiled) -> None:
     assert "nothing found" in plain.stdout
 
 
-def test_a_fault_in_a_bundle_is_found(compiled: tiny.Compiled, tmp_path: Path) -> None:
-    """The same bundle without barriers, its hashes made anew."""
-    kind = compiled.report.target.partition("-")[0]
-    bundle = tmp_path / "bundle"
+def planted(compiled: tiny.Compiled, bundle: Path, pattern: str, instead: str) -> dict[str, Any]:
+    """The error of the same bundle with its kernels changed and their hash made anew."""
     shutil.copytree(compiled.bundle, bundle)
-    (path,) = bundle.glob("kernels.cu") if kind == "nvidia" else bundle.glob("kernels.metal")
-    barrier = "__syncthreads();" if kind == "nvidia" else "threadgroup_barrier(mem_flags::mem_threadgroup);"
-    assert barrier in path.read_text()
-    path.write_text(path.read_text().replace(barrier, ""))
+    (path,) = bundle.glob("kernels.[cm][ue]*")
+    source = path.read_text()
+    assert re.search(pattern, source)
+    path.write_text(re.sub(pattern, instead, source))
     raw = path.read_bytes()
     files = {path.name: FileInfo(size=len(raw), sha256=hashlib.sha256(raw).hexdigest())}
     seal(bundle, lambda manifest: {"files": {**manifest.files, **files}})
     done = awq_tvm("verify", bundle, "--emulate", "--tokens", 1, "--json")
-    assert done.returncode == 6
-    error = json.loads(done.stdout)["error"]
+    assert done.returncode == 6, done.stderr
+    error: dict[str, Any] = json.loads(done.stdout)["error"]
+    return error
+
+
+def test_a_missing_barrier_in_a_bundle_is_found(compiled: tiny.Compiled, tmp_path: Path) -> None:
+    barrier = r"__syncthreads\(\);|threadgroup_barrier\(mem_flags::mem_threadgroup\);"
+    error = planted(compiled, tmp_path / "bundle", barrier, "")
     assert "what real hardware punishes" in error["what"]
     assert "block (0, 0, 0), thread (" in error["why"]
+
+
+# What looks up the three tokens of the prompt, [3, 64] float16: 384 bytes in a storage that is larger.
+BODY_OF_TAKE = r"(void (?:__launch_bounds__\(\d+\) )?take_kernel\([^;{]*\{)"
+
+
+def test_a_tensor_ends_where_it_ends_and_not_with_its_storage(
+    compiled: tiny.Compiled, tmp_path: Path
+) -> None:
+    error = planted(compiled, tmp_path / "bundle", BODY_OF_TAKE, r"\1 T_take_ptr[200] = (half)0.0f;")
+    assert "what real hardware punishes" in error["what"]
+    assert "kernel take_kernel, block (0, 0, 0)" in error["why"]
+    assert "write of 2 bytes, 400 bytes into a tensor of 384: out of bounds" in error["why"]
+
+
+def test_a_kernel_that_ends_the_process_is_named(compiled: tiny.Compiled, tmp_path: Path) -> None:
+    crash = r"\1 volatile int zero = 0; T_take_ptr[0] = (half)(float)(100 / zero);"
+    error = planted(compiled, tmp_path / "bundle", BODY_OF_TAKE, crash)
+    assert "ended early" in error["what"]
+    assert "SIGFPE: kernel take_kernel, block (0, 0, 0), thread (0, 0, 0)" in error["why"]
 
 
 def test_a_bundle_without_its_sources_is_refused(compiled: tiny.Compiled, tmp_path: Path) -> None:

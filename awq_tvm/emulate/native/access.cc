@@ -41,8 +41,27 @@ Neighbours neighbours(const unsigned char* pointer) {
   return found;
 }
 
+// Where a launch has said what its arguments are, anything else is out of bounds, be it memory of the device.
+void argument_access(Block& block, const unsigned char* pointer, std::size_t bytes, const char* what) {
+  const Buffer* before = nullptr;
+  for (const Buffer& buffer : block.buffers) {
+    if (pointer >= buffer.first && pointer + bytes <= buffer.end) {
+      block.near_first = buffer.first;
+      block.near_end = buffer.end;
+      return;
+    }
+    if (buffer.first <= pointer && (!before || before->first < buffer.first)) before = &buffer;
+  }
+  if (before)
+    fail("%s of %zu bytes, %td bytes into a tensor of %td: out of bounds", what, bytes, pointer - before->first,
+         before->end - before->first);
+  fail("%s of %zu bytes at %p, before every tensor of the launch: out of bounds", what, bytes,
+       static_cast<const void*>(pointer));
+}
+
 void global_access(Block& block, const unsigned char* pointer, std::size_t bytes, const char* what) {
   if (seen_version == regions_version && pointer >= block.near_first && pointer + bytes <= block.near_end) return;
+  if (!block.buffers.empty()) return argument_access(block, pointer, bytes, what);
   // A failing fiber is left for good, so that it must not hold the lock.
   const Neighbours found = neighbours(pointer);
   if (found.first && pointer + bytes <= found.end) {
@@ -190,6 +209,20 @@ void read_shared(Block& block, unsigned offset, std::size_t bytes) {
     s.read_epoch = block.epoch;
     s.read_warp_epoch = block.warp_epochs[warp];
   }
+}
+
+std::vector<Buffer> buffers_of(const void* const* arguments, const std::size_t* bytes, std::size_t count) {
+  std::vector<Buffer> found;
+  for (std::size_t i = 0; i < count; ++i) {
+    const auto* first = static_cast<const unsigned char*>(arguments[i]);
+    if (bytes[i]) {
+      found.push_back({first, first + bytes[i]});
+      continue;
+    }
+    const Neighbours around = neighbours(first);
+    if (around.first && first < around.end) found.push_back({around.first, around.end});
+  }
+  return found;
 }
 
 void check_read(const void* pointer, std::size_t bytes) { access(pointer, bytes, false, true); }

@@ -52,6 +52,11 @@ struct Range {
   std::size_t first, end;
 };
 
+// A buffer of global memory: first byte to end.
+struct Buffer {
+  const unsigned char *first, *end;
+};
+
 struct Block {
   const Kernel* kernel = nullptr;
   void** arguments = nullptr;
@@ -72,7 +77,9 @@ struct Block {
   unsigned char* stacks = nullptr;
   unsigned char* arena = nullptr;
   Shadow* shadow = nullptr;
-  // The region of global memory that was touched last.
+  // What this launch may touch of global memory; every buffer of the device where nothing is said.
+  std::vector<Buffer> buffers;
+  // The one that was touched last.
   const unsigned char *near_first = nullptr, *near_end = nullptr;
 
   Block();
@@ -84,6 +91,9 @@ struct Block {
 
 extern thread_local Block* running;
 extern thread_local const unsigned char* running_stacks;
+
+// The buffers of a launch, from what it was told of its arguments.
+std::vector<Buffer> buffers_of(const void* const* arguments, const std::size_t* bytes, std::size_t count);
 
 void judge_second_write(Block& block);
 void expect_same(Block& block, const unsigned char* where, std::size_t bytes, unsigned writer);

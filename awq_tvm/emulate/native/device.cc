@@ -2,20 +2,26 @@
 // emulator. With it the host part of a library for CUDA or Metal runs as it would on the device. Which of the two it
 // stands for is AWQ_KIND.
 #include <dlpack/dlpack.h>
+#include <tvm/ffi/container/tensor.h>
 #include <tvm/ffi/extra/module.h>
 #include <tvm/ffi/function.h>
 #include <tvm/ffi/reflection/registry.h>
 #include <tvm/runtime/device_api.h>
 
+#include <csignal>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 extern "C" {
 int awq_emulate_launch(const char*, void**, const std::uint32_t*, const std::uint32_t*, std::uint32_t, char*,
                        std::size_t);
+const char* awq_emulate_where();
+void awq_emulate_arguments(const void* const*, const std::size_t*, std::size_t);
 void awq_emulate_register(const void*, std::size_t);
 void awq_emulate_unregister(const void*);
 }
@@ -32,6 +38,31 @@ constexpr std::size_t kRedZone = 4096;
 std::map<std::string, std::int64_t>& launches() {
   static std::map<std::string, std::int64_t> counted;
   return counted;
+}
+
+// Tensors lie in storages that are larger, and are reused: of each place the bytes of the tensor that was made there
+// last. The virtual machine makes one anew whenever it reuses a storage.
+class Tensors {
+ public:
+  void made(const void* data, std::size_t bytes) { bytes_[address(data)] = bytes; }
+  // What was known of memory that is given or taken.
+  void forget(const void* data, std::size_t bytes) {
+    bytes_.erase(bytes_.lower_bound(address(data)), bytes_.lower_bound(address(data) + bytes));
+  }
+  // 0 where no tensor was made.
+  std::size_t bytes_at(const void* data) const {
+    const auto found = bytes_.find(address(data));
+    return found == bytes_.end() ? 0 : found->second;
+  }
+
+ private:
+  static std::uintptr_t address(const void* data) { return reinterpret_cast<std::uintptr_t>(data); }
+  std::map<std::uintptr_t, std::size_t> bytes_;
+};
+
+Tensors& tensors() {
+  static Tensors known;
+  return known;
 }
 
 class EmulatedDevice : public DeviceAPI {
@@ -55,12 +86,14 @@ class EmulatedDevice : public DeviceAPI {
     if (posix_memalign(&whole, alignment, before + bytes + kRedZone) != 0) throw std::bad_alloc();
     auto* data = static_cast<unsigned char*>(whole) + before;
     awq_emulate_register(data, bytes);
-    wholes_[data] = whole;
+    wholes_[data] = {whole, bytes};
     return data;
   }
   void FreeDataSpace(Device, void* data) final {
     awq_emulate_unregister(data);
-    std::free(wholes_.at(data));
+    const auto [whole, bytes] = wholes_.at(data);
+    tensors().forget(data, bytes);
+    std::free(whole);
     wholes_.erase(data);
   }
   void StreamSync(Device, TVMStreamHandle) final {}
@@ -77,7 +110,7 @@ class EmulatedDevice : public DeviceAPI {
   }
 
  private:
-  std::map<void*, void*> wholes_;
+  std::map<void*, std::pair<void*, std::size_t>> wholes_;
 };
 
 // What a module says of one of its functions, in the order of the bytes it was saved as.
@@ -141,6 +174,8 @@ void launch(const std::string& name, const Signature& signature, ffi::PackedArgs
   const std::size_t count = signature.arguments.size();
   std::vector<std::uint64_t> values(count);
   std::vector<void*> pointers(count);
+  std::vector<const void*> firsts;
+  std::vector<std::size_t> lengths;
   for (std::size_t i = 0; i < count; ++i) {
     const DLDataType type = signature.arguments[i];
     pointers[i] = &values[i];
@@ -151,7 +186,10 @@ void launch(const std::string& name, const Signature& signature, ffi::PackedArgs
       else if (type.bits == 64) std::memcpy(&values[i], &value, sizeof value);
       else TVM_FFI_THROW(ValueError) << "kernel " << name << ": a float argument of " << int(type.bits) << " bits";
     } else if (type.code == kDLOpaqueHandle) {
-      values[i] = reinterpret_cast<std::uint64_t>(args[i].cast<void*>());
+      void* data = args[i].cast<void*>();
+      values[i] = reinterpret_cast<std::uint64_t>(data);
+      firsts.push_back(data);
+      lengths.push_back(tensors().bytes_at(data));
     } else {
       values[i] = static_cast<std::uint64_t>(args[i].cast<std::int64_t>());
     }
@@ -169,6 +207,7 @@ void launch(const std::string& name, const Signature& signature, ffi::PackedArgs
     const auto extent = args[count + i].cast<std::int64_t>();
     sizes[block][tag.back() - 'x'] = static_cast<std::uint32_t>(extent > 0 ? extent : 1);
   }
+  awq_emulate_arguments(firsts.data(), lengths.data(), firsts.size());
   char message[2048];
   if (awq_emulate_launch(name.c_str(), pointers.data(), sizes[0], sizes[1], dynamic, message, sizeof message))
     TVM_FFI_THROW(RuntimeError) << "emulator: " << message;
@@ -197,10 +236,45 @@ void device_api(ffi::PackedArgs, ffi::Any* value) {
   *value = static_cast<void*>(static_cast<DeviceAPI*>(device));
 }
 
+// Lets us know of every tensor that the virtual machine makes.
+void watch_tensors() {
+  constexpr const char* name = "vm.builtin.alloc_tensor";
+  const ffi::Function original = ffi::Function::GetGlobalRequired(name);
+  const auto watched = [original](ffi::PackedArgs args, ffi::Any* made) {
+    original.CallPacked(args, made);
+    const auto tensor = made->cast<ffi::Tensor>();
+    const std::size_t bytes = ffi::GetDataSize(*tensor.GetDLTensorPtr());
+    if (bytes) tensors().made(static_cast<const char*>(tensor.data_ptr()) + tensor.byte_offset(), bytes);
+  };
+  ffi::Function::SetGlobal(name, ffi::Function::FromPacked(watched), true);
+}
+
+// A kernel that divides by zero, or runs out of its stack, ends the process: it is named first.
+void name_kernel(int number) {
+  const char* where = awq_emulate_where();
+  if (*where) std::fprintf(stderr, "\nemulator: %s\n", where);
+  std::signal(number, SIG_DFL);
+  std::raise(number);
+}
+
+void watch_signals() {
+  static unsigned char own_stack[64 * 1024];  // that of the thread may be what has run out
+  stack_t stack{};
+  stack.ss_sp = own_stack;
+  stack.ss_size = sizeof own_stack;
+  sigaltstack(&stack, nullptr);
+  struct sigaction action {};
+  action.sa_handler = name_kernel;
+  action.sa_flags = SA_ONSTACK | SA_NODEFER;
+  for (const int number : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT}) sigaction(number, &action, nullptr);
+}
+
 }  // namespace
 
 TVM_FFI_STATIC_INIT_BLOCK() {
   namespace refl = tvm::ffi::reflection;
+  watch_tensors();
+  watch_signals();
   refl::GlobalDef()
       .def_packed("device_api." AWQ_KIND, device_api)
       .def_packed("device_api." AWQ_KIND "_host", device_api)

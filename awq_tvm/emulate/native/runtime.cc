@@ -17,11 +17,18 @@ thread_local const unsigned char* running_stacks = nullptr;
 namespace {
 
 Kernel* kernels = nullptr;
+thread_local std::vector<Buffer> next_buffers;
 
 unsigned char* reserve(std::size_t bytes) {
   void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) throw std::bad_alloc();
   return static_cast<unsigned char*>(memory);
+}
+
+void describe(const Block& block, char* text, std::size_t length) {
+  const Index thread = block.fibers[block.current].position;
+  std::snprintf(text, length, "kernel %s, block (%u, %u, %u), thread (%u, %u, %u)", block.kernel->name, block.index.x,
+                block.index.y, block.index.z, thread.x, thread.y, thread.z);
 }
 
 void leave() {
@@ -50,11 +57,9 @@ void fail(const char* format, ...) {
   std::vsnprintf(text, sizeof text, format, values);
   va_end(values);
   Block& block = *running;
-  const Index thread = block.fibers[block.current].position;
   char where[256];
-  std::snprintf(where, sizeof where, "kernel %s, block (%u, %u, %u), thread (%u, %u, %u): ", block.kernel->name,
-                block.index.x, block.index.y, block.index.z, thread.x, thread.y, thread.z);
-  block.message = std::string(where) + text;
+  describe(block, where, sizeof where);
+  block.message = std::string(where) + ": " + text;
   block.failed = true;
   leave();
   std::abort();  // a failed block's fibers are not resumed
@@ -269,6 +274,20 @@ const char* awq_emulate_kernels() {
   return names.c_str();
 }
 
+// Kernel, block and thread that run; empty where none does.
+const char* awq_emulate_where() {
+  static thread_local char text[256];
+  text[0] = 0;
+  if (running) describe(*running, text, sizeof text);
+  return text;
+}
+
+// Of the next launch of this thread: where its arguments begin in global memory and how long each is, 0 where that
+// is not known and all of the buffer around it may be touched.
+void awq_emulate_arguments(const void* const* first, const std::size_t* bytes, std::size_t count) {
+  next_buffers = buffers_of(first, bytes, count);
+}
+
 int awq_emulate_launch(const char* name, void** arguments, const std::uint32_t grid[3], const std::uint32_t block[3],
                        std::uint32_t dynamic_shared_bytes, char* error, std::size_t error_length) {
   const auto refuse = [&](const std::string& why) {
@@ -293,6 +312,9 @@ int awq_emulate_launch(const char* name, void** arguments, const std::uint32_t g
   own->threads = static_cast<unsigned>(threads);
   own->dynamic_bytes = dynamic_shared_bytes;
   own->written.begin();
+  own->buffers = std::move(next_buffers);
+  next_buffers.clear();
+  own->near_first = own->near_end = nullptr;
   bool good = true;
   for (unsigned z = 0; good && z < grid[2]; ++z)
     for (unsigned y = 0; good && y < grid[1]; ++y)
