@@ -26,8 +26,6 @@ _FLAGS = (
     "-w",
     "-fPIC",
     "-fno-strict-aliasing",
-    # The block that runs is looked up at every access: without a call.
-    "-ftls-model=initial-exec",
     f"-I{NATIVE}",
     f"-I{NATIVE / 'include'}",
 )

@@ -15,7 +15,7 @@ namespace {
 std::map<const unsigned char*, const unsigned char*> regions;
 std::shared_mutex regions_lock;
 std::uint64_t regions_version = 0;
-thread_local std::uint64_t seen_version = 0;
+std::uint64_t seen_version = 0;
 
 bool ordered(const Block& block, std::uint32_t epoch, std::uint32_t warp_epoch, unsigned other, unsigned self) {
   if (epoch < block.epoch || other == self) return true;

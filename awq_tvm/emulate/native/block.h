@@ -1,4 +1,4 @@
-// The block that this operating-system thread runs, as scheduler (runtime.cc) and memory checks (access.cc) see it.
+// The block that runs, one at a time, as scheduler (runtime.cc) and memory checks (access.cc) see it.
 #pragma once
 #include <string>
 #include <utility>
@@ -89,8 +89,8 @@ struct Block {
   void report_stuck();
 };
 
-extern thread_local Block* running;
-extern thread_local const unsigned char* running_stacks;
+extern Block* running;
+extern const unsigned char* running_stacks;
 
 // The buffers of a launch, from what it was told of its arguments.
 std::vector<Buffer> buffers_of(const void* const* arguments, const std::size_t* bytes, std::size_t count);

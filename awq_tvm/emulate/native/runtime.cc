@@ -7,17 +7,18 @@
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
+#include <mutex>
 #include <new>
 
 namespace emulator {
 
-thread_local Block* running = nullptr;
-thread_local const unsigned char* running_stacks = nullptr;
+Block* running = nullptr;
+const unsigned char* running_stacks = nullptr;
 
 namespace {
 
 Kernel* kernels = nullptr;
-thread_local std::vector<Buffer> next_buffers;
+std::vector<Buffer> next_buffers;
 
 unsigned char* reserve(std::size_t bytes) {
   void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -276,13 +277,13 @@ const char* awq_emulate_kernels() {
 
 // Kernel, block and thread that run; empty where none does.
 const char* awq_emulate_where() {
-  static thread_local char text[256];
+  static char text[256];
   text[0] = 0;
   if (running) describe(*running, text, sizeof text);
   return text;
 }
 
-// Of the next launch of this thread: where its arguments begin in global memory and how long each is, 0 where that
+// Of the next launch: where its arguments begin in global memory and how long each is, 0 where that
 // is not known and all of the buffer around it may be touched.
 void awq_emulate_arguments(const void* const* first, const std::size_t* bytes, std::size_t count) {
   next_buffers = buffers_of(first, bytes, count);
@@ -303,8 +304,11 @@ int awq_emulate_launch(const char* name, void** arguments, const std::uint32_t g
   const std::uint64_t blocks = std::uint64_t(grid[0]) * grid[1] * grid[2];
   if (blocks == 0) return refuse(std::string("kernel ") + name + ": a grid of no blocks");
 
+  // The block that runs is a plain global, which every access looks at: one launch at a time.
+  static std::mutex launching;
+  const std::lock_guard<std::mutex> hold(launching);
   // Kept for the next launch: stacks and arena are large.
-  static thread_local Block* own = new Block;
+  static Block* own = new Block;
   own->kernel = kernel;
   own->arguments = arguments;
   own->grid = {grid[0], grid[1], grid[2]};
