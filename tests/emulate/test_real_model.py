@@ -1,0 +1,70 @@
+"""SmolLM2-135M, quantized and compiled for CUDA and Metal, whole in the emulator, against PyTorch."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from awq_tvm.checkpoint import open_checkpoint
+from awq_tvm.compile.driver import compile_model
+from awq_tvm.compile.vocabulary import round_vocabulary
+from awq_tvm.quantize.quantize import quantize_checkpoint
+from awq_tvm.quantize.torch_model import build_model
+from tests.emulate.test_bundles import TOLERANCE, needs_this_machine, target_of
+from tests.support import tiny_decoder as tiny
+from tests.support.emulated_bundle import Part, run_in_emulator
+
+pytestmark = [*needs_this_machine, pytest.mark.slow]
+
+VOCABULARY_BITS, GREEDY = 8, 8
+
+PARTS: dict[str, list[Part]] = {
+    "cuda": [(65, "all"), (17, "all"), (9, "all")],
+    "metal": [(17, "all"), (9, "all")],
+}
+"""So many tokens at once that each kernel of every linear has its turn."""
+
+NEVER_LAUNCHED = {
+    # What the KV cache could do for forked sequences, speculation and debugging, which the engine has not.
+    "copy_single_page_kernel",
+    "compact_kv_copy_kernel",
+    "tir_kv_cache_debug_get_kv_kernel",
+    # The compiler turns reshapes into views, and leaves their kernels where they are.
+    "reshape_kernel",
+    "reshape1_kernel",
+}
+
+
+@pytest.fixture(scope="module")
+def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("smollm2") / "quantized"
+    quantize_checkpoint("demo", path, method="rtn", group_size=64)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["cuda", "metal"])
+def test_every_kernel_of_smollm2_agrees_with_pytorch(kind: str, quantized: Path, tmp_path: Path) -> None:
+    if kind == "cuda" and shutil.which("nvcc") is None:
+        pytest.skip("nvcc is not installed")
+    bundle = tmp_path / "bundle"
+    compile_model(str(quantized), bundle, target=target_of(kind), vocabulary_bits=VOCABULARY_BITS)
+    # The compiler rounds the vocabulary: PyTorch gets the same.
+    model = build_model(round_vocabulary(open_checkpoint(str(quantized)), VOCABULARY_BITS))
+    vocabulary = model.config.vocab_size
+    found = run_in_emulator(bundle, tmp_path, parts=PARTS[kind], greedy=GREEDY, vocabulary=vocabulary)
+    with torch.no_grad():
+        expected = model(torch.tensor([found.ids])).logits[0].float().numpy()[found.rows]
+    assert tiny.relative_error(found.logits, expected) < TOLERANCE
+    assert found.ids[-GREEDY:] == expected.argmax(1)[-GREEDY - 1 : -1].tolist()
+    assert np.abs(expected).max() > 1
+    (source,) = bundle.glob("kernels.[cm][ue]*")
+    kernels = set(
+        re.findall(r"void (?:__launch_bounds__\(\d+\) )?(\w+_kernel(?:_\d+)?)\(", source.read_text())
+    )
+    assert len(kernels) > 20
+    assert kernels - found.launches.keys() <= NEVER_LAUNCHED
