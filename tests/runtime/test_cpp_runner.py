@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 
 from awq_tvm.bundle.manifest import FileInfo
 from awq_tvm.bundle.reader import open_bundle
@@ -70,6 +71,33 @@ def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "bundle"
 
 
+@pytest.fixture(scope="module")
+def speaking(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model with a tokenizer of letters and a few pairs of them, as many tokens as it has."""
+    copy = native.copy_bundle(bundle, tmp_path_factory.mktemp("speaking") / "bundle")
+    pairs = ["th", "he", "in", "er", "an", "re", "on", "at", "en", "nd", "ti", "es", "or", "te", "of"]
+    words = ["<unk>", "<s>", *map(chr, range(32, 127)), *pairs, "the", "<0xE2>", "<0x82>", "<0xAC>"]
+    model = tokenizers.models.BPE(
+        {word: index for index, word in enumerate(words)},
+        [*((pair[0], pair[1]) for pair in pairs), ("th", "e")],
+        unk_token="<unk>",
+        byte_fallback=True,
+    )
+    made = tokenizers.Tokenizer(model)
+    made.decoder = tokenizers.decoders.Sequence(
+        [tokenizers.decoders.ByteFallback(), tokenizers.decoders.Fuse()]
+    )
+    made.add_special_tokens(["<s>"])
+    made.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
+    content = made.to_str().encode()
+    (copy / "tokenizer.json").write_bytes(content)
+    info = FileInfo(sha256=hashlib.sha256(content).hexdigest(), size=len(content))
+    native.reseal(copy, files=native.list_file(copy, "tokenizer.json", info))
+    return copy
+
+
 def ids_of(tokens: list[int]) -> str:
     return " ".join(map(str, tokens))
 
@@ -106,6 +134,44 @@ def test_the_installed_folder_needs_nothing_else(runner: Path, bundle: Path, tmp
     assert sorted(Path(path).name for path in ours) == ["libawq_tvm.so", "libtvm_ffi.so", "libtvm_runtime.so"]
     assert all(Path(path).is_relative_to(moved) for path in ours)
     assert native.run(moved, "--ids", "--max-tokens", 2, bundle, "1 2").returncode == 0
+
+
+@pytest.mark.parametrize("prompt", ["the end", "a price in € of <s> the other", "x" * 100])
+def test_text_is_that_of_python(runner: Path, speaking: Path, prompt: str) -> None:
+    with Engine.load(speaking) as engine:
+        expected = engine.generate(prompt, SamplingOptions(max_tokens=40))
+    found = native.answer(runner, "--max-tokens", 40, speaking, prompt)
+    assert (found["token_ids"], found["text"]) == (list(expected.token_ids), expected.text)
+    assert native.run(runner, "--max-tokens", 40, speaking, prompt).stdout == f"{expected.text}\n"
+
+
+def test_the_header_is_enough_for_c(runner: Path, speaking: Path, tmp_path: Path) -> None:
+    source, program = Path(native.__file__).with_name("embed.c"), tmp_path / "embed"
+    paths = [f"-I{runner / 'include'}", f"-L{runner / 'lib'}", f"-Wl,-rpath,{runner / 'lib'}"]
+    strict = ["-std=c99", "-pedantic-errors", "-Wall", "-Wextra", "-Werror"]
+    native.run_tool(["gcc", *strict, *paths, "-o", program, source, "-lawq_tvm"])
+    with Engine.load(speaking) as engine:
+        expected = engine.generate("the other", SamplingOptions(max_tokens=12)).text
+    done = subprocess.run([program, speaking, "the other"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, expected, "")
+    done = subprocess.run([program, speaking, ""], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "The prompt is empty" in done.stderr
+
+
+def test_a_tokenizer_that_is_not_known_leaves_token_ids(runner: Path, bundle: Path) -> None:
+    done = native.run(runner, bundle, "w1 w2")
+    assert done.returncode == 4
+    assert "WordLevel" in done.stderr
+    assert "--ids" in done.stderr
+    assert native.run(runner, "--ids", "--max-tokens", 1, bundle, "1").returncode == 0
+
+
+def test_a_prompt_that_is_no_text_is_refused(runner: Path, speaking: Path) -> None:
+    command = [runner / "bin" / "awq_tvm_run", speaking, b"the \xff"]
+    done = subprocess.run(command, capture_output=True, check=False)
+    assert done.returncode == 2
+    assert b"not valid Unicode" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -261,6 +327,8 @@ def test_tokens_of_a_real_model_are_those_of_python(runner: Path, demo_bundle: P
     with Engine.load(demo_bundle) as engine:
         for prompt in DEMO_PROMPTS:
             tokens = engine.encode(prompt)
-            expected = engine.generate_tokens(tokens, SamplingOptions(max_tokens=64)).token_ids
+            expected = engine.generate_tokens(tokens, SamplingOptions(max_tokens=64))
             found = native.answer(runner, "--ids", "--max-tokens", 64, demo_bundle, ids_of(tokens))
-            assert found["token_ids"] == list(expected)
+            assert found["token_ids"] == list(expected.token_ids)
+            found = native.answer(runner, "--max-tokens", 64, demo_bundle, prompt)
+            assert (found["token_ids"], found["text"]) == (list(expected.token_ids), expected.text)

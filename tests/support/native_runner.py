@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tvm_ffi
 
 from awq_tvm.bundle.manifest import MANIFEST_NAME, FileInfo, Manifest
 from awq_tvm.bundle.verify import read_manifest
@@ -82,6 +83,19 @@ def answer(runner: Path, *arguments: object, cpu: str | None = None) -> dict[str
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found
+
+
+def compile_check(source: str, parts: Sequence[str], program: Path) -> Path:
+    """Compile a program of this folder with parts of the runner, and TVM's FFI library, which reads JSON."""
+    folder = Path(tvm_ffi.__file__).parent
+    run_tool(
+        [sys.executable, "-I", SOURCES.parent / "unicode_table.py", program.parent / "unicode_table.inc"]
+    )
+    includes = [SOURCES / "src", SOURCES / "include", program.parent, folder / "include"]
+    files = [Path(__file__).with_name(source), *(SOURCES / "src" / f"{part}.cc" for part in parts)]
+    linked = [folder / "lib" / "libtvm_ffi.so", f"-Wl,-rpath,{folder / 'lib'}"]
+    run_tool(["g++", "-std=c++17", "-O1", *(f"-I{i}" for i in includes), "-o", program, *files, *linked])
+    return program
 
 
 def copy_bundle(bundle: Path, folder: Path) -> Path:

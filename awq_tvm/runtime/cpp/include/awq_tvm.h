@@ -61,7 +61,8 @@ AWQ_TVM_API int awq_tvm_load(const char *bundle, int threads, awq_tvm **model);
  * max_tokens: most tokens to generate; 0 for as many as the context holds, 256 at most. */
 AWQ_TVM_API int awq_tvm_prompt(awq_tvm *model, const char *text, int max_tokens);
 
-/* The same for a prompt given as tokens. */
+/* The same for a prompt given as tokens. The answer comes as tokens without text, but where awq_tvm_prompt was called
+ * before: that reads the tokenizer. */
 AWQ_TVM_API int awq_tvm_prompt_ids(awq_tvm *model, const int32_t *ids, size_t count, int max_tokens);
 
 /* The next token of the answer. AWQ_TVM_END comes after the last one, with the text that was still held back. */

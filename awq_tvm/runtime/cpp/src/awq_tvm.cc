@@ -51,10 +51,12 @@ int awq_tvm_load(const char* bundle, int threads, awq_tvm** model) {
   });
 }
 
-int awq_tvm_prompt(awq_tvm* model, const char* text, int) {
+int awq_tvm_prompt(awq_tvm* model, const char* text, int max_tokens) {
   if (!model || !text) return missing("model and text");
-  last_error = "This runner takes token ids alone so far.\n  fix: use awq_tvm_prompt_ids, or --ids";
-  return AWQ_TVM_UNSUPPORTED;
+  return guarded([&] {
+    model->model.start(model->model.encode(text), max_tokens);
+    return AWQ_TVM_OK;
+  });
 }
 
 int awq_tvm_prompt_ids(awq_tvm* model, const int32_t* ids, size_t count, int max_tokens) {
@@ -69,7 +71,9 @@ int awq_tvm_next(awq_tvm* model, awq_tvm_piece* piece) {
   if (!model || !piece) return missing("model and piece");
   *piece = {-1, "", 0};
   return guarded([&] {
-    piece->token = model->model.next();
+    piece->token = model->model.next(&model->text);
+    piece->text = model->text.c_str();
+    piece->length = model->text.size();
     return piece->token < 0 ? AWQ_TVM_END : AWQ_TVM_OK;
   });
 }

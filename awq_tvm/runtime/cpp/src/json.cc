@@ -108,6 +108,41 @@ bool Json::boolean() const {
   return *flag;
 }
 
+std::unordered_map<std::string, int32_t> Json::ids() const {
+  const auto object = value_.as<ffi::json::Object>();
+  if (!object) refuse("it is no object");
+  std::unordered_map<std::string, int32_t> found;
+  found.reserve(object->size());
+  for (const auto& [key, value] : *object) {
+    const auto id = value.template as<int64_t>();
+    if (!id || *id < 0 || *id > INT32_MAX) refuse("an id is no integer of 31 bits");
+    found.emplace(string_of(key.template cast<ffi::String>()), int32_t(*id));
+  }
+  return found;
+}
+
+std::vector<std::pair<std::string, std::string>> Json::pairs() const {
+  const auto array = value_.as<ffi::json::Array>();
+  if (!array) refuse("it is no list");
+  std::vector<std::pair<std::string, std::string>> found;
+  found.reserve(array->size());
+  for (const auto& value : *array) {
+    if (const auto text = value.template as<ffi::String>()) {
+      const std::string both = string_of(*text);
+      const std::size_t blank = both.find(' ');
+      if (blank == std::string::npos) refuse("a pair without a blank");
+      found.emplace_back(both.substr(0, blank), both.substr(blank + 1));
+      continue;
+    }
+    const auto pair = value.template as<ffi::json::Array>();
+    if (!pair || pair->size() != 2) refuse("what should be a pair is none");
+    const auto left = (*pair)[0].template as<ffi::String>(), right = (*pair)[1].template as<ffi::String>();
+    if (!left || !right) refuse("a pair that is not of texts");
+    found.emplace_back(string_of(*left), string_of(*right));
+  }
+  return found;
+}
+
 std::string Json::text_or(const std::string& key, const std::string& otherwise) const {
   const Json found = find(key);
   return found.is_null() ? otherwise : found.text();

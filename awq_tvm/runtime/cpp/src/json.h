@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <string>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -32,6 +33,9 @@ class Json {
   int64_t integer(int64_t least, int64_t most) const;
   double number() const;
   bool boolean() const;
+  // An object of integers, and a list of pairs of texts or of texts "a b": read at once, as they are long.
+  std::unordered_map<std::string, int32_t> ids() const;
+  std::vector<std::pair<std::string, std::string>> pairs() const;
   // For members that may be absent.
   std::string text_or(const std::string& key, const std::string& otherwise) const;
   bool boolean_or(const std::string& key, bool otherwise) const;
