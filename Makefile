@@ -54,7 +54,7 @@ bench-cpu: $(STAMP)
 TEXT ?= $(error give a text to score on: make $@ TEXT=FILE)
 CALIBRATION ?= default
 ABLATIONS := rtn,paper,awq without clip,awq without value scales,awq,learned rounding alone,awq+ without scales,$\
-	awq+ without clip,awq+ on full-precision inputs,awq+ by the plain error,$\
+	awq+ without clip,awq+ on full-precision inputs,$\
 	awq+ with the search's steps,awq+ without final norm,awq+
 
 bench-quality: $(STAMP)

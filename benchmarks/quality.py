@@ -47,7 +47,6 @@ RECIPES: dict[str, tuple[Method, AwqOptions | None]] = {
     "awq+ on full-precision inputs": ("awq+", replace(METHODS["awq+"], learn_from="full")),
     "awq+ with the search's steps": ("awq+", replace(METHODS["awq+"], learn_scale_rate=0.0)),
     "awq+ without final norm": ("awq+", replace(METHODS["awq+"], learn_norm_steps=0)),
-    "awq+ by the plain error": ("awq+", replace(METHODS["awq+"], learn_metric="plain")),
     "awq+": ("awq+", METHODS["awq+"]),
 }
 

@@ -68,13 +68,6 @@ def command(
         Path | None,
         typer.Option(metavar="FILE", help="Text to score for it; Python's help topics if not given."),
     ] = None,
-    learn_metric: Annotated[
-        str | None,
-        typer.Option(
-            help="What learning lowers: the error that arrives at the model's end, or plain.",
-            rich_help_panel=STEPS,
-        ),
-    ] = None,
     learn_norm_steps: Annotated[
         int | None,
         typer.Option(help="Steps of fitting the norm before the head; 0 for none.", rich_help_panel=STEPS),
@@ -91,7 +84,6 @@ def command(
         "scale_steps": scale_steps,
         "clip": clip,
         "learn_steps": learn_steps,
-        "learn_metric": learn_metric,
         "learn_norm_steps": learn_norm_steps,
     }
     changes: dict[str, Any] = {name: value for name, value in steps.items() if value is not None}

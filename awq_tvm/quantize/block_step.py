@@ -37,7 +37,6 @@ class BlockTask:
         roundings: of its linears; those of a group have one group size.
         search_tokens: tokens on which modules and the block are run to judge them.
         loss_mask: tokens that count in losses, bool [S, L]; at least one in the first sample.
-        importance: of directions of the block's output for learning, float32 [H, H]; None for all alike.
     """
 
     block: torch.nn.Module
@@ -48,7 +47,6 @@ class BlockTask:
     roundings: Roundings
     search_tokens: int
     loss_mask: Tensor
-    importance: Tensor | None = None
 
     @property
     def search_samples(self) -> int:
@@ -161,7 +159,6 @@ def _learn(
         inputs,
         targets,
         task.loss_mask,
-        task.importance,
         steps=options.learn_steps,
         rate=options.learn_rate,
         scale_rate=options.learn_scale_rate,
@@ -193,7 +190,7 @@ def _relative_loss(task: BlockTask, result: BlockResult, inputs: Samples, target
         if bool(mask.any()):
             output = task.run(inputs[one], weights)
             output, target = that_count(output, mask), that_count(targets[one], mask)
-            errors.append(float(relative_error(output, target, task.importance)))
+            errors.append(float(relative_error(output, target)))
     return sum(errors) / len(errors)
 
 

@@ -140,7 +140,6 @@ class BlockStream:
         fill(block, where, self._checkpoint, as_stored=architecture.linears)
         roundings = self._plan.of_block(where, architecture.linears)
         leaving: dict[str, HiddenStates] = {}
-        importance = self._journal.read_importance(index)
         if self._token_ids is None:
             result = quantize_block_rtn(block, architecture, roundings, where)
         else:
@@ -153,7 +152,6 @@ class BlockStream:
                 roundings=roundings,
                 search_tokens=options.search_tokens,
                 loss_mask=_as_mask(self._loss_mask, self._token_ids.shape),
-                importance=None if importance is None else placed(importance),
             )
             shape = self._inputs[FULL].shape
             result, leaving[FULL] = quantize_block(

@@ -5,7 +5,6 @@ A folder `<out>.journal` beside the output holds
     journal.json            the settings of the run, the bit widths if they were chosen, and name and
                             SHA-256 of every file that counts
     text.safetensors        the calibration text, so that a resumed run need not make it again
-    importance-00000.safetensors how much of a change of a block's output counts, by direction
     block-00000.safetensors quantized linears and dense tensors of a finished block
     hidden-00001.full       a stream of hidden states that enters the next block
     ending.safetensors      what changed behind the last block
@@ -21,7 +20,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -37,7 +36,7 @@ from awq_tvm.quantize.hidden_states import HiddenStates, HiddenStatesWriter
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
-_SCHEMA_VERSION = 7
+_SCHEMA_VERSION = 8
 _INDEX = "journal.json"
 
 
@@ -62,7 +61,6 @@ class Journal:
         self._settings = json.loads(json.dumps(settings))
         self._text: dict[str, Any] | None = None
         self._widths: dict[str, int] | None = None
-        self._importance: list[dict[str, Any]] = []
         self._blocks: list[dict[str, Any]] = []
         self._hidden: dict[str, dict[str, Any]] = {}
         self._ending: dict[str, Any] | None = None
@@ -140,36 +138,6 @@ class Journal:
         with self._writing():
             self._widths = dict(widths)
             self._write_index()
-
-    @property
-    def has_importance(self) -> bool:
-        """Whether it was measured how much directions of the blocks' outputs count."""
-        return bool(self._importance)
-
-    def record_importance(self, matrices: Iterable[tuple[int, npt.NDArray[np.float32]]]) -> None:
-        """Write the importance of directions, see `importance`.
-
-        Args:
-            matrices: for every block its index and float32 [H, H], in any order.
-
-        Raises:
-            ResourceError: they cannot be written.
-        """
-        with self._writing():
-            found = {
-                index: self._write(f"importance-{index:05d}.safetensors", {"importance": matrix})
-                for index, matrix in matrices
-            }
-            self._importance = [found[index] for index in sorted(found)]
-            self._write_index()
-
-    def read_importance(self, block: int) -> npt.NDArray[np.float32] | None:
-        """The importance of directions of a block's output, float32 [H, H]; None if none was measured.
-
-        Raises:
-            CheckpointError: the file is not what was written.
-        """
-        return self._read(self._importance[block])["importance"] if self._importance else None
 
     def begin_stream(self, name: str, block: int, shape: tuple[int, int, int]) -> HiddenStatesWriter:
         """Begin to write a stream of hidden states. It counts once it is handed to `record`.
@@ -298,10 +266,10 @@ class Journal:
         try:
             found = json.loads(index.read_text("utf-8"))
             version, settings = found["schema_version"], found["settings"]
-            text, widths, importance = found["text"], found["widths"], list(found["importance"])
+            text, widths = found["text"], found["widths"]
             blocks, hidden, ending = list(found["blocks"]), dict(found["hidden"]), found["ending"]
             single = [one for one in (text, ending) if one]
-            entries = [*single, *importance, *blocks, *hidden.values()]
+            entries = [*single, *blocks, *hidden.values()]
             names = [(one["file"], one["sha256"]) for one in entries]
         except (ValueError, KeyError, TypeError) as error:
             raise self._damaged(_INDEX, f"{type(error).__name__}: {error}") from None
@@ -317,7 +285,7 @@ class Journal:
             isinstance(widths, dict) and all(type(bits) is int for bits in widths.values())
         ):
             raise self._damaged(_INDEX, "its bit widths are no numbers by name")
-        self._text, self._widths, self._importance = text, widths, importance
+        self._text, self._widths = text, widths
         self._blocks, self._hidden, self._ending = blocks, hidden, ending
         for block in blocks:
             self._read(block)
@@ -356,7 +324,6 @@ class Journal:
             "settings": self._settings,
             "text": self._text,
             "widths": self._widths,
-            "importance": self._importance,
             "blocks": self._blocks,
             "hidden": self._hidden,
             "ending": self._ending,

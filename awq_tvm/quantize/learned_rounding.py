@@ -97,7 +97,6 @@ def learn_rounding(
     inputs: Samples,
     targets: Samples,
     loss_mask: Tensor,
-    importance: Tensor | None,
     *,
     steps: int,
     rate: float,
@@ -114,7 +113,6 @@ def learn_rounding(
         inputs: what enters the block once the blocks before it are quantized, float32 [S, L, H].
         targets: what leaves the block in full precision, float32 [S, L, H].
         loss_mask: tokens that count in the error, bool [S, L].
-        importance: of directions of the output, float32 [H, H], see `importance`; None for all alike.
         steps: of the optimizer.
         rate: how far an offset moves in the first step; it falls to zero in a line.
         scale_rate: the same for the factor of a scale; 0 keeps the scales.
@@ -149,9 +147,7 @@ def learn_rounding(
             with torch.enable_grad(), fast_gradients():
                 output = torch.func.functional_call(block, replaced, (inputs[one],), dict(arguments))
                 output = output[0] if isinstance(output, tuple) else output
-                error = relative_error(
-                    that_count(output.float(), mask), that_count(targets[one], mask), importance
-                )
+                error = relative_error(that_count(output.float(), mask), that_count(targets[one], mask))
                 error.backward()
         for name, one_linear in learned.items():
             one_linear.take_gradient(weights[name].grad)
@@ -163,8 +159,8 @@ def learn_rounding(
     return replace(start, quantized=quantized, loss=None)
 
 
-def relative_error(output: Tensor, target: Tensor, importance: Tensor | None = None) -> Tensor:
-    """Mean over tokens of d' F d / |target|^2, d = output - target; F is the identity where it is not given.
+def relative_error(output: Tensor, target: Tensor) -> Tensor:
+    """Mean over tokens of |output - target|^2 / |target|^2.
 
     Relative, because a few tokens, the first above all, are larger by orders of magnitude in trained models; the
     norm behind the last block makes all tokens equally large again.
@@ -172,15 +168,13 @@ def relative_error(output: Tensor, target: Tensor, importance: Tensor | None = N
     Args:
         output: float32 [..., H].
         target: float32 [..., H].
-        importance: F, float32 [H, H].
 
     Returns:
         float32 [].
     """
     square = target.square().sum(dim=-1).clamp(min=_SMALLEST_SQUARE)
     change = output - target
-    weighted = change if importance is None else change @ importance
-    return (torch.linalg.vecdot(weighted, change) / square).mean()
+    return (torch.linalg.vecdot(change, change) / square).mean()
 
 
 def fast_gradients() -> torch.autocast:

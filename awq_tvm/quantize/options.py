@@ -28,9 +28,6 @@ class AwqOptions:
         learn_tokens: tokens of each of these steps.
         learn_from: what enters the block in these steps: what the blocks before it give once they are quantized,
             or what they gave in full precision.
-        learn_metric: how these steps measure the error of a block's output: by how much of it arrives at the
-            "end" of the model (see `importance`), or by its "plain" size.
-        importance_tokens: tokens of the calibration on which the former is measured.
         learn_norm_steps: steps in which the norm before the head is fitted to what the quantized blocks leave;
             0 keeps it.
         learn_norm_rate: how far the first of these moves a weight, relative to their mean size.
@@ -46,8 +43,6 @@ class AwqOptions:
     learn_scale_rate: float = 0.001
     learn_tokens: int = 2048
     learn_from: Literal["quantized", "full"] = "quantized"
-    learn_metric: Literal["end", "plain"] = "end"
-    importance_tokens: int = 8192
     learn_norm_steps: int = 0
     learn_norm_rate: float = 0.02
 
@@ -69,8 +64,6 @@ class AwqOptions:
             or not 0 <= self.learn_scale_rate <= 0.01
             or self.learn_tokens < 1
             or self.learn_from not in ("quantized", "full")
-            or self.learn_metric not in ("end", "plain")
-            or self.importance_tokens < 1
             or self.learn_norm_steps < 0
             or not 0 < self.learn_norm_rate <= 1
         ):
@@ -79,8 +72,7 @@ class AwqOptions:
                 why=f"learn_steps {self.learn_steps} >= 0, learn_rate {self.learn_rate} above 0 and at most 1, "
                 f"learn_scale_rate {self.learn_scale_rate} from 0 to 0.01, "
                 f"learn_tokens {self.learn_tokens} >= 1, learn_from {self.learn_from!r} one of quantized, full, "
-                f"learn_metric {self.learn_metric!r} one of end, plain, "
-                f"importance_tokens {self.importance_tokens} >= 1, learn_norm_steps {self.learn_norm_steps} >= 0, "
+                f"learn_norm_steps {self.learn_norm_steps} >= 0, "
                 f"learn_norm_rate {self.learn_norm_rate} above 0 and at most 1",
             )
 

@@ -16,7 +16,6 @@ from awq_tvm.quantize.device import placed, taken_back
 from awq_tvm.quantize.final_norm import NormReport, learn_final_norm
 from awq_tvm.quantize.group_quantize import Rounding
 from awq_tvm.quantize.hidden_states import FULL, QUANTIZED
-from awq_tvm.quantize.importance import measure_importance
 from awq_tvm.quantize.journal import Journal
 from awq_tvm.quantize.options import AwqOptions
 from awq_tvm.quantize.sensitivity import measure_sensitivities
@@ -62,28 +61,6 @@ def bit_widths(
         )
         journal.record_widths(allocate(sensitivities, budget, symmetric=rounding.symmetric))
     return journal.widths or {}
-
-
-def keep_importance(
-    journal: Journal,
-    checkpoint: Checkpoint,
-    text: Calibration,
-    options: AwqOptions,
-    seed: int,
-    progress: ProgressCallback,
-) -> None:
-    """Put into the journal what of a change of each block's output counts, once."""
-    if not journal.has_importance:
-        samples = -(-options.importance_tokens // text.token_ids.shape[1])
-        matrices = measure_importance(
-            checkpoint,
-            placed(text.token_ids[:samples]),
-            placed(text.loss_mask[:samples]),
-            journal,
-            seed=seed,
-            progress=progress,
-        )
-        journal.record_importance((index, taken_back(matrix)) for index, matrix in matrices)
 
 
 def keep_final_norm(

@@ -36,7 +36,7 @@ from awq_tvm.quantize.inner_width import pad_inner_width, padding_note
 from awq_tvm.quantize.journal import Journal
 from awq_tvm.quantize.names import NetworkView, in_network_terms
 from awq_tvm.quantize.options import METHODS, AwqOptions
-from awq_tvm.quantize.preparation import bit_widths, calibration_text, keep_final_norm, keep_importance
+from awq_tvm.quantize.preparation import bit_widths, calibration_text, keep_final_norm
 from awq_tvm.quantize.report import QuantizeReport, warnings_about_experts
 from awq_tvm.quantize.report_request import request_report
 from awq_tvm.quantize.rounding_plan import RoundingPlan
@@ -163,8 +163,6 @@ def quantize_checkpoint(
                 widths = bit_widths(journal, checkpoint, text, rounding, budget, options, progress)
                 chosen = plan_of(widths, rounding)
                 plan = replace(chosen, exceptions={**chosen.exceptions, **vocabulary})
-            if text is not None and options.learn_steps and options.learn_metric == "end":
-                keep_importance(journal, checkpoint, text, options, seed, progress)
             reads_quantized = options.learn_norm_steps or (
                 options.learn_steps and options.learn_from == QUANTIZED
             )

@@ -162,7 +162,6 @@ def test_without_steps_nothing_is_learned(tmp_path):
             task.inputs[QUANTIZED],
             targets,
             task.loss_mask,
-            None,
             steps=0,
             rate=0.01,
             scale_rate=0.001,

@@ -19,7 +19,7 @@ from awq_tvm.quantize.torch_model import build_model, build_skeleton, empty, fil
 from tests.quantize.tiny_models import save_tiny_model, write_text
 
 QUICK = AwqOptions(scale_steps=4, search_tokens=64)
-LEARNED = AwqOptions(scale_steps=4, search_tokens=64, learn_steps=3, learn_tokens=64, importance_tokens=64)
+LEARNED = AwqOptions(scale_steps=4, search_tokens=64, learn_steps=3, learn_tokens=64)
 
 
 def _stored(folder, family, dtype):
