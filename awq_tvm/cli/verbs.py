@@ -27,6 +27,7 @@ VERBS = tuple(
         ("export", "export", "write a checkpoint in the format that another program loads"),
         ("generate", "generate", "generate one answer with a bundle"),
         ("chat", "chat", "talk with a bundle"),
+        ("serve", "serve", "serve a bundle over HTTP, as OpenAI's API"),
         ("eval", "eval_verb", "perplexity of a model or bundle on a text, and its distance from a reference"),
         ("bench", "bench", "speed and memory of a bundle on this machine"),
         ("inspect", "inspect_verb", "show what a checkpoint or a bundle holds"),

@@ -1,0 +1,154 @@
+"""From a parsed request to its tokens as they come, between the event loop and the scheduler's thread."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from awq_tvm.errors import UsageError
+from awq_tvm.runtime.engine import Engine
+from awq_tvm.serve.job import Failure, Job, Listener, Progress
+from awq_tvm.serve.requests import ChatRequest, CompletionRequest
+from awq_tvm.serve.worker import Worker
+
+Receive = Callable[[], Awaitable[object]]
+
+
+class ClientGoneError(Exception):
+    """The client closed its connection before its answers were there."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Gone:
+    pass
+
+
+class Answers:
+    """Makes jobs of requests.
+
+    Args:
+        engine: encodes prompts; its executor is the worker's.
+        worker: runs the jobs.
+        seconds: longest time a request may take.
+    """
+
+    def __init__(self, engine: Engine, worker: Worker, *, seconds: float) -> None:
+        self.engine, self._worker, self._seconds = engine, worker, seconds
+        self._template = threading.Lock()  # one process renders all conversations
+
+    def encode(self, request: CompletionRequest | ChatRequest) -> list[list[int]]:
+        """Tokens of each of the request's prompts. Takes time: call it in a thread.
+
+        Raises:
+            UsageError: a prompt that is empty, too long or not of this vocabulary.
+            UnsupportedError: a conversation, and the model has no chat template.
+        """
+        if isinstance(request, ChatRequest):
+            with self._template:
+                return [self.engine.encode([message.message() for message in request.messages])]
+        return [
+            self.engine.encode(prompt) if isinstance(prompt, str) else self._tokens(prompt)
+            for prompt in request.prompts()
+        ]
+
+    def start(
+        self, request: CompletionRequest | ChatRequest, prompts: Sequence[list[int]], receive: Receive
+    ) -> Running:
+        """Submit the request's jobs; in the event loop.
+
+        Raises:
+            UsageError: options out of range.
+            BusyError: too many requests are waiting.
+        """
+        running = Running(receive)
+        jobs = []
+        for number, prompt in enumerate(prompts):
+            writers = [
+                self.engine.start(prompt, request.options(answer)) for answer in range(request.answers)
+            ]
+            listener = running.listener(number * request.answers)
+            jobs.append(Job(prompt, writers, listener, seconds=self._seconds))
+        running.open = len(jobs) * request.answers
+        try:
+            for job in jobs:
+                self._worker.submit(job)
+                running.jobs.append(job)
+        except BaseException:
+            running.cancel()
+            raise
+        return running
+
+    def _tokens(self, prompt: list[int]) -> list[int]:
+        size = self.engine.vocab_size
+        if prompt and not (min(prompt) >= 0 and max(prompt) < size):
+            raise UsageError(
+                "A token is outside the vocabulary.",
+                where="prompt",
+                why=f"found tokens from {min(prompt)} to {max(prompt)}, legal is from 0 to {size - 1}",
+                fix="send tokens of this model",
+            )
+        return prompt
+
+
+class Running:
+    """The jobs of one request under way.
+
+    Args:
+        receive: of the connection; tells when the client is gone.
+
+    Attributes:
+        jobs: that were submitted.
+        open: answers that are not finished.
+    """
+
+    def __init__(self, receive: Receive) -> None:
+        self.jobs: list[Job] = []
+        self.open = 0
+        self._loop = asyncio.get_running_loop()
+        self._events: asyncio.Queue[tuple[int, Progress | Failure | _Gone]] = asyncio.Queue()
+        self._receive = receive
+
+    def listener(self, first: int) -> Listener:
+        """What a job tells its progress to; its answers are numbered from `first`."""
+
+        def listen(event: Progress | Failure) -> None:
+            number = first + event.answer if isinstance(event, Progress) else first
+            with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody listens
+                self._loop.call_soon_threadsafe(self._events.put_nowait, (number, event))
+
+        return listen
+
+    def cancel(self) -> None:
+        """Want nothing more."""
+        for job in self.jobs:
+            job.cancel()
+
+    async def events(self) -> AsyncIterator[tuple[int, Progress]]:
+        """Choice and progress, token by token, until every answer is finished; cancels what is left when it ends.
+
+        Raises:
+            AwqTvmError: why a job failed.
+            ClientGoneError: the connection was closed.
+        """
+        watch = asyncio.create_task(self._watch())
+        try:
+            while self.open:
+                number, event = await self._events.get()
+                if isinstance(event, Failure):
+                    raise event.error
+                if isinstance(event, _Gone):
+                    raise ClientGoneError
+                self.open -= event.finish_reason is not None
+                yield number, event
+        finally:
+            self.cancel()
+            watch.cancel()
+
+    async def _watch(self) -> None:
+        # The body has been read, so what comes next is the end of the connection.
+        await self._receive()
+        self.cancel()
+        self._events.put_nowait((0, _Gone()))
