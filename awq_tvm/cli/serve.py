@@ -42,10 +42,16 @@ def command(
     try:
         from awq_tvm.serve.server import ServerOptions, run_server
     except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] not in ("fastapi", "starlette", "uvicorn", "prometheus_client"):
+        if (error.name or "").split(".")[0] not in (
+            "fastapi",
+            "starlette",
+            "uvicorn",
+            "prometheus_client",
+            "llguidance",
+        ):
             raise
         raise UnsupportedError(
-            "Serving needs FastAPI, uvicorn and prometheus-client.",
+            "Serving needs FastAPI, uvicorn, prometheus-client and llguidance.",
             where=str(error.name),
             why="they are not installed",
             fix="`pip install 'awq-tvm[serve]'`",

@@ -219,6 +219,11 @@ class Engine:
             chat_template=template,
         )
 
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """Tokens that end an answer."""
+        return self._ends
+
     def close(self) -> None:
         """End what runs beside the engine."""
         if self._template is not None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 
 from awq_tvm.errors import UsageError
 from awq_tvm.runtime.engine import Engine
+from awq_tvm.serve.constraint import JsonConstraint, JsonGrammars
 from awq_tvm.serve.job import Failure, Job, Listener, Progress
 from awq_tvm.serve.requests import ChatRequest, CompletionRequest
 from awq_tvm.serve.worker import Worker
@@ -26,21 +27,45 @@ class _Gone:
     pass
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request's prompts as tokens, and what their answers must look like."""
+
+    prompts: list[list[int]]
+    constraint: JsonConstraint | None
+
+    def constraint_for_one(self) -> JsonConstraint | None:
+        """The constraint at its beginning, for one answer alone."""
+        return None if self.constraint is None else self.constraint.copy()
+
+
 class Answers:
     """Makes jobs of requests.
 
     Args:
         engine: encodes prompts; its executor is the worker's.
         worker: runs the jobs.
+        grammars: binds answers to JSON schemas.
         seconds: longest time a request may take.
     """
 
-    def __init__(self, engine: Engine, worker: Worker, *, seconds: float) -> None:
+    def __init__(self, engine: Engine, worker: Worker, grammars: JsonGrammars, *, seconds: float) -> None:
         self.engine, self._worker, self._seconds = engine, worker, seconds
+        self._grammars = grammars
         self._template = threading.Lock()  # one process renders all conversations
 
-    def encode(self, request: CompletionRequest | ChatRequest) -> list[list[int]]:
-        """Tokens of each of the request's prompts. Takes time: call it in a thread.
+    def prepare(self, request: CompletionRequest | ChatRequest) -> Prepared:
+        """What a request needs before it can start. Takes time: call it in a thread.
+
+        Raises:
+            UsageError: a prompt that is empty, too long or not of this vocabulary; a schema that is none.
+            UnsupportedError: a conversation, and the model has no chat template.
+        """
+        prompts, schema = self._encode(request), request.schema_wanted()
+        return Prepared(prompts, None if schema is None else self._grammars.constraint(schema))
+
+    def _encode(self, request: CompletionRequest | ChatRequest) -> list[list[int]]:
+        """Tokens of each of the request's prompts.
 
         Raises:
             UsageError: a prompt that is empty, too long or not of this vocabulary.
@@ -55,7 +80,7 @@ class Answers:
         ]
 
     def start(
-        self, request: CompletionRequest | ChatRequest, prompts: Sequence[list[int]], receive: Receive
+        self, request: CompletionRequest | ChatRequest, prepared: Prepared, receive: Receive
     ) -> Running:
         """Submit the request's jobs; in the event loop.
 
@@ -65,9 +90,10 @@ class Answers:
         """
         running = Running(receive)
         jobs = []
-        for number, prompt in enumerate(prompts):
+        for number, prompt in enumerate(prepared.prompts):
             writers = [
-                self.engine.start(prompt, request.options(answer)) for answer in range(request.answers)
+                self.engine.start(prompt, request.options(answer), prepared.constraint_for_one())
+                for answer in range(request.answers)
             ]
             listener = running.listener(number * request.answers)
             jobs.append(Job(prompt, writers, listener, seconds=self._seconds))

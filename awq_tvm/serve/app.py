@@ -7,10 +7,11 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
@@ -26,6 +27,13 @@ from awq_tvm.serve.requests import ChatRequest, CompletionRequest
 from awq_tvm.serve.scheduler import BusyError
 from awq_tvm.serve.worker import Worker
 
+# The page loads nothing from elsewhere, and no other page may frame it.
+_PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
 CLIENT_CLOSED_REQUEST = 499  # nobody reads this answer; it is what the log and the metrics call it
 Parsed = TypeVar("Parsed", CompletionRequest, ChatRequest)
 
@@ -49,6 +57,7 @@ def make_app(answers: Answers, worker: Worker, options: AppOptions) -> FastAPI:
     """The application."""
     app = FastAPI(title="awq_tvm", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
     service = _Service(answers, worker, options)
+    app.add_api_route("/", service.page, methods=["GET"])
     app.add_api_route("/health", service.health, methods=["GET"])
     app.add_api_route("/metrics", service.show_metrics, methods=["GET"])
     app.add_api_route("/v1/models", service.models, methods=["GET"])
@@ -67,7 +76,11 @@ class _Service:
         self._answers, self._worker, self._options = answers, worker, options
         self._keys = [key.encode() for key in options.keys]
         self._metrics = Metrics(worker.scheduler)
+        self._page = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
         self._created = int(time.time())
+
+    async def page(self) -> Response:
+        return HTMLResponse(self._page, headers=_PAGE_HEADERS)
 
     async def health(self) -> Response:
         failure = self._worker.failure
@@ -101,9 +114,10 @@ class _Service:
     ) -> Response:
         begin = time.perf_counter()
         chat = isinstance(asked, ChatRequest)
-        prompts = await run_in_threadpool(self._answers.encode, asked)
+        prepared = await run_in_threadpool(self._answers.prepare, asked)
+        prompts = prepared.prompts
         read = sum(map(len, prompts))
-        running = self._answers.start(asked, prompts, request.receive)
+        running = self._answers.start(asked, prepared, request.receive)
         reply = Reply(self._options.model, self._answers.engine.tokenizer, chat=chat, logprobs=logprobs)
         events = self._metrics.watch(running.events(), begin)
         count = len(prompts) * asked.answers

@@ -27,6 +27,22 @@ class StreamOptions(_Closed):
     include_obfuscation: bool = False
 
 
+class JsonSchema(_Closed):
+    """A JSON schema under a name, which says nothing of the answer."""
+
+    name: str | None = None
+    description: str | None = None
+    form: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None  # answers always keep to it
+
+
+class ResponseFormat(_Closed):
+    """What answers look like."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
 class _Common(_Closed):
     """Fields of both kinds of requests. Ranges that `SamplingOptions` checks are not repeated here."""
 
@@ -45,6 +61,7 @@ class _Common(_Closed):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     logit_bias: dict[str, float] | None = None
+    response_format: ResponseFormat | None = None
     # These say nothing of the answer.
     user: str | None = None
     metadata: Any = None
@@ -71,6 +88,23 @@ class _Common(_Closed):
             stop=stop,
             **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]
         )
+
+    def schema_wanted(self) -> dict[str, Any] | None:
+        """The JSON schema that answers must keep to; None where they may be any text.
+
+        Raises:
+            UsageError: a schema is announced and not given, or given and not announced.
+        """
+        wanted = self.response_format
+        if wanted is None or (wanted.type == "text" and wanted.json_schema is None):
+            return None
+        if (wanted.type == "json_schema") != (wanted.json_schema is not None):
+            raise UsageError(
+                "A response_format of type json_schema has a field json_schema, and no other has.",
+                where="response_format",
+                fix="correct the request",
+            )
+        return {"type": "object"} if wanted.json_schema is None else wanted.json_schema.form
 
     @property
     def answers(self) -> int:
@@ -136,12 +170,6 @@ class ChatMessage(_Closed):
         return Message("system" if self.role == "developer" else self.role, text)
 
 
-class ResponseFormat(_Closed):
-    """What answers look like: text is the only form so far."""
-
-    type: Literal["text"]
-
-
 class ChatRequest(_Common):
     """`POST /v1/chat/completions`."""
 
@@ -149,7 +177,6 @@ class ChatRequest(_Common):
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
-    response_format: ResponseFormat | None = None
 
     def options(self, answer: int) -> SamplingOptions:
         """How one of the answers is drawn."""

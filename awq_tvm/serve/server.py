@@ -14,6 +14,7 @@ from awq_tvm.runtime.engine import Engine
 from awq_tvm.runtime.executor import Executor
 from awq_tvm.serve.answers import Answers
 from awq_tvm.serve.app import AppOptions, make_app
+from awq_tvm.serve.constraint import JsonGrammars
 from awq_tvm.serve.scheduler import Scheduler, SchedulerLimits
 from awq_tvm.serve.worker import Worker
 
@@ -78,7 +79,10 @@ def run_server(bundle: Path, options: ServerOptions, ready: Callable[[str, str],
         if not isinstance(engine.executor, Executor):
             raise TypeError("a bundle is run by another executor")
         with Worker(Scheduler(engine.executor, options.limits)) as worker:
-            answers = Answers(engine, worker, seconds=options.request_seconds)
+            # Verified with the rest when the engine was loaded.
+            tokenizer = (bundle / "tokenizer.json").read_bytes()
+            grammars = JsonGrammars(tokenizer, engine.vocab_size, min(engine.end_tokens, default=None))
+            answers = Answers(engine, worker, grammars, seconds=options.request_seconds)
             name = options.model_name or bundle.resolve().name
             app = make_app(answers, worker, AppOptions(model=name, keys=keys))
             host, port = listener.getsockname()[:2]

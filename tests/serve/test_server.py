@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 import urllib.error
@@ -22,6 +23,7 @@ from .conftest import MODEL, Server, eventually, running
 openai = pytest.importorskip("openai", reason="OpenAI's client is not installed")
 pytest.importorskip("fastapi", reason="the extra [serve] is not installed")
 pytest.importorskip("uvicorn", reason="the extra [serve] is not installed")
+pytest.importorskip("llguidance", reason="the extra [serve] is not installed")
 pytest.importorskip("prometheus_client", reason="the extra [serve] is not installed")
 
 TALK = [{"role": "user", "content": "Once upon"}]
@@ -179,6 +181,68 @@ def test_disconnects_leave_no_page(client: Any, server: Server) -> None:
     assert written < 0.5 * (30 * 2 * 100 + 10 * 8 * 100)  # what nobody waited for was not written
 
 
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"enum": ["Lily", "Tom"]},
+        "ages": {"type": "array", "items": {"enum": [1, 22]}, "minItems": 1, "maxItems": 2},
+        "old": {"type": "boolean"},
+    },
+    "required": ["name", "ages", "old"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("temperature", [0, 2])
+def test_answers_keep_to_a_json_schema(client: Any, server: Server, temperature: float) -> None:
+    """A random model, which left alone writes no JSON."""
+    wanted = {"type": "json_schema", "json_schema": {"name": "person", "schema": SCHEMA, "strict": True}}
+    request = {
+        "model": MODEL,
+        "messages": TALK,
+        "max_tokens": 120,
+        "temperature": temperature,
+        "seed": 1,
+        "n": 3,
+    }
+    free = client.chat.completions.create(**request)
+    assert not any(choice.message.content.startswith("{") for choice in free.choices)
+    found = client.chat.completions.create(**request, response_format=wanted)
+    for choice in found.choices:
+        person = json.loads(choice.message.content)
+        assert choice.finish_reason == "stop"
+        assert person["name"] in ("Lily", "Tom")
+        assert 1 <= len(person["ages"]) <= 2
+        assert set(person["ages"]) <= {1, 22}
+        assert isinstance(person["old"], bool)
+        assert len(person) == 3
+    texts = ["", "", ""]
+    for chunk in client.chat.completions.create(**request, response_format=wanted, stream=True):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.delta.content or ""
+    assert texts == [choice.message.content for choice in found.choices]
+    eventually(lambda: _all_free(server))
+
+
+def test_any_json_object(client: Any) -> None:
+    found = client.chat.completions.create(
+        model=MODEL, messages=TALK, max_tokens=60, temperature=0, response_format={"type": "json_object"}
+    )
+    assert found.choices[0].message.content.startswith("{")
+
+
+def test_the_page_loads_nothing_from_elsewhere(server: Server) -> None:
+    with urllib.request.urlopen(server.url) as answer:
+        page = answer.read().decode()
+        assert answer.headers["Content-Type"].startswith("text/html")
+        assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+    assert "v1/chat/completions" in page
+    assert "//" not in page
+    assert "src=" not in page
+    assert "<link" not in page
+    assert "innerHTML" not in page
+
+
 def test_health_and_metrics(client: Any, server: Server) -> None:
     client.completions.create(model=MODEL, prompt="Once", max_tokens=2)
     with urllib.request.urlopen(f"{server.url}/health") as answer:
@@ -238,7 +302,11 @@ HARD_TALK = [
     (CHAT + b'"top_logprobs":2}', 400),
     (CHAT + b'"logprobs":true,"top_logprobs":21}', 400),
     (CHAT + b'"tools":[{"type":"function"}]}', 400),
-    (CHAT + b'"response_format":{"type":"json_object"}}', 400),
+    (CHAT + b'"response_format":{"type":"xml"}}', 400),
+    (CHAT + b'"response_format":{"type":"json_schema"}}', 400),
+    (CHAT + b'"response_format":{"type":"json_object","json_schema":{"schema":{}}}}', 400),
+    (CHAT + b'"response_format":{"type":"json_schema","json_schema":{"schema":{"type":"wizard"}}}}', 400),
+    (CHAT + b'"response_format":{"type":"json_schema","json_schema":{"schema":{"$ref":"http://x/y"}}}}', 400),
 ]
 
 
