@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,8 +17,8 @@ from awq_tvm.compile.vocabulary import round_vocabulary
 from awq_tvm.quantize.quantize import quantize_checkpoint
 from awq_tvm.quantize.torch_model import build_model
 from tests.emulate.test_bundles import TOLERANCE, needs_this_machine, target_of
-from tests.support import tiny_decoder as tiny
 from tests.support.emulated_bundle import Part, run_in_emulator
+from tests.support.tiny_decoder import Array
 
 pytestmark = [*needs_this_machine, pytest.mark.slow]
 
@@ -47,6 +48,27 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def logits(model: torch.nn.Module, ids: list[int]) -> Array:
+    """After every token, [len(ids), V], in float32."""
+    with torch.no_grad():
+        rows: Array = model(torch.tensor([ids])).logits[0].float().numpy()
+    return rows
+
+
+def logits_in_float16(model: torch.nn.Module, ids: list[int]) -> Array:
+    """The same with what every module returns rounded to float16, as bundles for GPUs have it."""
+
+    def rounded(_: torch.nn.Module, __: Any, output: Any) -> Any:
+        return output.half().float() if torch.is_tensor(output) else output
+
+    hooks = [m.register_forward_hook(rounded) for m in model.modules() if not list(m.children())]
+    try:
+        return logits(model, ids)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 @pytest.mark.parametrize("kind", ["cuda", "metal"])
 def test_every_kernel_of_smollm2_agrees_with_pytorch(kind: str, quantized: Path, tmp_path: Path) -> None:
     if kind == "cuda" and shutil.which("nvcc") is None:
@@ -57,9 +79,12 @@ def test_every_kernel_of_smollm2_agrees_with_pytorch(kind: str, quantized: Path,
     model = build_model(round_vocabulary(open_checkpoint(str(quantized)), VOCABULARY_BITS))
     vocabulary = model.config.vocab_size
     found = run_in_emulator(bundle, tmp_path, parts=PARTS[kind], greedy=GREEDY, vocabulary=vocabulary)
-    with torch.no_grad():
-        expected = model(torch.tensor([found.ids])).logits[0].float().numpy()[found.rows]
-    assert tiny.relative_error(found.logits, expected) < TOLERANCE
+    expected, rounded = logits(model, found.ids)[found.rows], logits_in_float16(model, found.ids)[found.rows]
+    # Some random tokens put the model where any rounding grows: PyTorch, rounded, says which, and how far.
+    by_rounding = np.abs(rounded - expected).max(1)
+    bound = np.maximum(TOLERANCE * np.abs(expected).max(), 2 * by_rounding)
+    assert (np.abs(found.logits - expected).max(1) < bound).all()
+    assert np.median(by_rounding) < TOLERANCE * np.abs(expected).max()
     assert found.ids[-GREEDY:] == expected.argmax(1)[-GREEDY - 1 : -1].tolist()
     assert np.abs(expected).max() > 1
     (source,) = bundle.glob("kernels.[cm][ue]*")
