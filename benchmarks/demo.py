@@ -63,7 +63,7 @@ def stages() -> tuple[Stage, ...]:
         return Stage(name, arguments, reads=(TEXT, *reads), figures=True)
 
     return (
-        Stage("quantize", ("quantize", "demo", "-o", str(QUANTIZED)), writes=QUANTIZED),
+        Stage("quantize", ("quantize", "demo", "--method", "awq", "-o", str(QUANTIZED)), writes=QUANTIZED),
         Stage("compile", ("compile", str(QUANTIZED), "-o", str(BUNDLE)), reads=(QUANTIZED,), writes=BUNDLE),
         Stage(
             "generate",

@@ -106,5 +106,6 @@ def _quantized(model: str, out: Path, display: ProgressDisplay) -> tuple[str, st
     say(f"{model} is not quantized: quantizing it first, awq with 4 bits, into {made}")
     from awq_tvm.quantize.quantize import quantize_checkpoint
 
-    quantize_checkpoint(model, made, resume=True, progress=display.update)
+    # Rounding is not learned here: who compiles waits, and `quantize` is there for the best weights.
+    quantize_checkpoint(model, made, method="awq", resume=True, progress=display.update)
     return str(made), str(made)

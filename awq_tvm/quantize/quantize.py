@@ -52,7 +52,7 @@ def quantize_checkpoint(
     model: str,
     out: Path,
     *,
-    method: Literal["awq", "awq+", "rtn"] = "awq",
+    method: Literal["awq+", "awq", "rtn"] = "awq+",
     bits: int | str = 4,
     group_size: str | int = "auto",
     symmetric: bool = False,
@@ -76,8 +76,8 @@ def quantize_checkpoint(
     Args:
         model: what `open_checkpoint` takes.
         out: the folder to make; it must not be there.
-        method: "awq"; "awq+", which goes on to learn the rounding of every block; or "rtn" for rounding to
-            nearest, which needs no calibration.
+        method: "awq+"; "awq", which is ten times as fast and does not learn the rounding of the blocks; or "rtn"
+            for rounding to nearest, which needs no calibration.
         bits: 2 to 8; or "auto:3.5" for widths of 2, 3, 4 and 8 that differ by linear and take at most 3.5 bits a
             weight on average, scales and zero points included. Asymmetric 4 bits are written as AutoAWQ "gemm",
             all else as compressed-tensors.

@@ -121,10 +121,7 @@ def _run(folder: Path, name: str, **arguments):
     return quantize_checkpoint(
         str(folder / "model"),
         folder / name,
-        calibration=str(text),
-        samples=4,
-        sequence_length=48,
-        **arguments,
+        **{"method": "awq", "calibration": str(text), "samples": 4, "sequence_length": 48, **arguments},
     )
 
 
@@ -213,7 +210,13 @@ def test_three_bits_are_better_spent_unevenly_in_a_trained_model(tmp_path):
     original = build_model(first)
     original.save_pretrained(tmp_path / "model")
     (tmp_path / "model" / "tokenizer.json").write_bytes(demo.side_files["tokenizer.json"])
-    settings = {"calibration": "topics", "samples": 8, "sequence_length": 256, "group_size": 64}
+    settings = {
+        "method": "awq",
+        "calibration": "topics",
+        "samples": 8,
+        "sequence_length": 256,
+        "group_size": 64,
+    }
     quantize_checkpoint(str(tmp_path / "model"), tmp_path / "uniform", bits=3, **settings)
     budget = _stored_bits(tmp_path / "uniform")
     quantize_checkpoint(str(tmp_path / "model"), tmp_path / "auto", bits=f"auto:{budget}", **settings)

@@ -225,6 +225,7 @@ def test_nothing_is_said_where_every_expert_had_enough(tmp_path):
     report = quantize_checkpoint(
         str(tmp_path / "model"),
         tmp_path / "q",
+        method="awq",
         calibration=str(write_text(tmp_path / "text.txt")),
         samples=2,
         sequence_length=64,

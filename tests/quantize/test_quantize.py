@@ -24,7 +24,7 @@ from awq_tvm.quantize.report import QuantizeReport
 from awq_tvm.quantize.torch_model import build_model
 from tests.quantize.tiny_models import FAMILIES, save_tiny_model, write_text
 
-SMALL = {"samples": 3, "sequence_length": 32}
+SMALL = {"method": "awq", "samples": 3, "sequence_length": 32}
 
 
 def _hashes(folder: Path) -> dict[str, str]:
@@ -221,7 +221,8 @@ def progress(event):
     if event.stage == "block" and event.done == after:
         os.kill(os.getpid(), signal.SIGKILL)
 
-quantize_checkpoint(str(folder / "model"), folder / "q", calibration=str(folder / "text.txt"), samples=3,
+quantize_checkpoint(str(folder / "model"), folder / "q", method="awq",
+                    calibration=str(folder / "text.txt"), samples=3,
                     sequence_length=32, resume="resume" in sys.argv, progress=progress)
 """
 

@@ -104,6 +104,7 @@ def test_widths_chosen_by_budget(tmp_path, symmetric):
     quantize_checkpoint(
         str(tmp_path / "model"),
         tmp_path / "q",
+        method="awq",
         bits="auto:3.6",
         symmetric=symmetric,
         calibration=str(write_text(tmp_path / "text.txt")),

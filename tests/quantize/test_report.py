@@ -32,6 +32,7 @@ def _run(folder: Path, model: str = "model", **arguments) -> QuantizeReport:
         write_text(folder / "text.txt")
         (folder / "score.txt").write_text((folder / "text.txt").read_text()[::-1][:300])
     settings = {
+        "method": "awq",
         "calibration": str(folder / "text.txt"),
         "samples": 3,
         "sequence_length": 32,

@@ -52,7 +52,14 @@ def _stored(folder, family, dtype):
 def test_the_same_values_in_16_bits_give_the_same_files(tmp_path, family, dtype, changes):
     _stored(tmp_path, family, dtype)
     text = write_text(tmp_path / "text.txt")
-    settings = {"calibration": str(text), "samples": 3, "sequence_length": 32, "group_size": 32, **changes}
+    settings = {
+        "method": "awq",
+        "calibration": str(text),
+        "samples": 3,
+        "sequence_length": 32,
+        "group_size": 32,
+        **changes,
+    }
     for name in ("model", "wide"):
         quantize_checkpoint(str(tmp_path / name), tmp_path / f"q-{name}", **settings)
     found, wanted = (load_file(tmp_path / f"q-{name}" / "model.safetensors") for name in ("model", "wide"))
