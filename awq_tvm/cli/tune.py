@@ -52,7 +52,7 @@ def command(
     """Find the fastest tiles of a model's kernels on this machine, for `compile` to use; `tune db` keeps them."""
     from awq_tvm.compile.tuning.limits import limits_of_this_machine
     from awq_tvm.compile.tuning.local import LocalMeasurer
-    from awq_tvm.compile.tuning.places import file_of, shipped_folder, user_folder
+    from awq_tvm.compile.tuning.places import file_of, user_folder, usual_files
     from awq_tvm.compile.tuning.record_file import append_record, read_records, record_files
     from awq_tvm.compile.tuning.shapes import are_shapes, model_wanted, shapes_wanted
     from awq_tvm.compile.tuning.tuner import tune
@@ -65,8 +65,8 @@ def command(
             wanted = shapes_wanted(what, chip, bits=bits, group_size=group_size, activations=activations)
         else:
             wanted = model_wanted(what, chip, activations=activations, vocabulary_bits=vocabulary_bits)
-        places = [path for place in (shipped_folder(), user_folder(), file) for path in record_files(place)]
-        known = () if again else read_records(dict.fromkeys(places)).by_key().keys()
+        files = dict.fromkeys((*usual_files(), *record_files(file)))
+        known = () if again else read_records(files).by_key().keys()
         problems = [one.problem for one in wanted if one.problem is not None]
         todo = any(problem.key(part) not in known for problem in problems for part in problem.parts)
         say("note: measure on a quiet machine; what else runs here makes the choice less sure")

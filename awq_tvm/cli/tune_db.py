@@ -225,12 +225,12 @@ def coverage(
 
 
 def _read(places: list[Path] | None) -> Records:
-    from awq_tvm.compile.tuning.places import shipped_folder, user_folder
-    from awq_tvm.compile.tuning.record_file import existing, read_records, record_files
+    from awq_tvm.compile.tuning.places import usual_files
+    from awq_tvm.compile.tuning.record_file import existing, read_records
 
     if places:
         return read_records(path for place in places for path in existing(place))
-    return read_records(path for place in (shipped_folder(), user_folder()) for path in record_files(place))
+    return read_records(usual_files())
 
 
 def _fingerprint(target: str) -> str:

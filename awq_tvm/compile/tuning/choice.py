@@ -8,10 +8,10 @@ from math import log2
 from pathlib import Path
 from typing import Any, Literal
 
-from awq_tvm.compile.tuning.places import shipped_folder, user_folder
+from awq_tvm.compile.tuning.places import usual_files
 from awq_tvm.compile.tuning.problem import Problem, plain
 from awq_tvm.compile.tuning.record import KernelKey, TunedRecord, name_of_rows
-from awq_tvm.compile.tuning.record_file import BadLine, existing, read_records, record_files
+from awq_tvm.compile.tuning.record_file import BadLine, existing, read_records
 from awq_tvm.errors import UnsupportedError
 from awq_tvm.schedules.config_fields import from_fields
 from awq_tvm.schedules.rule import Choice, DenseRule, MatmulRule, Part, versions
@@ -121,8 +121,7 @@ def recorded_choice(
         UsageError: there are no records in one of the places.
         ResourceError: a file cannot be read.
     """
-    files = [path for place in (shipped_folder(), user_folder()) for path in record_files(place)]
-    files += [path for place in places for path in existing(place)]
-    found = read_records(dict.fromkeys(files))
+    more = (path for place in places for path in existing(place))
+    found = read_records(dict.fromkeys((*usual_files(), *more)))
     mine = (record for record in found.by_key().values() if record.key.target == target.fingerprint)
     return RecordedChoice(mine), found.bad

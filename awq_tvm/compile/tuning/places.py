@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import awq_tvm.schedules
-from awq_tvm.compile.tuning.record_file import SUFFIX
+from awq_tvm.compile.tuning.record_file import SUFFIX, record_files
 
 
 def shipped_folder() -> Path:
@@ -20,6 +20,11 @@ def user_folder() -> Path:
     if not base.is_absolute():
         base = Path.home() / ".local" / "share"
     return base / "awq_tvm" / "tuned"
+
+
+def usual_files() -> list[Path]:
+    """The files of both folders."""
+    return [path for place in (shipped_folder(), user_folder()) for path in record_files(place)]
 
 
 def file_of(folder: Path, fingerprint: str) -> Path:
