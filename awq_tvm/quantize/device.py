@@ -29,13 +29,13 @@ def find_device(name: str) -> torch.device:
     """
     if name == AUTO:
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    kind, _, number = name.partition(":")
-    if name != "cpu" and (kind != "cuda" or name == "cuda:" or (number and not number.isdecimal())):
+    if name == "cpu":
+        return torch.device("cpu")
+    kind, colon, number = name.partition(":")
+    if kind != "cuda" or bool(colon) != number.isdecimal():
         raise UsageError(
             f"There is no device {name[:80]!r}", where="--device", why="legal are auto, cpu, cuda and cuda:N"
         )
-    if name == "cpu":
-        return torch.device("cpu")
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if int(number or 0) >= found:
         raise ResourceError(
