@@ -18,7 +18,7 @@ from awq_tvm.quantize.quantize import quantize_checkpoint
 from awq_tvm.quantize.torch_model import build_model
 from tests.emulate.test_bundles import TOLERANCE, needs_this_machine, target_of
 from tests.support.emulated_bundle import Part, run_in_emulator
-from tests.support.tiny_decoder import Array
+from tests.support.tiny_decoder import Array, torch_logits
 
 pytestmark = [*needs_this_machine, pytest.mark.slow]
 
@@ -48,13 +48,6 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def logits(model: torch.nn.Module, ids: list[int]) -> Array:
-    """After every token, [len(ids), V], in float32."""
-    with torch.no_grad():
-        rows: Array = model(torch.tensor([ids])).logits[0].float().numpy()
-    return rows
-
-
 def logits_in_float16(model: torch.nn.Module, ids: list[int]) -> Array:
     """The same with what every module returns rounded to float16, as bundles for GPUs have it."""
 
@@ -63,7 +56,7 @@ def logits_in_float16(model: torch.nn.Module, ids: list[int]) -> Array:
 
     hooks = [m.register_forward_hook(rounded) for m in model.modules() if not list(m.children())]
     try:
-        return logits(model, ids)
+        return torch_logits(model, ids)
     finally:
         for hook in hooks:
             hook.remove()
@@ -79,7 +72,7 @@ def test_every_kernel_of_smollm2_agrees_with_pytorch(kind: str, quantized: Path,
     model = build_model(round_vocabulary(open_checkpoint(str(quantized)), VOCABULARY_BITS))
     vocabulary = model.config.vocab_size
     found = run_in_emulator(bundle, tmp_path, parts=PARTS[kind], greedy=GREEDY, vocabulary=vocabulary)
-    expected, rounded = logits(model, found.ids)[found.rows], logits_in_float16(model, found.ids)[found.rows]
+    expected, rounded = (of(model, found.ids)[found.rows] for of in (torch_logits, logits_in_float16))
     # Some random tokens put the model where any rounding grows: PyTorch, rounded, says which, and how far.
     by_rounding = np.abs(rounded - expected).max(1)
     bound = np.maximum(TOLERANCE * np.abs(expected).max(), 2 * by_rounding)

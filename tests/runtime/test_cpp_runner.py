@@ -6,7 +6,6 @@ import hashlib
 import platform
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from awq_tvm.runtime.engine import Engine
 from awq_tvm.runtime.sampler import SamplingOptions
 from tests.support import native_runner as native
 from tests.support import tiny_decoder as tiny
+from tests.support.demo_bundle import make_demo_bundle
 
 pytestmark = native.needs_cmake
 LENGTHS = (1, 7, 60, tiny.CONTEXT - 10)
@@ -55,20 +55,7 @@ def spoiled(bundle: Path, tmp_path: Path, runner: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SmolLM2-135M, rounded to 4 bits and compiled for this machine."""
-    folder = tmp_path_factory.mktemp("demo")
-    steps = (
-        ("quantize", "demo", "-o", folder / "quantized", "--method", "rtn"),
-        ("compile", folder / "quantized", "-o", folder / "bundle"),
-    )
-    for step in steps:
-        done = subprocess.run(
-            [sys.executable, "-m", "awq_tvm", *map(str, step)], capture_output=True, text=True, check=False
-        )
-        if "cannot be fetched" in done.stderr:
-            pytest.skip("the demo model is not there and cannot be fetched")
-        assert done.returncode == 0, done.stderr
-    return folder / "bundle"
+    return make_demo_bundle(tmp_path_factory.mktemp("demo"))
 
 
 @pytest.fixture(scope="module")

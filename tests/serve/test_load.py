@@ -12,11 +12,10 @@ from typing import Any
 
 import pytest
 
-from awq_tvm.errors import AwqTvmError
 from awq_tvm.memory import memory_of
 from awq_tvm.runtime.engine import Engine
 from awq_tvm.runtime.sampler import SamplingOptions
-from tests.cli.conftest import awq_tvm
+from tests.support.demo_bundle import make_demo_bundle
 
 from .conftest import MODEL, Server, eventually, running
 
@@ -35,20 +34,7 @@ PROMPTS = [f"The {FIRST[n % 16]} and the {FIRST[(3 * n + n // 16 + 1) % 16]} of"
 
 @pytest.fixture(scope="module")
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from awq_tvm.checkpoint import open_checkpoint
-
-    try:
-        open_checkpoint("demo")
-    except AwqTvmError as error:
-        pytest.skip(f"the model cannot be had: {error.what}")
-    folder = tmp_path_factory.mktemp("smollm2")
-    for command in (
-        ("quantize", "demo", "-o", folder / "quantized", "--method", "rtn"),
-        ("compile", folder / "quantized", "-o", folder / "bundle"),
-    ):
-        done = awq_tvm(*command, timeout=1500)
-        assert done.returncode == 0, done.stderr
-    return folder / "bundle"
+    return make_demo_bundle(tmp_path_factory.mktemp("smollm2"))
 
 
 @pytest.fixture(scope="module")
