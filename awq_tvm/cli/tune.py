@@ -95,6 +95,8 @@ def command(
         )
     else:
         _print(report, file, untuned)
+    if report.lost is not None:
+        raise report.lost
     if report.interrupted:
         raise KeyboardInterrupt
 

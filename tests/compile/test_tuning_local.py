@@ -83,23 +83,21 @@ def test_a_candidate_that_hangs_is_ended_when_its_time_is_up(measurer: LocalMeas
     assert outcome.kind == "slow"
     assert LIMIT <= time.monotonic() - start < LIMIT + 30
     assert is_alive(measurer)
-    worker = measurer._worker
-    assert worker is not None
-    assert children(worker.pid) == []
+    pid = measurer._worker.pid
+    assert pid is not None
+    assert children(pid) == []
 
 
 def test_a_worker_that_is_lost_is_started_again_and_none_is_left() -> None:
     with LocalMeasurer(detect(), limit=LIMIT, modules=("tests.support.faulty_rules",)) as measurer:
         assert is_alive(measurer)
-        lost = measurer._worker
+        lost = measurer._worker.pid
         assert lost is not None
-        os.kill(lost.pid, signal.SIGKILL)
-        lost.wait()
-        assert is_alive(measurer)
-        second = measurer._worker
-        assert second is not None
-        assert second.pid != lost.pid
-    assert second.poll() is not None
+        os.kill(lost, signal.SIGKILL)
+        assert is_alive(measurer) or is_alive(measurer)  # the first may have been asked while it died
+        second = measurer._worker.pid
+        assert second not in (None, lost)
+    assert not Path(f"/proc/{second}").exists()
 
 
 def test_a_worker_that_cannot_start_says_why() -> None:

@@ -17,6 +17,7 @@ from awq_tvm.compile.tuning.problem import Problem
 from awq_tvm.compile.tuning.record import KernelKey, TunedRecord, parse_line
 from awq_tvm.compile.tuning.search import search_part
 from awq_tvm.compile.tuning.tuner import roof_microseconds, tune
+from awq_tvm.errors import TargetError
 from awq_tvm.progress import ProgressEvent
 from awq_tvm.schedules.config_fields import from_fields, to_fields
 from awq_tvm.schedules.spec import DenseSpec, MatmulSpec
@@ -50,6 +51,10 @@ class Known:
     name: Literal["local"] = "local"
     threads: int = 1
     machine: str = "known"
+    busy: float | None = None
+
+    def load(self) -> float | None:
+        return self.busy
 
     def measure(self, trial: Trial) -> Outcome:
         self.trials.append(trial)
@@ -210,6 +215,29 @@ def test_an_interrupt_keeps_what_was_found() -> None:
     assert report.interrupted
     assert [record.key.rows for record in saved] == ["1"]
     assert report.left == len(problem.parts) - 1
+
+
+def test_a_machine_that_is_lost_ends_it_and_keeps_what_was_found() -> None:
+    problem = problem_of()
+    saved: list[TunedRecord] = []
+
+    def fails(fields: dict[str, Any]) -> None:
+        if "few_rows" in fields:
+            raise TargetError("the device is gone")
+
+    report = tune([problem], Known(towards(1, 0), fails=fails), saved.append, trials=5)
+    assert report.lost is not None
+    assert report.lost.what == "the device is gone"
+    assert not report.interrupted
+    assert [record.key.rows for record in saved] == ["1"]
+    assert report.left == len(problem.parts) - 1
+
+
+def test_the_load_of_the_machine_that_measured_is_in_the_record() -> None:
+    for busy in (None, 2.5):
+        saved: list[TunedRecord] = []
+        tune([problem_of()], Known(lambda fields: 10.0, busy=busy), saved.append, trials=2)
+        assert {record.measured.load for record in saved} == {busy}
 
 
 def test_the_roof_is_of_memory_for_one_row_and_of_products_for_many() -> None:

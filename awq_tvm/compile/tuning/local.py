@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
-import select
-import signal
-import subprocess
-import sys
-import tempfile
-import time
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Literal
 
 from awq_tvm.compile.tuning.measurement import Failed, Outcome, Trial, outcome_from_json
+from awq_tvm.compile.tuning.worker_process import WorkerProcess
 from awq_tvm.errors import TargetError, UsageError
 from awq_tvm.targets import Target, detect, missing_features
 
@@ -65,9 +59,8 @@ class LocalMeasurer:
                 why=f"there are {here.cores} cores",
             )
         self.threads, self.limit, self.machine = threads, limit, processor_name()
-        self._modules = tuple(modules)
-        self._worker: subprocess.Popen[bytes] | None = None
-        self._talk = tempfile.TemporaryFile()  # noqa: SIM115 - as long-lived as this object
+        arguments = (str(limit), str(threads), *modules)
+        self._worker = WorkerProcess("awq_tvm.compile.tuning.worker", arguments, threads=threads)
 
     def __enter__(self) -> LocalMeasurer:
         return self
@@ -75,79 +68,20 @@ class LocalMeasurer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stop()
-        self._talk.close()
+        self._worker.stop()
+
+    def load(self) -> float:
+        """See ``Measurer.load``."""
+        return max(0.0, os.getloadavg()[0] - self.threads)
 
     def measure(self, trial: Trial) -> Outcome:
         """See ``Measurer.measure``."""
-        worker = self._running()
-        assert worker.stdin is not None
+        answer = self._worker.ask(trial.to_json(), self.limit + _GRACE_S)
         try:
-            worker.stdin.write(trial.to_json().encode() + b"\n")
-            worker.stdin.flush()
-            answer = self._answer(worker)
-        except BrokenPipeError:
-            answer = b""
-        except BaseException:
-            self._stop()  # what it answers now would be taken for the answer to the next trial
-            raise
-        try:
-            return outcome_from_json(answer.decode())
+            return outcome_from_json(answer)
         except ValueError:
-            self._stop()
-            return Failed("died", f"the worker was lost: {self._last_words()}")
-
-    def _running(self) -> subprocess.Popen[bytes]:
-        if self._worker is None or self._worker.poll() is not None:
-            self._stop()
-            self._worker = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "awq_tvm.compile.tuning.worker",
-                    str(self.limit),
-                    str(self.threads),
-                    *self._modules,
-                ],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._talk,
-                env=_environment(self.threads),
-                # ^C is for the parent, which keeps what was found.
-                start_new_session=True,
-            )
-        return self._worker
-
-    def _answer(self, worker: subprocess.Popen[bytes]) -> bytes:
-        """A line, or what there is of one when the worker ends or takes much longer than a trial may."""
-        assert worker.stdout is not None
-        descriptor, content = worker.stdout.fileno(), b""
-        deadline = time.monotonic() + self.limit + _GRACE_S
-        while not content.endswith(b"\n"):
-            ready, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
-            part = os.read(descriptor, 1 << 16) if ready else b""
-            if not part:
-                break
-            content += part
-        return content
-
-    def _stop(self) -> None:
-        worker, self._worker = self._worker, None
-        if worker is None:
-            return
-        with suppress(ProcessLookupError):
-            os.killpg(worker.pid, signal.SIGKILL)
-        worker.wait()
-        for pipe in (worker.stdin, worker.stdout):
-            if pipe is not None:
-                with suppress(BrokenPipeError):
-                    pipe.close()
-
-    def _last_words(self) -> str:
-        size = self._talk.seek(0, os.SEEK_END)
-        self._talk.seek(max(0, size - 400))
-        lines = self._talk.read().decode(errors="replace").strip().splitlines()
-        return lines[-1] if lines else "it said nothing"
+            self._worker.end()
+            return Failed("died", f"the worker was lost: {self._worker.last_words()}")
 
 
 def processor_name() -> str:
@@ -160,10 +94,3 @@ def processor_name() -> str:
     except OSError:
         pass
     return (platform.processor() or platform.machine())[:512]
-
-
-def _environment(threads: int) -> dict[str, Any]:
-    """One thread for NumPy, which must not have started others when the worker forks."""
-    one = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
-    ours = {"TVM_NUM_THREADS": str(threads), "TVM_BIND_THREADS": "0", "PYTHONUNBUFFERED": "1"}
-    return {**os.environ, **one, **ours}

@@ -108,12 +108,12 @@ def _floats(rows: list[list[float]]) -> tuple[tuple[float, ...], ...]:
     return tuple(tuple(map(float, row)) for row in rows)
 
 
-class Measurer(Protocol):
-    """A back end: this machine, or a way to another one."""
+class Machine(Protocol):
+    """What measures, as records name it."""
 
     @property
     def name(self) -> Literal["local", "rpc", "pack"]:
-        """Of the kind."""
+        """Of the kind of back end."""
 
     @property
     def threads(self) -> int:
@@ -123,5 +123,16 @@ class Measurer(Protocol):
     def machine(self) -> str:
         """What the machine calls its processor."""
 
+    def load(self) -> float | None:
+        """Processes that want to run on the machine besides, on average; None where that is not known."""
+
+
+class Measurer(Machine, Protocol):
+    """A back end: this machine, or a way to another one."""
+
     def measure(self, trial: Trial) -> Outcome:
-        """Build, check and time; never raises for what a candidate does."""
+        """Build, check and time; never raises for what a candidate does.
+
+        Raises:
+            TargetError: the machine itself was lost. Nothing more can be measured; what was found stays.
+        """

@@ -94,7 +94,7 @@ def search_part(
         on_trial: told after each.
     """
     search = Search(problem, part)
-    places = _places(search)
+    places = likely_places(search)
     while search.trials < trials and may_go_on():
         batch = tuple(islice(places, min(AT_ONCE, trials - search.trials)))
         if not batch:
@@ -111,9 +111,7 @@ def _measure(search: Search, measurer: Measurer, places: tuple[int, ...]) -> Non
     """Time some candidates beside the default, or, where one of them does not survive, each by itself."""
     outcome = measurer.measure(_trial(search, (0, *places), SECONDS))
     if isinstance(outcome, Timed):
-        search.default = geometric_mean(outcome.cold[0])
-        for place, cold in zip(places, outcome.cold[1:], strict=True):
-            search.ratios[place] = geometric_mean(cold) / search.default
+        take_times(search, places, outcome)
     elif len(places) == 1:
         search.failed[places[0]] = outcome
     else:
@@ -125,14 +123,21 @@ def _measure(search: Search, measurer: Measurer, places: tuple[int, ...]) -> Non
             _measure(search, measurer, (place,))
 
 
+def take_times(search: Search, places: Sequence[int], timed: Timed) -> None:
+    """Note how fast some candidates are beside the default, which comes first in the times."""
+    search.default = geometric_mean(timed.cold[0])
+    for place, cold in zip(places, timed.cold[1:], strict=True):
+        search.ratios[place] = geometric_mean(cold) / search.default
+
+
 def _trial(search: Search, places: tuple[int, ...], seconds: float) -> Trial:
     part = search.part
     configs = tuple(to_fields(part.configs[place], part.fields) for place in places)
     return Trial(search.problem, configs, part.timed_rows, part.checked_rows, seconds)
 
 
-def _places(search: Search) -> Iterator[int]:
-    """What to try next, by places in ``part.configs``: likely ones, and then around the best."""
+def likely_places(search: Search) -> Iterator[int]:
+    """What to try next, by places in ``part.configs``: likely ones, and then around the best so far."""
     part = search.part
     leaves = [_leaves(to_fields(config, part.fields)) for config in part.configs]
     groups: dict[tuple[Any, ...], int] = {}
@@ -166,7 +171,7 @@ def _leaves(fields: Fields) -> dict[str, Any]:
 
 
 def _compare(search: Search, measurer: Measurer) -> None:
-    """The default and the best few, in turns; who wins must be faster cold, and at no M slower, nor hot."""
+    """Measure the default and the best few once more, in turns."""
     finalists = (0, *search.in_order()[:FINALISTS])
     outcome = measurer.measure(_trial(search, finalists, SECONDS_AT_LAST))
     if isinstance(outcome, Failed) and len(finalists) > 1:
@@ -175,16 +180,27 @@ def _compare(search: Search, measurer: Measurer) -> None:
     if isinstance(outcome, Failed):
         search.failed[0] = outcome
         return
+    decide(search, finalists, outcome)
+
+
+def decide(search: Search, finalists: Sequence[int], timed: Timed) -> None:
+    """Choose: who wins must be faster cold, and at no M slower, nor hot.
+
+    Args:
+        search: to note the choice in.
+        finalists: places of the default and of the best few.
+        timed: each of them.
+    """
     times = [
         Times(cold=geometric_mean(cold), hot=geometric_mean(hot))
-        for cold, hot in zip(outcome.cold, outcome.hot, strict=True)
+        for cold, hot in zip(timed.cold, timed.hot, strict=True)
     ]
     better = [
         i
         for i, found in enumerate(times)
         if found.cold <= (1 - GAIN_THAT_COUNTS) * times[0].cold
-        and _never_slower(outcome.cold[i], outcome.cold[0])
-        and _never_slower(outcome.hot[i], outcome.hot[0])
+        and _never_slower(timed.cold[i], timed.cold[0])
+        and _never_slower(timed.hot[i], timed.hot[0])
     ]
     winner = min(better, key=lambda i: times[i].cold, default=0)
     search.chosen, search.times, search.default_times = finalists[winner], times[winner], times[0]

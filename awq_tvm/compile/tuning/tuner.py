@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
@@ -13,10 +12,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from awq_tvm.compile.tuning.measurement import Measurer
+from awq_tvm.compile.tuning.measurement import Machine, Measurer
 from awq_tvm.compile.tuning.problem import Problem
 from awq_tvm.compile.tuning.record import KernelKey, Measured, TunedRecord, name_of_rows
 from awq_tvm.compile.tuning.search import Search, search_part
+from awq_tvm.errors import TargetError
 from awq_tvm.progress import ProgressCallback, ProgressEvent, ignore_progress
 from awq_tvm.schedules.rule import Part
 from awq_tvm.schedules.spec import MatmulSpec
@@ -39,6 +39,7 @@ class TuneReport:
         candidates: that were measured.
         refused: candidates that hung, died, or computed wrong numbers, with the reason.
         interrupted: whether ^C ended it.
+        lost: why no more could be measured, where the machine was lost.
         seconds: that it took.
     """
 
@@ -49,6 +50,7 @@ class TuneReport:
     candidates: int = 0
     refused: list[str] = field(default_factory=list)
     interrupted: bool = False
+    lost: TargetError | None = None
     seconds: float = 0.0
 
 
@@ -99,9 +101,10 @@ def tune(
             search = search_part(
                 problem, part, measurer, trials=counts[number], may_go_on=may_go_on, on_trial=say
             )
-            _take(search, measurer, roof, save, report)
-    except KeyboardInterrupt:
-        report.interrupted = True
+            take(search, measurer, roof, save, report)
+    except (KeyboardInterrupt, TargetError) as error:
+        report.interrupted = isinstance(error, KeyboardInterrupt)
+        report.lost = error if isinstance(error, TargetError) else None
         report.left = len(todo) - len(report.records) - len(report.failed)
     report.seconds = time.monotonic() - start
     return report
@@ -136,14 +139,24 @@ def _standing(search: Search, roof: float | None) -> str:
     return words if roof is None else f"{words}, {100 * roof / best:.0f}% of the roof"
 
 
-def _take(
+def take(
     search: Search,
-    measurer: Measurer,
+    machine: Machine,
     roof: float | None,
     save: Callable[[TunedRecord], None],
     report: TuneReport,
+    at: str | None = None,
 ) -> None:
-    """Keep what a search found."""
+    """Keep what a search found.
+
+    Args:
+        search: that has ended.
+        machine: that measured.
+        roof: microseconds that the hardware would allow, if known.
+        save: is given the record.
+        report: is told.
+        at: when it was measured, as records say it; None for now.
+    """
     words = title(search.problem, search.part)
     report.candidates += search.trials
     report.refused += [
@@ -163,13 +176,13 @@ def _take(
         default_microseconds=search.default_times,
         roof_microseconds=roof,
         measured=Measured(
-            at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            by=measurer.name,
-            machine=measurer.machine,
-            threads=measurer.threads,
+            at=at or time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            by=machine.name,
+            machine=machine.machine,
+            threads=machine.threads,
             rows=search.part.timed_rows,
             trials=search.trials,
-            load=round(max(0.0, os.getloadavg()[0] - measurer.threads), 2),
+            load=None if (load := machine.load()) is None else round(load, 2),
             tvm=version("apache-tvm"),
         ),
     )
