@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import platform
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
 # Linux names that differ from LLVM's; every other flag is the same word in both.
@@ -56,6 +57,28 @@ _APPLE_NAMES = {
     "FEAT_SME": "sme",
     "FEAT_SME2": "sme2",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What decides whether a bundle runs.
+
+    Attributes:
+        architecture: "x86_64", "aarch64", ...
+        operating_system: "linux", "darwin", "windows" or "unknown".
+        features: LLVM names of the CPU's features; empty where the system does not tell.
+        gpus: compute capabilities of the CUDA devices, as "sm_90".
+    """
+
+    architecture: str
+    operating_system: str
+    features: frozenset[str]
+    gpus: tuple[str, ...] = ()
+
+
+def this_machine(*, gpus: bool) -> Machine:
+    """The machine that this process runs on; CUDA's driver is only asked for GPUs where they matter."""
+    return Machine(architecture(), operating_system(), cpu_features(), cuda_architectures() if gpus else ())
 
 
 def parse_cpuinfo(text: str) -> frozenset[str]:

@@ -109,44 +109,36 @@ def check_versions(path: Path, manifest: Manifest) -> None:
             )
 
 
-def check_target(
-    path: Path,
-    manifest: Manifest,
-    *,
-    features: frozenset[str] | None = None,
-    gpus: tuple[str, ...] | None = None,
-) -> None:
-    """This machine can execute what the bundle holds.
+def check_target(path: Path, manifest: Manifest, *, device: machine.Machine | None = None) -> None:
+    """A machine can execute what the bundle holds.
 
     Args:
         path: the bundle, for messages.
         manifest: its manifest.
-        features: LLVM names of the CPU's features; None asks this machine.
-        gpus: compute capabilities of the CUDA devices; None asks this machine.
+        device: the machine; None for this one.
 
     Raises:
         TargetError: another instruction set or system, a missing CPU feature, no GPU or one that is too old.
     """
     target = manifest.target
+    on = machine.this_machine(gpus=target.kind == "cuda") if device is None else device
     for label, needed, found in (
-        ("instruction set", machine.architecture(target.triple), machine.architecture()),
-        ("operating system", machine.operating_system(target.triple), machine.operating_system()),
+        ("instruction set", machine.architecture(target.triple), on.architecture),
+        ("operating system", machine.operating_system(target.triple), on.operating_system),
     ):
         if needed != found and not (label == "operating system" and needed == "unknown"):
             raise _foreign(path, manifest, f"{label} {needed}", found)
     wanted_gpus = [name for name in target.required_features if name.startswith(("sm_", "compute_"))]
     if target.kind == "cuda":
-        present = machine.cuda_architectures() if gpus is None else gpus
-        if not present:
+        if not on.gpus:
             raise _foreign(path, manifest, "a CUDA GPU and its driver", "none")
         # A library holds code for several architectures; one that fits is enough.
-        fits = any(machine.runs_on_gpu(needed, gpu) for needed in wanted_gpus for gpu in present)
+        fits = any(machine.runs_on_gpu(needed, gpu) for needed in wanted_gpus for gpu in on.gpus)
         if wanted_gpus and not fits:
-            raise _foreign(path, manifest, " or ".join(wanted_gpus), ", ".join(present))
-    if target.kind == "metal" and machine.operating_system() != "darwin":
-        raise _foreign(path, manifest, "an Apple GPU", machine.operating_system())
-    have = machine.cpu_features() if features is None else features
-    missing = sorted(set(target.required_features) - set(wanted_gpus) - have)
+            raise _foreign(path, manifest, " or ".join(wanted_gpus), ", ".join(on.gpus))
+    if target.kind == "metal" and on.operating_system != "darwin":
+        raise _foreign(path, manifest, "an Apple GPU", on.operating_system)
+    missing = sorted(set(target.required_features) - set(wanted_gpus) - on.features)
     if missing:
         lacking = f"a CPU without {', '.join(missing)}"
         raise _foreign(path, manifest, f"CPU features {', '.join(sorted(target.required_features))}", lacking)

@@ -28,6 +28,7 @@ VERBS = tuple(
         ("generate", "generate", "generate one answer with a bundle"),
         ("chat", "chat", "talk with a bundle"),
         ("serve", "serve", "serve a bundle over HTTP, as OpenAI's API"),
+        ("push", "push", "bring a bundle onto a device: ssh, adb or TVM's RPC"),
         ("eval", "eval_verb", "perplexity of a model or bundle on a text, and its distance from a reference"),
         ("bench", "bench", "speed and memory of a bundle on this machine"),
         ("inspect", "inspect_verb", "show what a checkpoint or a bundle holds"),

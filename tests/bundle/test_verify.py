@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -169,12 +170,13 @@ def test_missing_cpu_feature_names_it(tmp_path: Path) -> None:
 def test_cuda_bundle_and_the_gpus_found(tmp_path: Path) -> None:
     path = make_bundle(tmp_path / "gpu", target=_target(kind="cuda", required_features=["sm_86", "sm_90a"]))
     manifest = read_manifest(path)
-    check_target(path, manifest, gpus=("sm_75", "sm_89"))
+    here = machine.this_machine(gpus=False)
+    check_target(path, manifest, device=replace(here, gpus=("sm_75", "sm_89")))
     with pytest.raises(TargetError, match="needs sm_86 or sm_90a; found sm_80"):
-        check_target(path, manifest, gpus=("sm_80",))
-    check_target(path, manifest, gpus=("sm_90",))
+        check_target(path, manifest, device=replace(here, gpus=("sm_80",)))
+    check_target(path, manifest, device=replace(here, gpus=("sm_90",)))
     with pytest.raises(TargetError, match="CUDA GPU and its driver; found none"):
-        check_target(path, manifest, gpus=())
+        check_target(path, manifest, device=here)
 
 
 @pytest.mark.skipif(machine.operating_system() == "darwin", reason="Apple machines have the GPU")
