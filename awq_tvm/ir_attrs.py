@@ -48,3 +48,6 @@ COVERAGE = "awq.coverage"
 
 METADATA = "awq.metadata"
 """IRModule attribute, JSON: facts about the model and its limits that the library is to carry."""
+
+WORKSPACE = "awq.workspace"
+"""Attribute of a Relax function of fixed shapes: the name of the function that is to allocate what it computes in."""

@@ -9,6 +9,7 @@ import tvm
 from tvm import relax
 
 from awq_tvm import ir_attrs
+from awq_tvm.passes.add_decode_step import DECODE
 from awq_tvm.targets import Target
 
 
@@ -25,8 +26,9 @@ class AttachMetadata:
         def forward(...): ...
         def metadata(): return '{"max_logit_rows": 128, ...}'
 
-    The facts are those under ``ir_attrs.METADATA`` and the target's name and fingerprint: the runtime reads from
-    the library itself what it has room for and what it was built for. Needs: nothing.
+    The facts are those under ``ir_attrs.METADATA``, the target's name and fingerprint, and whether there is a
+    ``decode``: the runtime reads from the library itself what it has and what it was built for. Needs: to stand
+    behind AddDecodeStep.
     """
 
     def __init__(self, target: Target) -> None:
@@ -36,7 +38,12 @@ class AttachMetadata:
     def transform_module(self, mod: tvm.IRModule, _context: Any) -> tvm.IRModule:
         """Add the function."""
         facts = json.loads(mod.attrs[ir_attrs.METADATA])
-        facts |= {"target": self.target.name, "fingerprint": self.target.fingerprint}
+        names = {variable.name_hint for variable in mod.get_global_vars()}
+        facts |= {
+            "target": self.target.name,
+            "fingerprint": self.target.fingerprint,
+            "decode": DECODE in names,
+        }
         builder = relax.BlockBuilder()
         with builder.function("metadata", []):
             builder.emit_func_output(tvm.ir.StringImm(json.dumps(facts, sort_keys=True)))

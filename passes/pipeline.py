@@ -9,6 +9,7 @@ import tvm
 from tvm.relax import transform as relax_transform
 
 from awq_tvm.errors import UsageError
+from awq_tvm.passes.add_decode_step import AddDecodeStep
 from awq_tvm.passes.attach_metadata import AttachMetadata
 from awq_tvm.passes.attach_schedules import AttachSchedules
 from awq_tvm.passes.bundle_weights import BundleWeights
@@ -62,6 +63,10 @@ def passes(target: Target, opt: int, chooser: Chooser | None = None) -> list[tup
         ("repack_dense_weights", RepackDenseWeights(target)),
         ("attach_schedules", AttachSchedules(target, chooser)),
     ]
+
+    # A second entry, for one token of one sequence
+    if target.kind == "cpu":
+        found += [("add_decode_step", AddDecodeStep())]
 
     # Everything else
     found += [("remove_redundant_reshape", relax_transform.RemoveRedundantReshape())]

@@ -61,6 +61,7 @@ class Executor:
         self._weights = self._load_weights(weights, manifest.parameters)
         self._forward = self._vm["forward"]
         self._cache = self._vm["create_kv_cache"]()
+        self._decode = self._bind_decode() if facts.get("decode") else None
         self._call = {
             name: self._tvm.function(f"vm.builtin.kv_state_{name}")
             for name in ("add_sequence", "remove_sequence", "fork_sequence", "begin_forward", "end_forward")
@@ -70,11 +71,20 @@ class Executor:
         self._lengths: dict[int, int] = {}
         self._next_id = 0
 
-    def _load_weights(self, path: Path, parameters: Sequence[str]) -> list[Any]:
+    def _load_weights(self, path: Path, parameters: Sequence[str]) -> Any:
         arrays = map_weights(path, parameters)
         self.weight_bytes = sum(array.nbytes for array in arrays)
-        # On a CPU used where they lie: nothing is read before a kernel touches it.
-        return [self._tvm.constant(array) for array in arrays]
+        # On a CPU used where they lie: nothing is read before a kernel touches it. In a list of the runtime's own,
+        # which it need not make of a Python list on every call.
+        return self._tvm.sequence([self._tvm.constant(array) for array in arrays])
+
+    def _bind_decode(self) -> Any:
+        """The function for one token of one sequence, which computes in memory that is allocated here, once."""
+        workspace = self._vm["decode_workspace"]()
+        self._token = self._tvm.tensor(np.zeros(1, np.int32))
+        bound = "decode_in_workspace"
+        self._vm["save_function"]("decode", bound, True, self._token, self._cache, *self._weights, *workspace)
+        return self._vm[bound]
 
     def new_sequence(self) -> int:
         """Start a sequence and return its id.
@@ -190,17 +200,25 @@ class Executor:
         self, sequences: Sequence[int], tokens: Sequence[Sequence[int]], logits: str
     ) -> np.ndarray[Any, np.dtype[np.float32]]:
         lengths = [len(new) for new in tokens]
-        flat = np.fromiter((token for new in tokens for token in new), np.int32, sum(lengths))
-        positions = np.arange(len(flat)) if logits == "all" else np.cumsum(lengths) - 1
         shape = self._tvm.shape
         self._call["begin_forward"](self._cache, shape(list(sequences)), shape(lengths))
-        result, self._cache = self._forward(
-            self._tvm.tensor(flat), self._tvm.tensor(positions.astype(np.int32)), self._cache, self._weights
-        )
+        if self._decode is not None and lengths == [1]:
+            self._tvm.write(self._token, np.array(tokens[0], np.int32))
+            result = self._decode()
+        else:
+            result = self._forward_any(lengths, tokens, logits)
         self._call["end_forward"](self._cache)
         for sequence, length in zip(sequences, lengths, strict=True):
             self._lengths[sequence] += length
         return self._tvm.array(result)
+
+    def _forward_any(self, lengths: Sequence[int], tokens: Sequence[Sequence[int]], logits: str) -> Any:
+        flat = np.fromiter((token for new in tokens for token in new), np.int32, sum(lengths))
+        positions = np.arange(len(flat)) if logits == "all" else np.cumsum(lengths) - 1
+        result, _ = self._forward(
+            self._tvm.tensor(flat), self._tvm.tensor(positions.astype(np.int32)), self._cache, self._weights
+        )
+        return result
 
 
 def _processors() -> int:

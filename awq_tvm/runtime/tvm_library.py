@@ -41,11 +41,12 @@ class TvmRuntime:
 
     Attributes:
         shape: makes of integers what TVM takes for a shape.
+        sequence: makes of a list what TVM takes for a tuple.
     """
 
     def __init__(self, kind: str, device_library: Path | None = None) -> None:
         self._ffi = load_runtime_library(kind, device_library)
-        self.shape = self._ffi.Shape
+        self.shape, self.sequence = self._ffi.Shape, self._ffi.convert
         self._device = self._ffi.device(kind, 0)
         self._on_cpu = kind == "cpu"
         self._allocate, self._read, self._write = (
@@ -74,8 +75,12 @@ class TvmRuntime:
         """A copy of an array on the device."""
         array = np.ascontiguousarray(array)
         made = self._allocate(self.shape(array.shape), self._ffi.dtype(array.dtype), self._device, None)
-        self._write(made, array.ctypes.data_as(ctypes.c_void_p), array.nbytes)
+        self.write(made, array)
         return made
+
+    def write(self, tensor: Any, array: np.ndarray[Any, Any]) -> None:
+        """Overwrite a tensor of the device with an array of the same size, whose elements lie one after the other."""
+        self._write(tensor, array.ctypes.data_as(ctypes.c_void_p), array.nbytes)
 
     def constant(self, array: np.ndarray[Any, Any]) -> Any:
         """A tensor that is never written: on a CPU the array itself, where it lies, elsewhere a copy.

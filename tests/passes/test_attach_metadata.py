@@ -29,4 +29,5 @@ def test_the_library_says_what_it_is() -> None:
         "model_type": "llama",
         "target": "x86-64-v3",
         "fingerprint": target.fingerprint,
+        "decode": False,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import subprocess
@@ -179,6 +180,69 @@ def test_last_logits_are_the_last_of_all(executor: Executor) -> None:
     last = executor.forward([c, d], [first, second], logits="last")
     assert every.shape == (15, tiny.VOCAB)
     np.testing.assert_allclose(last, every[[10, 14]], rtol=1e-4, atol=1e-5)
+
+
+def test_a_single_token_is_what_it_is_among_others(executor: Executor) -> None:
+    """One token of one sequence has a function of its own; two sequences take the one for any number."""
+    first, second = tiny.tokens(11, seed=1), tiny.tokens(4, seed=2)
+    a, b, c, d = (executor.new_sequence() for _ in range(4))
+    executor.forward([a, b], [first, second])
+    executor.forward([c, d], [first, second])
+    alone = [executor.forward([one], [[token]])[0] for one, token in ((a, 5), (b, 6), (a, 7), (b, 8))]
+    together = [executor.forward([c, d], [[5], [6]]), executor.forward([c, d], [[7], [8]])]
+    # What was returned before a call is not what it computes in.
+    np.testing.assert_allclose(np.stack(alone), np.concatenate(together), rtol=1e-4, atol=1e-5)
+
+
+def test_a_single_token_is_computed_in_memory_allocated_once(compiled: tiny.Compiled) -> None:
+    """None of its instructions allocates, reshapes or takes a tuple apart: they call kernels and the cache."""
+    import tvm
+
+    text = tvm.runtime.load_module(str(open_bundle(compiled.bundle).library))["as_text"]()
+    step = text.partition("@decode:\n")[2].partition("\n\n")[0]
+    called = [line.split()[1] for line in step.splitlines() if line.split()[:1] == ["call"]]
+    attention = "vm.builtin.attention_kv_cache_attention_with_fused_qkv"
+    assert {name for name in called if name.startswith("vm.builtin")} == {attention}
+    assert called.count(attention) == tiny.LAYERS
+    assert len([name for name in called if name.startswith("dequantize_matmul")]) == 4 * tiny.LAYERS
+
+
+GROWTH = """
+import ctypes, json, sys
+from awq_tvm.bundle.reader import open_bundle
+from awq_tvm.runtime.executor import Executor
+
+class Allocated(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in (
+        "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")]
+
+libc = ctypes.CDLL(None)
+libc.mallinfo2.restype = Allocated
+
+def in_use():
+    found = libc.mallinfo2()
+    return found.uordblks + found.hblkhd
+
+opened = open_bundle(sys.argv[1])
+executor = Executor(opened.library, opened.weights, opened.manifest, threads=1)
+sequence = executor.new_sequence()
+executor.forward([sequence], [[1, 2, 3]])
+for token in range(20):
+    executor.forward([sequence], [[token]])
+before = in_use()
+for token in range(100):
+    executor.forward([sequence], [[token]])
+print(json.dumps({"grown": in_use() - before}))
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="glibc counts what is allocated")
+def test_generating_holds_no_more_memory_the_longer_it_goes_on(
+    compiled: tiny.Compiled, repository: Path
+) -> None:
+    """What a sequence needs, its pages and its workspace, is there before it starts: 100 tokens add nothing."""
+    [said] = _lines_of_a_child(GROWTH, compiled, repository)
+    assert abs(int(said["grown"])) < 4096  # type: ignore[call-overload]
 
 
 def test_more_rows_than_one_call_holds(compiled: tiny.Compiled, executor: Executor) -> None:

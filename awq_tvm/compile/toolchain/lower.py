@@ -8,6 +8,8 @@ from typing import Any
 import tvm
 from tvm import relax
 
+from awq_tvm.passes.lift_workspace import LiftWorkspace
+
 
 def has_relax(mod: Any) -> bool:
     """Whether the module holds a Relax function, so that it becomes a virtual machine's program."""
@@ -26,10 +28,32 @@ def lower_relax(mod: Any, target: dict[str, Any], pipeline: Any = None) -> Any:
         return mod
     built_for = tvm.target.Target(target)
     if pipeline is None:
-        gpu = "gpu" in built_for.keys
-        pipeline = gpu_pipeline(built_for) if gpu else relax.get_pipeline("default")
+        pipeline = gpu_pipeline(built_for) if "gpu" in built_for.keys else cpu_pipeline()
     with built_for:
         return pipeline(mod)
+
+
+def cpu_pipeline() -> Any:
+    """TVM's passes for CPUs, among them ours that needs its plan of the memory."""
+    return tvm.transform.Sequential(
+        [
+            relax.backend.DispatchSampling(),
+            relax.backend.DispatchSortScan(),
+            relax.transform.LegalizeOps(),
+            relax.transform.RewriteDataflowReshape(),
+            relax.transform.ToNonDataflow(),
+            relax.transform.RemovePurityChecking(),
+            relax.transform.CallTIRRewrite(),
+            relax.transform.StaticPlanBlockMemory(),
+            LiftWorkspace(),
+            relax.transform.LowerAllocTensor(),
+            relax.transform.KillAfterLastUse(),
+            relax.transform.LowerRuntimeBuiltin(),
+            relax.transform.ComputePrimValue(),
+            relax.transform.VMShapeLower(),
+            relax.transform.AttachGlobalSymbol(),
+        ]
+    )
 
 
 def gpu_pipeline(target: Any) -> Any:

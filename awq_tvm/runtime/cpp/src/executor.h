@@ -28,6 +28,7 @@ class Executor {
   const float* forward(const std::vector<int32_t>& tokens);
 
  private:
+  void bind_decode();
   void call_forward(const int32_t* tokens, int64_t count);
 
   int64_t chunk_, vocab_size_;
@@ -35,7 +36,8 @@ class Executor {
   tvm::ffi::Function forward_, add_sequence_, remove_sequence_, begin_forward_, end_forward_;
   tvm::ffi::Any cache_;
   tvm::ffi::Array<tvm::ffi::Any> weights_;
-  std::optional<tvm::ffi::Tensor> logits_;
+  std::optional<tvm::ffi::Function> decode_;
+  std::optional<tvm::ffi::Tensor> token_, logits_;
   bool started_ = false;
 };
 
