@@ -21,6 +21,9 @@ PADDING = 4
 GROUP_BYTES = 48
 """Scales and zero points of a tile's outputs for one group: 16 float16 and 16 bytes."""
 
+ASSUMED_SMS = 108
+"""Streaming multiprocessors of a GPU that the target does not name: an A100's."""
+
 
 @dataclass(frozen=True)
 class FewConfig:
@@ -118,18 +121,28 @@ class TensorCoreConfig:
 
     Attributes:
         few: up to their ``most_tokens``, in rising order.
-        middle: up to its tile's tokens.
+        middle: up to their tile's tokens, in rising order, and the last one as long as ``many`` leaves SMs idle; they
+            divide k among blocks where their tiles are fewer than the SMs.
         many: above that.
+        sms: streaming multiprocessors that blocks are wanted for.
+        split_blocks: blocks of 64 k that a part of k has at least.
     """
 
     few: tuple[FewConfig, ...]
-    middle: TiledConfig
+    middle: tuple[TiledConfig, ...]
     many: TiledConfig
+    sms: int = ASSUMED_SMS
+    split_blocks: int = 8
+
+    def __post_init__(self) -> None:
+        """Prove the sizes consistent."""
+        _require(len(self.middle) >= 1, "no kernel for the middle")
+        _require(self.sms >= 1 and self.split_blocks >= 1, "sms and split_blocks must be at least 1")
 
     def shared_bytes(self, bits: int, group_size: int) -> int:
         """The most shared memory of one block of any of them."""
         sizes = [few.shared_bytes(bits, group_size) for few in self.few]
-        sizes += [tiled.shared_bytes(bits, group_size) for tiled in (self.middle, self.many)]
+        sizes += [tiled.shared_bytes(bits, group_size) for tiled in (*self.middle, self.many)]
         return max(sizes)
 
 
@@ -138,19 +151,21 @@ def tile_bytes(bits: int, group_size: int) -> int:
     return (512 if bits <= 4 else 1024) + GROUP_BYTES * (1 if group_size % 64 == 0 else 2)
 
 
-def default_config(in_features: int, bits: int) -> TensorCoreConfig:
+def default_config(in_features: int, bits: int, sms: int | None) -> TensorCoreConfig:
     """What suits a linear before anything was measured.
 
     Args:
         in_features: K; short rows are divided among fewer warps.
         bits: wide codes take twice the room, and fewer stages bring as many bytes.
+        sms: of the target; None where it is unknown.
     """
     warps = 8 if in_features >= 2048 else 4
     stages = 4 if bits <= 4 else 3
     return TensorCoreConfig(
         few=(FewConfig(1, 1, warps, stages), FewConfig(2, 1, warps, stages)),
-        middle=TiledConfig(4, 1),
+        middle=(TiledConfig(2, 2, stages=stages + 2), TiledConfig(4, 2, stages=stages + 2)),
         many=TiledConfig(8, 2),
+        sms=sms or ASSUMED_SMS,
     )
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from tvm.script.ir_builder import tirx as T
+
 from awq_tvm.schedules.cuda.config import FewConfig, TensorCoreConfig, TiledConfig, default_config
 from awq_tvm.schedules.cuda.few_tokens import few_tokens_kernel
 from awq_tvm.schedules.cuda.fragments import BLOCK_K, HALF_K
+from awq_tvm.schedules.cuda.split_k import add_parts_kernel, limit_of, make_parts
 from awq_tvm.schedules.cuda.tiled import tiled_kernel
 from awq_tvm.schedules.gpu.function import Emit, matmul_function
 from awq_tvm.schedules.layout import LAYOUTS, Layout
@@ -21,11 +24,11 @@ class TensorCoreRule(MatmulRule):
     """Weights as the left operand of `mma.m16n8k16`, x in float16, sums in float32."""
 
     name = "cuda_tensor_core_matmul"
-    version = 1
+    version = 2
 
     def applies(self, spec: MatmulSpec, target: Target) -> Match | NotApplicable:
         """Every spec of whole blocks of k in float16, on a GPU that has the instructions and the shared memory."""
-        config = default_config(spec.in_features, spec.bits)
+        config = default_config(spec.in_features, spec.bits, target.num_sms)
         if spec.activations != "float" or spec.dtype != "float16":
             return NotApplicable(f"activations are {spec.activations} in {spec.dtype}, and it takes float16")
         if spec.in_features % BLOCK_K or spec.group_size % HALF_K:
@@ -49,7 +52,8 @@ class TensorCoreRule(MatmulRule):
     def build(self, spec: MatmulSpec, target: Target, config: TensorCoreConfig) -> Any:
         """See ``MatmulRule.build``; the host part looks at M and launches one kernel."""
         up_to: dict[int, Emit] = {few.most_tokens: _few(spec, few) for few in config.few}
-        up_to[config.middle.tokens] = _tiled(spec, config.middle)
+        for tiled in config.middle:
+            up_to[limit_of(spec, config, tiled)] = _divided(spec, config, tiled)
         return matmul_function(spec, LAYOUTS["mma_fragments"], self.name, up_to, _tiled(spec, config.many))
 
 
@@ -59,3 +63,18 @@ def _few(spec: MatmulSpec, config: FewConfig) -> Emit:
 
 def _tiled(spec: MatmulSpec, config: TiledConfig) -> Emit:
     return lambda arguments, tokens: tiled_kernel(spec, config, arguments, tokens)
+
+
+def _divided(spec: MatmulSpec, config: TensorCoreConfig, tiled: TiledConfig) -> Emit:
+    def emit(arguments: dict[str, Any], tokens: Any) -> None:
+        parts = make_parts(spec, config, tiled, tokens)
+        tiled_kernel(spec, tiled, arguments, tokens, parts)
+        if parts is None:
+            return
+        if isinstance(parts.count, int):
+            add_parts_kernel(spec, parts, arguments, tokens)
+            return
+        with T.If(parts.count > 1), T.Then():
+            add_parts_kernel(spec, parts, arguments, tokens)
+
+    return emit

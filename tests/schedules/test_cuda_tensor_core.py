@@ -10,14 +10,15 @@ import pytest
 from awq_tvm.compile.toolchain.nvcc import Nvcc
 from awq_tvm.errors import BundleError, UnsupportedError
 from awq_tvm.schedules.cuda.config import FewConfig, TensorCoreConfig, TiledConfig, default_config
+from awq_tvm.schedules.cuda.split_k import parts_of_tiled
 from awq_tvm.schedules.cuda.tensor_core import TensorCoreRule
 from awq_tvm.schedules.rule import Chosen, NotApplicable, select
 from awq_tvm.schedules.spec import MatmulSpec
 from awq_tvm.targets import resolve
-from tests.support.gpu_kernels import Emulated, build_for, check, launch_for, needs_compiler
+from tests.support.gpu_kernels import Emulated, build_for, check, needs_compiler
 
 RULE, TARGET = TensorCoreRule(), resolve("cuda")
-TOKENS = (1, 2, 7, 8, 9, 16, 17, 64, 65, 130)
+TOKENS = (1, 2, 7, 8, 9, 16, 17, 33, 64, 65, 130)
 EVERYTHING = {"has_bias": True, "has_residual": True, "activation_function": "silu"}
 
 
@@ -41,17 +42,22 @@ CASES = {
 @needs_compiler
 @pytest.mark.parametrize("name", CASES)
 def test_kernels_compute_the_spec(name: str, tmp_path) -> None:
-    func, source = build_for(RULE, CASES[name], TARGET)
-    kernels = Emulated(source, "cuda", tmp_path)
+    built = build_for(RULE, CASES[name], TARGET)
+    kernels = Emulated(built.source, "cuda", tmp_path)
     for m in TOKENS:
-        check(kernels, func, CASES[name], m)
+        check(kernels, built, CASES[name], m)
 
 
 OTHER_CONFIGS = {
     "two tiles a block, two stages": TensorCoreConfig(
-        (FewConfig(1, 2, 2, stages=2),), TiledConfig(2, 1, stages=2), TiledConfig(4, 1, 1, 4, stages=3)
+        (FewConfig(1, 2, 2, stages=2),),
+        (TiledConfig(2, 1, stages=2),),
+        TiledConfig(4, 1, 1, 4, stages=3),
+        sms=1,
     ),
-    "one warp": TensorCoreConfig((FewConfig(3, 1, 1),), TiledConfig(4, 1, 1, 1), TiledConfig(4, 3, 2, 2)),
+    "one warp": TensorCoreConfig(
+        (FewConfig(3, 1, 1),), (TiledConfig(4, 1, 1, 1),), TiledConfig(4, 3, 2, 2), sms=1
+    ),
 }
 
 
@@ -59,10 +65,35 @@ OTHER_CONFIGS = {
 @pytest.mark.parametrize("name", OTHER_CONFIGS)
 def test_other_sizes_compute_the_same(name: str, tmp_path) -> None:
     case = CASES["4 bits"]
-    func, source = build_for(RULE, case, TARGET, OTHER_CONFIGS[name])
-    kernels = Emulated(source, "cuda", tmp_path)
+    built = build_for(RULE, case, TARGET, OTHER_CONFIGS[name])
+    kernels = Emulated(built.source, "cuda", tmp_path)
     for m in (1, 17, 65):
-        check(kernels, func, case, m)
+        check(kernels, built, case, m)
+
+
+# Tiles of 32 and 64 tokens and 32 outputs; parts of one block of k and more, shorter than the stages and longer.
+DIVIDED = TensorCoreConfig(
+    (FewConfig(1, 1, 2),), (TiledConfig(2, 1, 2, 2), TiledConfig(4, 1, 2, 2)), TiledConfig(4, 2), 20, 1
+)
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", ["4 bits", "8 bits", "one part at last"])
+def test_k_divided_among_blocks_computes_the_same(name: str, tmp_path) -> None:
+    case = spec(448, 36, 4, 64) if name == "one part at last" else CASES[name]
+    built = build_for(RULE, case, TARGET, DIVIDED)
+    kernels = Emulated(built.source, "cuda", tmp_path)
+    for m in (9, 33, 64, 65):
+        first, adds = built.launches(m)
+        assert first.grid[2] > 1
+        assert "part_sums" in first.arguments
+        assert "part_sums" in adds.arguments
+        check(kernels, built, case, m)
+    # From here on there are tiles enough.
+    whole = next(m for m in range(66, 2000) if built.launches(m)[0].grid[2] == 1)
+    assert len(built.launches(whole)) == 1
+    if name == "one part at last":
+        check(kernels, built, case, whole)
 
 
 @needs_compiler
@@ -78,34 +109,75 @@ def test_other_sizes_compute_the_same(name: str, tmp_path) -> None:
 def test_every_synchronisation_is_needed(line: str, m: int, said: str, tmp_path) -> None:
     """Without it the emulator objects, so with it there is no race it can see."""
     case = CASES["4 bits"]
-    func, source = build_for(RULE, case, TARGET)
-    head, kernels = source.split('extern "C" __global__ void', 1)
+    built = build_for(RULE, case, TARGET)
+    head, kernels = built.source.split('extern "C" __global__ void', 1)
     kernels = kernels.replace(line, "")
     if line.startswith("__syncwarp"):
         head = head.replace(line, "")
     emulated = Emulated(head + 'extern "C" __global__ void' + kernels, "cuda", tmp_path)
     with pytest.raises(BundleError) as error:
-        check(emulated, func, case, m)
+        check(emulated, built, case, m)
     assert said in error.value.why
 
 
-def test_host_part_picks_the_kernel_by_m() -> None:
-    func, _ = build_for(RULE, spec(2048, 200, 4, 64), TARGET)
-    one, few, middle, many = (launch_for(func, "m", m) for m in (8, 16, 64, 65))
-    assert (one.index, one.grid, one.block) == (0, (13, 1, 1), (256, 1, 1))
-    assert (few.index, few.grid, few.block) == (1, (13, 1, 1), (256, 1, 1))
-    assert (middle.index, middle.grid, middle.block) == (2, (4, 1, 1), (256, 1, 1))
-    assert (many.index, many.grid, many.block) == (3, (2, 1, 1), (256, 1, 1))
+@pytest.fixture(scope="module")
+def square():
+    return build_for(RULE, spec(4096, 4096, 4, 128), resolve("nvidia-h100"))
+
+
+@pytest.mark.parametrize(
+    ("m", "kernel", "grid"),
+    [
+        (8, "mm_kernel", (256, 1, 1)),
+        (16, "mm_kernel_1", (256, 1, 1)),
+        # 32 tiles for 132 SMs: four parts; 64 tiles: two; 128: one.
+        (32, "mm_kernel_2", (32, 1, 4)),
+        (64, "mm_kernel_4", (32, 1, 4)),
+        (65, "mm_kernel_4", (32, 2, 2)),
+        (200, "mm_kernel_4", (32, 4, 1)),
+        (384, "mm_kernel_4", (32, 6, 1)),
+        # Tiles twice as large fill 128 of the SMs.
+        (385, "mm_kernel_6", (32, 4, 1)),
+    ],
+)
+def test_blocks_are_about_as_many_as_sms(m: int, kernel: str, grid: tuple[int, int, int], square) -> None:
+    first, *adds = square.launches(m)
+    assert (first.kernel, first.grid) == (kernel, grid)
+    assert len(adds) == (grid[2] > 1)
+
+
+def test_sums_of_parts_take_a_fixed_room_whatever_m_is(square) -> None:
+    # Four parts of 64 tokens.
+    assert square.host.workspaces == {"part_sums": 4 * 64 * 4096 * 4}
+
+
+@pytest.mark.parametrize(
+    ("K", "N", "target", "parts"),
+    [
+        (4096, 4096, "nvidia-h100", 4),
+        (4096, 4096, "nvidia-a10", 2),
+        (4096, 4096, "cuda", 3),  # which names no GPU
+        (4096, 11008, "nvidia-h100", 2),
+        (4096, 14336, "nvidia-h100", 1),
+        (960, 1024, "nvidia-h100", 1),  # 15 blocks of k are not twice eight
+        (4096, 16, "nvidia-h100", 8),
+    ],
+)
+def test_wide_or_short_linears_and_smaller_gpus_are_divided_less(K, N, target, parts) -> None:
+    case = spec(K, N, 4, 64)
+    config = RULE.applies(case, resolve(target)).config
+    assert parts_of_tiled(case, config, config.middle[-1], 64) == parts
 
 
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("group_size", [32, 64])
 def test_shared_memory_is_what_the_configuration_says(bits: int, group_size: int) -> None:
     case = spec(2048, 200, bits, group_size)
-    config = default_config(case.in_features, bits)
-    func, _ = build_for(RULE, case, TARGET)
-    for one, m in ((config.few[0], 1), (config.few[1], 16), (config.middle, 64), (config.many, 65)):
-        dynamic = launch_for(func, "m", m).dynamic_shared_bytes
+    config = default_config(case.in_features, bits, None)
+    built = build_for(RULE, case, TARGET)
+    sizes = zip((*config.few, *config.middle, config.many), (1, 16, 32, 64, 10_000), strict=True)
+    for one, m in sizes:
+        dynamic = built.launches(m)[0].shared_bytes
         static = 4 * one.warps * 8 * one.eights * (16 * one.tiles + 4) if isinstance(one, FewConfig) else 0
         assert one.shared_bytes(bits, group_size) == dynamic + static
 
@@ -113,21 +185,22 @@ def test_shared_memory_is_what_the_configuration_says(bits: int, group_size: int
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
 @pytest.mark.parametrize("bits", [4, 8])
 def test_nothing_spills(bits: int, tmp_path) -> None:
-    _, source = build_for(RULE, spec(2048, 4096, bits, 128, **EVERYTHING), TARGET)
+    source = build_for(RULE, spec(2048, 4096, bits, 128, **EVERYTHING), TARGET).source
     path = tmp_path / "kernels.cu"
     path.write_text(source)
     _, _, kernels = Nvcc.find().compile(path, ("sm_80", "sm_90"), None)
-    assert len(kernels) == 8
+    assert len(kernels) == 14
     assert all(kernel.spill_store_bytes == kernel.spill_load_bytes == 0 for kernel in kernels)
-    # Of 65,536 registers: three blocks of the kernels for a few tokens share an SM, one of those for many has room.
-    limits = {"mm_kernel": 80, "mm_kernel_1": 80, "mm_kernel_2": 128, "mm_kernel_3": 255}
+    # Of 65,536 registers: three blocks of the kernels for a few tokens share an SM, two of those between, and one
+    # of those for many has room.
+    limits = dict(zip(("", "_1", "_2", "_3", "_4", "_5", "_6"), (80, 80, 128, 32, 128, 32, 255), strict=True))
     for kernel in kernels:
-        assert kernel.registers <= limits[kernel.name], kernel
+        assert kernel.registers <= limits[kernel.name.removeprefix("mm_kernel")], kernel
 
 
 def test_weights_come_16_bytes_at_a_time_and_go_to_tensor_cores() -> None:
-    _, source = build_for(RULE, CASES["4 bits"], TARGET)
-    for kernel in source.split('extern "C" __global__ void')[5:]:
+    source = build_for(RULE, CASES["4 bits"], TARGET).source
+    for kernel in source.split('extern "C" __global__ void')[6:]:
         assert "cp_async_cg_async_cg_shared_global_16(" in kernel
         assert "mma_sync_aligned_m16n8k16_row_col_f32_f16_f16_f32(" in kernel
         assert "qweight_ptr)[" in kernel
@@ -175,6 +248,8 @@ def test_gpus_that_lack_something_are_left_to_the_portable_kernels(target, reaso
         lambda: TiledConfig(1, 1, 8, 8),
         lambda: TiledConfig(1, 1, 1, 4),
         lambda: TiledConfig(8, 2, stages=1),
+        lambda: TensorCoreConfig((FewConfig(1, 1, 4),), (), TiledConfig(8, 2)),
+        lambda: TensorCoreConfig((FewConfig(1, 1, 4),), (TiledConfig(4, 2),), TiledConfig(8, 2), sms=0),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(make) -> None:

@@ -3,7 +3,6 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-import tvm
 
 from awq_tvm.errors import BundleError, UnsupportedError
 from awq_tvm.schedules.gpu.config import GpuMatmulConfig
@@ -11,7 +10,7 @@ from awq_tvm.schedules.gpu.weights import CodeReader
 from awq_tvm.schedules.rule import NotApplicable, rules_for
 from awq_tvm.schedules.spec import MatmulSpec
 from awq_tvm.targets import resolve
-from tests.support.gpu_kernels import Emulated, build_for, check, launch_for, needs_compiler
+from tests.support.gpu_kernels import Built, Emulated, build_for, check, needs_compiler
 
 TOKENS = (1, 2, 7, 16, 17, 65)
 
@@ -34,8 +33,7 @@ CASES = {
 ON_METAL = ("4 bits", "8 bits", "3 bits, channel", "one nibble a run")
 
 
-def built(case: MatmulSpec, name: str) -> tuple[tvm.tirx.PrimFunc, str]:
-    """The rule's PrimFunc and the source of its kernels."""
+def built(case: MatmulSpec, name: str) -> Built:
     return build_for(rules_for(resolve(name))[-1], case, resolve(name))
 
 
@@ -44,37 +42,33 @@ def built(case: MatmulSpec, name: str) -> tuple[tvm.tirx.PrimFunc, str]:
     ("name", "case"), [("cuda", case) for case in CASES] + [("metal", case) for case in ON_METAL]
 )
 def test_kernels_compute_the_spec(name: str, case: str, tmp_path) -> None:
-    func, source = built(CASES[case], name)
-    kernels = Emulated(source, name, tmp_path)
+    matmul = built(CASES[case], name)
+    kernels = Emulated(matmul.source, name, tmp_path)
     for m in TOKENS:
-        check(kernels, func, CASES[case], m)
+        check(kernels, matmul, CASES[case], m)
 
 
 @needs_compiler
 def test_without_a_barrier_the_emulator_objects(tmp_path) -> None:
     case = CASES["2 bits, float32"]
-    func, source = built(case, "cuda")
+    matmul = built(case, "cuda")
     # The barrier at the end of the loop: the next tile is written while others still read this one.
-    kernels = Emulated("".join(source.rsplit("__syncthreads();", 1)), "cuda", tmp_path)
+    kernels = Emulated("".join(matmul.source.rsplit("__syncthreads();", 1)), "cuda", tmp_path)
     with pytest.raises(BundleError, match="went wrong") as error:
-        check(kernels, func, case, 65)
+        check(kernels, matmul, case, 65)
     assert "missing barrier" in error.value.why
 
 
 def test_host_part_picks_the_kernel_by_m() -> None:
-    target = resolve("cuda")
-    case = spec(64, 100, 4, 32)
-    rule = rules_for(target)[-1]
-    func = rule.build(case, target, GpuMatmulConfig())
-    one, few, many = (launch_for(func, "m", m) for m in (1, 16, 17))
-    assert (one.index, one.grid, one.block) == (0, (25, 1, 1), (32, 4, 1))
-    assert (few.index, few.grid, few.block) == (1, (25, 4, 1), (32, 4, 1))
-    assert (many.index, many.grid, many.block) == (2, (2, 1, 1), (256, 1, 1))
+    matmul = built(spec(64, 100, 4, 32), "cuda")
+    (one,), (few,), (many,) = (matmul.launches(m) for m in (1, 16, 17))
+    assert (one.kernel, one.grid, one.block) == ("mm_kernel", (25, 1, 1), (32, 4, 1))
+    assert (few.kernel, few.grid, few.block) == ("mm_kernel_1", (25, 4, 1), (32, 4, 1))
+    assert (many.kernel, many.grid, many.block) == ("mm_kernel_2", (2, 1, 1), (256, 1, 1))
 
 
 def test_weights_are_read_16_bytes_at_a_time() -> None:
-    _, cuda = built(spec(128, 16, 4, 32), "cuda")
-    _, metal = built(spec(128, 16, 4, 32), "metal")
+    cuda, metal = (built(spec(128, 16, 4, 32), name).source for name in ("cuda", "metal"))
     assert "*(uint4*)(((uint*)qweight_ptr)" in cuda
     assert "*(device uint4*)(((device uint*)qweight_ptr)" in metal
     assert "simd_shuffle_down" in metal

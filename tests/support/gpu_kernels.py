@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +10,9 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
-import tvm
-from tvm import tirx
-from tvm.sym import Analyzer
 
 from awq_tvm import ir_attrs
+from awq_tvm.compile.toolchain.launches import HostPart, Launch
 from awq_tvm.emulate import EmulatedKernels, build_kernels
 from awq_tvm.schedules.layout import LAYOUTS, Layout
 from awq_tvm.schedules.rule import Match, MatmulRule
@@ -25,59 +22,6 @@ from awq_tvm.targets import Target
 needs_compiler = pytest.mark.skipif(
     shutil.which("g++") is None, reason="kernels run on the CPU through g++, not installed"
 )
-AXES = ("x", "y", "z")
-
-_DYNAMIC = re.compile(r'alloc_buffer\(\((\d+),\), "uint32", scope="shared.dyn"')
-
-
-@dataclass(frozen=True)
-class Launch:
-    """Which kernel of a PrimFunc runs for an M, by its place in the source, and how it is launched."""
-
-    index: int
-    grid: tuple[int, int, int]
-    block: tuple[int, int, int]
-    dynamic_shared_bytes: int
-
-
-def launch_for(func: Any, symbol: str, value: int) -> Launch:
-    """Follow the host part of a PrimFunc for one value of its only symbolic extent."""
-    analyzer = Analyzer()
-
-    def evaluate(expression: Any) -> int:
-        for variable in tirx.analysis.undefined_vars(expression):
-            assert variable.name == symbol, variable
-            analyzer.bind(variable, tirx.const(value, "int64"), allow_override=True)
-        return int(analyzer.simplify(expression))
-
-    def kernels(statement: Any, taken: bool) -> list[tuple[bool, Any]]:
-        """Every kernel in the order of the source, with whether the host part reaches it."""
-        if isinstance(statement, tirx.IfThenElse):
-            holds = bool(evaluate(statement.condition))
-            return kernels(statement.then_case, taken and holds) + kernels(
-                statement.else_case, taken and not holds
-            )
-        if isinstance(statement, tirx.AttrStmt) and statement.attr_key == "thread_extent":
-            return [(taken, statement)]
-        return kernels(statement.block.body if hasattr(statement, "block") else statement.body, taken)
-
-    found = kernels(func.body, True)
-    (index,) = (i for i, (taken, _) in enumerate(found) if taken)
-    statement = found[index][1]
-    shared = dynamic_shared_bytes(statement)
-    extents: dict[str, int] = {}
-    while isinstance(statement, tirx.AttrStmt) and statement.attr_key == "thread_extent":
-        extents[str(statement.node.thread_tag)] = evaluate(statement.value)
-        statement = statement.body
-    grid, block = (
-        tuple(extents.get(f"{kind}.{axis}", 1) for axis in AXES) for kind in ("blockIdx", "threadIdx")
-    )
-    return Launch(index, grid, block, shared)
-
-
-def dynamic_shared_bytes(statement: Any) -> int:
-    """What a kernel's arrays in dynamic shared memory take; our kernels have one of 32-bit words, or none."""
-    return sum(4 * int(words) for words in _DYNAMIC.findall(statement.script()))
 
 
 class Emulated:
@@ -91,29 +35,46 @@ class Emulated:
 
     def __init__(self, source: str, dialect: Literal["cuda", "metal"], folder: Path) -> None:
         self.kernels = EmulatedKernels(build_kernels(source, dialect, folder))
-        # The runtime lists the last one first.
-        self.names = list(reversed(self.kernels.parameters))
 
-    def run(self, func: Any, arrays: dict[str, np.ndarray], m: int) -> None:
-        """Run what ``func`` launches for M = m; ``arrays`` by buffer name, changed in place."""
-        launch = launch_for(func, "m", m)
-        name = self.names[launch.index]
-        arguments = [
-            # The host hoists M - 1 into an argument of its own.
-            arrays[parameter.removesuffix("_ptr")] if parameter.endswith("_ptr") else m - (parameter != "m")
-            for parameter in self.kernels.parameters[name]
-        ]
-        self.kernels.launch(name, arguments, launch.grid, launch.block, launch.dynamic_shared_bytes)
+    def run(self, built: Built, arrays: dict[str, np.ndarray], m: int) -> None:
+        """Run what is launched for M = m; ``arrays`` by buffer name, changed in place."""
+        unwritten = {
+            name: np.full(size // 4, np.nan, np.float32) for name, size in built.host.workspaces.items()
+        }
+        known = arrays | unwritten
+        for launch in built.launches(m):
+            arguments = [known[one] if isinstance(one, str) else one for one in launch.arguments]
+            self.kernels.launch(launch.kernel, arguments, launch.grid, launch.block, launch.shared_bytes)
 
 
-def build_for(rule: MatmulRule, case: MatmulSpec, target: Target, config: Any = None) -> tuple[Any, str]:
-    """The rule's PrimFunc and the source of its kernels; with the rule's own configuration if none is given."""
+@dataclass(frozen=True)
+class Built:
+    """One matmul for one target.
+
+    Attributes:
+        func: the rule's PrimFunc.
+        host: what it launches.
+    """
+
+    func: Any
+    host: HostPart
+
+    @property
+    def source(self) -> str:
+        """Of its kernels."""
+        return self.host.source
+
+    def launches(self, m: int) -> tuple[Launch, ...]:
+        """For M = m."""
+        return self.host.launches({"m": m})
+
+
+def build_for(rule: MatmulRule, case: MatmulSpec, target: Target, config: Any = None) -> Built:
+    """What the rule builds; with its own configuration if none is given."""
     match = rule.applies(case, target)
     assert isinstance(match, Match), match
     func = rule.build(case, target, config or match.config).with_attr("global_symbol", "mm")
-    with tvm.target.Target(target.tvm_target_with_host) as built_for:
-        library = tvm.tirx.build(tvm.IRModule({"mm": func}), target=built_for)
-    return func, library.imports[0].inspect_source(target.kind)
+    return Built(func, HostPart(func, target))
 
 
 def random_arrays(case: MatmulSpec, m: int, layout: Layout) -> dict[str, np.ndarray]:
@@ -159,9 +120,9 @@ def reference(case: MatmulSpec, a: dict[str, np.ndarray]) -> tuple[np.ndarray, n
     return y, rounding * np.abs(y) + 4 * case.in_features**0.5 * 2.0**-24 * magnitude + 1e-6
 
 
-def check(kernels: Emulated, func: Any, case: MatmulSpec, m: int) -> None:
-    arrays = random_arrays(case, m, LAYOUTS[func.attrs[ir_attrs.LAYOUT]])
-    kernels.run(func, arrays, m)
+def check(kernels: Emulated, built: Built, case: MatmulSpec, m: int) -> None:
+    arrays = random_arrays(case, m, LAYOUTS[built.func.attrs[ir_attrs.LAYOUT]])
+    kernels.run(built, arrays, m)
     expected, bound = reference(case, arrays)
     assert (np.abs(arrays["y"] - expected) <= bound).all(), np.abs(arrays["y"] - expected).max()
     assert np.isnan(arrays["guarded"][[0, -1]]).all()
