@@ -46,13 +46,14 @@ def command(
     json_output: Json = False,
 ) -> None:
     """Compile a model into a verified bundle for one target; an unquantized one is quantized first."""
+    from awq_tvm.api import quantized_first
     from awq_tvm.bundle.verify import read_manifest
     from awq_tvm.output_folder import check_output
 
     check_output(out)
 
     with ProgressDisplay() as display:
-        source, first = _quantized(model, out, display)
+        source, first = quantized_first(model, out, display.update, say)
         from awq_tvm.compile.driver import compile_model
 
         report = compile_model(
@@ -94,18 +95,3 @@ def command(
     }
     print(f"{out}: {report.target}, activations {report.activations}, {in_bytes(size)}")
     print("kernels: " + ", ".join(f"{count} {source}" for source, count in counts.items()))
-
-
-def _quantized(model: str, out: Path, display: ProgressDisplay) -> tuple[str, str | None]:
-    """What to compile, and the checkpoint that had to be made for it."""
-    from awq_tvm.checkpoint import open_checkpoint
-
-    if open_checkpoint(model).quantized:
-        return model, None
-    made = out.with_name(out.name + ".quantized")
-    say(f"{model} is not quantized: quantizing it first, awq with 4 bits, into {made}")
-    from awq_tvm.quantize.quantize import quantize_checkpoint
-
-    # Rounding is not learned here: who compiles waits, and `quantize` is there for the best weights.
-    quantize_checkpoint(model, made, method="awq", resume=True, progress=display.update)
-    return str(made), str(made)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -77,21 +76,13 @@ def command(
 ) -> None:
     """Quantize a model's weights, activation-aware, into a checkpoint that other tools load too."""
     groups = _group_size(group_size)
-    from awq_tvm.quantize.options import METHODS, AwqOptions
-    from awq_tvm.quantize.quantize import quantize_checkpoint
+    from awq_tvm import api
 
-    steps = {
-        "scale_steps": scale_steps,
-        "clip": clip,
-        "learn_steps": learn_steps,
-        "learn_norm_steps": learn_norm_steps,
-    }
-    changes: dict[str, Any] = {name: value for name, value in steps.items() if value is not None}
     with ProgressDisplay() as display:
-        done = quantize_checkpoint(
+        done = api.quantize(
             model,
             out,
-            method=cast("Literal['awq+', 'awq', 'rtn']", method),
+            method=cast("api.Method", method),
             bits=bits,
             group_size=groups,
             symmetric=symmetric,
@@ -102,10 +93,13 @@ def command(
             sequence_length=sequence_length,
             seed=seed,
             device=device,
-            resume=resume,
-            options=replace(METHODS.get(method, AwqOptions()), **changes),
-            report_folder=report,
+            scale_steps=scale_steps,
+            clip=cast("Literal['two-sided', 'paper', 'none'] | None", clip),
+            learn_steps=learn_steps,
+            learn_norm_steps=learn_norm_steps,
+            report=report,
             report_text=report_text,
+            resume=resume,
             progress=display.update,
         )
     found: dict[str, Any] = done.as_dict()
