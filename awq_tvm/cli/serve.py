@@ -35,6 +35,14 @@ def command(
         typer.Option(show_default=False, help="Tokens of prompts read between two tokens of answers."),
     ] = None,
     request_seconds: Annotated[float, typer.Option(help="Longest time a request may take.")] = 600.0,
+    require_signature: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PUBLIC_KEY",
+            show_default=False,
+            help="Serve only what this key signed, as BUNDLE.sig says.",
+        ),
+    ] = None,
     threads: Threads = None,
     json_output: Json = False,
 ) -> None:
@@ -57,6 +65,11 @@ def command(
             fix="`pip install 'awq-tvm[serve]'`",
         ) from None
     from awq_tvm.serve.scheduler import SchedulerLimits
+
+    if require_signature is not None:
+        from awq_tvm.bundle.signature import check_signature
+
+        check_signature(bundle, require_signature)
 
     def ready(url: str, name: str) -> None:
         if json_output:

@@ -33,6 +33,7 @@ VERBS = tuple(
         ("bench", "bench", "speed and memory of a bundle on this machine"),
         ("inspect", "inspect_verb", "show what a checkpoint or a bundle holds"),
         ("verify", "verify", "check every file of a bundle, and that this machine can run it"),
+        ("sign", "sign", "sign a bundle with a key"),
         ("targets", "targets", "list the hardware that can be compiled for"),
         ("doctor", "doctor", "check this machine's tools and versions"),
     )

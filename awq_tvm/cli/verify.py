@@ -11,6 +11,7 @@ import typer
 
 from awq_tvm.cli.options import BundlePath, Json
 from awq_tvm.cli.output import in_bytes, print_json
+from awq_tvm.errors import UsageError
 
 
 def command(
@@ -18,6 +19,14 @@ def command(
     any_target: Annotated[
         bool, typer.Option("--any-target", help="Do not ask whether this machine can run it.")
     ] = False,
+    public_key: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", show_default=False, help="Also require a signature by this key."),
+    ] = None,
+    signature: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", show_default=False, help="That signature; BUNDLE.sig if not given."),
+    ] = None,
     emulate: Annotated[
         bool, typer.Option("--emulate", help="Also run a GPU's bundle on this CPU, every access checked.")
     ] = False,
@@ -28,6 +37,17 @@ def command(
     json_output: Json = False,
 ) -> None:
     """Check every file of a bundle against its manifest, the versions, and this machine."""
+    if signature is not None and public_key is None:
+        raise UsageError(
+            "A signature needs the key that made it.",
+            where="--signature",
+            why="found no --public-key",
+            fix="--public-key FILE",
+        )
+    if public_key is not None:
+        from awq_tvm.bundle.signature import check_signature
+
+        check_signature(bundle, public_key, signature)
     if emulate:
         # Verifies too, but for the GPU.
         _emulate(bundle, prompt, tokens, json_output)
@@ -45,15 +65,17 @@ def command(
                 "bundle": bundle,
                 "target": manifest.target.name,
                 "target_checked": not any_target,
+                "signature_checked": public_key is not None,
                 "files": len(manifest.files),
                 "bytes": size,
                 "seconds": seconds,
             }
         )
         return
+    signed = "" if public_key is None else f"; signed by the key of {public_key}"
     runs = "not asked whether this machine runs it" if any_target else "this machine can run it"
     print(
-        f"{bundle}: good; {len(manifest.files)} files, {in_bytes(size)}, checked in {seconds:.2f} s; {runs}"
+        f"{bundle}: good; {len(manifest.files)} files, {in_bytes(size)}, checked in {seconds:.2f} s; {runs}{signed}"
     )
 
 
