@@ -10,21 +10,27 @@ import typer
 from awq_tvm.cli.options import Json
 from awq_tvm.cli.output import print_json, say, table
 from awq_tvm.cli.progress_bar import ProgressDisplay
+from awq_tvm.cli.tune_pack import import_file, make_pack
+from awq_tvm.errors import UsageError
 
 if TYPE_CHECKING:
+    from awq_tvm.compile.tuning.shapes import Wanted
     from awq_tvm.compile.tuning.tuner import TuneReport
+    from awq_tvm.targets import Target
 
 
 def command(
     what: Annotated[
-        str,
+        str | None,
         typer.Argument(
             metavar="MODEL_OR_SHAPES",
             show_default=False,
             help="A quantized model as `compile` takes it, or shapes of linears, inputs x outputs: 576x960,1536x576.",
         ),
-    ],
-    target: Annotated[str, typer.Option(help="auto, or a name whose code this machine can run.")] = "auto",
+    ] = None,
+    target: Annotated[
+        str, typer.Option(help="auto, or a name; this machine must run its code, except with --pack.")
+    ] = "auto",
     activations: Annotated[str, typer.Option(help="As for `compile`.")] = "auto",
     vocabulary_bits: Annotated[
         int, typer.Option(metavar="BITS", help="As for `compile`; of a model only.")
@@ -37,6 +43,20 @@ def command(
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="That the kernels run on while they are timed.")] = 1,
     again: Annotated[bool, typer.Option("--again", help="Measure what has a record already, too.")] = False,
+    pack: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            show_default=False,
+            help="Measure nothing: build the candidates into a file that the device runs, with TVM's runtime alone.",
+        ),
+    ] = None,
+    results: Annotated[
+        Path | None,
+        typer.Option(
+            "--import", metavar="RESULTS", show_default=False, help="Add what a pack measured to the records."
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -49,24 +69,42 @@ def command(
     ] = None,
     json_output: Json = False,
 ) -> None:
-    """Find the fastest tiles of a model's kernels on this machine, for `compile` to use; `tune db` keeps them."""
-    from awq_tvm.compile.tuning.limits import limits_of_this_machine
-    from awq_tvm.compile.tuning.local import LocalMeasurer
+    """Find the fastest tiles of a model's kernels, for `compile` to use; `tune db` keeps them."""
     from awq_tvm.compile.tuning.places import file_of, user_folder, usual_files
     from awq_tvm.compile.tuning.record_file import append_record, read_records, record_files
     from awq_tvm.compile.tuning.shapes import are_shapes, model_wanted, shapes_wanted
-    from awq_tvm.compile.tuning.tuner import tune
     from awq_tvm.targets import resolve
 
+    if results is not None:
+        if what is not None or pack is not None:
+            raise UsageError("--import takes no model, no shapes and no --pack", where=str(what or pack))
+        report, file, chip = import_file(results, None if target == "auto" else resolve(target), out)
+        _finish(report, file, chip, 0, json_output)
+        return
+    if what is None:
+        raise UsageError("there is nothing to tune", where="MODEL_OR_SHAPES", fix="name a model or shapes")
+    if pack is not None and seconds is not None:
+        raise UsageError("--pack has no --seconds", where="--seconds", fix="--trials says how much is tried")
     chip = resolve(target)
     file = out or file_of(user_folder(), chip.fingerprint)
-    with LocalMeasurer(chip, threads=threads) as measurer, ProgressDisplay() as display:
+
+    def wanted_here() -> list[Wanted]:
         if are_shapes(what):
-            wanted = shapes_wanted(what, chip, bits=bits, group_size=group_size, activations=activations)
-        else:
-            wanted = model_wanted(what, chip, activations=activations, vocabulary_bits=vocabulary_bits)
-        files = dict.fromkeys((*usual_files(), *record_files(file)))
-        known = () if again else read_records(files).by_key().keys()
+            return shapes_wanted(what, chip, bits=bits, group_size=group_size, activations=activations)
+        return model_wanted(what, chip, activations=activations, vocabulary_bits=vocabulary_bits)
+
+    files = dict.fromkeys((*usual_files(), *record_files(file)))
+    known = () if again else read_records(files).by_key().keys()
+    if pack is not None:
+        problems = [one.problem for one in wanted_here() if one.problem is not None]
+        make_pack(pack, problems, chip, known=known, trials=trials, threads=threads, json_output=json_output)
+        return
+    from awq_tvm.compile.tuning.limits import limits_of_this_machine
+    from awq_tvm.compile.tuning.local import LocalMeasurer
+    from awq_tvm.compile.tuning.tuner import tune
+
+    with LocalMeasurer(chip, threads=threads) as measurer, ProgressDisplay() as display:
+        wanted = wanted_here()
         problems = [one.problem for one in wanted if one.problem is not None]
         todo = any(problem.key(part) not in known for problem in problems for part in problem.parts)
         say("note: measure on a quiet machine; what else runs here makes the choice less sure")
@@ -80,7 +118,11 @@ def command(
             limits=limits_of_this_machine(threads) if todo else None,
             progress=display.update,
         )
-    untuned = len(wanted) - len(problems)
+    _finish(report, file, chip, len(wanted) - len(problems), json_output)
+
+
+def _finish(report: TuneReport, file: Path, chip: Target, untuned: int, json_output: bool) -> None:
+    """Print what was found, and end as tuning ended."""
     if json_output:
         print_json(
             {

@@ -6,13 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from awq_tvm.compile.tuning.device_plan import ERROR_ALLOWED
 from awq_tvm.compile.tuning.problem import Problem
 from awq_tvm.schedules.spec import DenseSpec, MatmulSpec
 
 Array = np.ndarray[Any, Any]
-
-ERROR_ALLOWED = 1e-5
-"""Of y, relative to sum(|x||W|); kernels reach 3e-7."""
 
 
 class Numbers:
@@ -53,6 +51,10 @@ class Numbers:
         """
         m = len(y)
         return float((np.abs(y - self._expected[:m]) / self._scale[:m]).max())
+
+    def device_arrays(self) -> tuple[Array, Array]:
+        """What y must be [rows, N], and how far off it may be at any row [N], both float32."""
+        return self._expected.astype(np.float32), (ERROR_ALLOWED * self._scale.min(0)).astype(np.float32)
 
 
 def int8_rows(x: Array, group_size: int) -> Array:

@@ -11,14 +11,9 @@ from typing import Any
 import numpy as np
 import tvm
 
+from awq_tvm.compile.tuning.device_plan import COLD_BYTES, ERROR_ALLOWED, MOST_COPIES
 from awq_tvm.compile.tuning.measurement import Failed, Outcome, Timed, Trial
-from awq_tvm.compile.tuning.numbers import ERROR_ALLOWED, Numbers
-
-COLD_BYTES = 256 * 2**20
-"""So many bytes of weights are walked through between two uses of the same: more than usual caches hold."""
-
-MOST_COPIES = 2048
-"""A weight of less than 128 KiB is not worth making more copies of."""
+from awq_tvm.compile.tuning.numbers import Numbers
 
 STRETCH = 4e-4
 """Seconds that are timed at once: short, so that most are not interrupted on a machine with other work."""

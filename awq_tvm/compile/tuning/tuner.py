@@ -146,6 +146,7 @@ def take(
     save: Callable[[TunedRecord], None],
     report: TuneReport,
     at: str | None = None,
+    tvm: str | None = None,
 ) -> None:
     """Keep what a search found.
 
@@ -156,6 +157,7 @@ def take(
         save: is given the record.
         report: is told.
         at: when it was measured, as records say it; None for now.
+        tvm: version that compiled the candidates; None for this one.
     """
     words = title(search.problem, search.part)
     report.candidates += search.trials
@@ -183,7 +185,7 @@ def take(
             rows=search.part.timed_rows,
             trials=search.trials,
             load=None if (load := machine.load()) is None else round(load, 2),
-            tvm=version("apache-tvm"),
+            tvm=tvm or version("apache-tvm"),
         ),
     )
     save(record)
