@@ -17,6 +17,7 @@ from awq_tvm.targets.description import Target
 LINUX_TRIPLE = "aarch64-unknown-linux-gnu"
 ANDROID_TRIPLE = "aarch64-linux-android"
 MACOS_TRIPLE = "arm64-apple-macos11.0"
+IOS_TRIPLE = "arm64-apple-ios15.0"
 
 KIB, MIB = 2**10, 2**20
 
@@ -186,4 +187,15 @@ TARGETS = (
     _apple("m2", "Apple M2, 4 performance cores, 100 GB/s", MATRIX, 16, 100.0),
     _apple("m3", "Apple M3, 4 performance cores, 100 GB/s", MATRIX, 16, 100.0),
     _apple("m4", "Apple M4, 4 performance cores, 120 GB/s", MATRIX, 16, 120.0),
+    arm_target(
+        "apple-a15-ios",
+        "Apple A15 (iPhone 13) and later, 2 performance cores; a static archive for an app",
+        mcpu="apple-a15",
+        features=MATRIX,
+        cores=2,
+        triple=IOS_TRIPLE,
+        l1_bytes=128 * KIB,
+        l2_bytes=12 * MIB,
+        read_bandwidth_gb_per_s=34.1,
+    ),
 )

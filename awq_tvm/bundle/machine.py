@@ -65,7 +65,7 @@ class Machine:
 
     Attributes:
         architecture: "x86_64", "aarch64", ...
-        operating_system: "linux", "darwin", "windows" or "unknown".
+        operating_system: "linux", "darwin", "ios", "windows" or "unknown".
         features: LLVM names of the CPU's features; empty where the system does not tell.
         gpus: compute capabilities of the CUDA devices, as "sm_90".
     """
@@ -126,10 +126,11 @@ def architecture(triple: str | None = None) -> str:
 
 
 def operating_system(triple: str | None = None) -> str:
-    """The system of an LLVM triple, or of this machine: "linux", "darwin", "windows" or "unknown"."""
+    """The system of an LLVM triple, or of this machine: "linux", "darwin", "ios", "windows" or "unknown"."""
     words = platform.system().lower() if triple is None else triple.lower()
     for system, marks in (
-        ("darwin", ("darwin", "macos", "ios", "apple")),
+        ("ios", ("ios",)),
+        ("darwin", ("darwin", "macos", "apple")),
         ("linux", ("linux", "android")),
         ("windows", ("windows", "win32", "mingw")),
     ):

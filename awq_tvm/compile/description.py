@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from awq_tvm.targets import Target
 
 
+# In the recipe's free text: what the symbols of a static archive begin with.
+SYMBOL_PREFIX = "symbol_prefix"
+
+
 def special_tokens(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
     """The ids that begin and end a text; generation_config.json goes before config.json."""
     where = str(checkpoint.path / "generation_config.json")
@@ -86,7 +90,12 @@ def describe(
             bits=scheme.bits if scheme else 16,
             group_size=max(scheme.group_size, 0) if scheme else 0,
             activations="int8" if precision.activations == "int8" else "float",
-            extra={**recipe, "source": checkpoint.source, "kv_cache": precision.kv_cache},
+            extra={
+                **recipe,
+                "source": checkpoint.source,
+                "kv_cache": precision.kv_cache,
+                **({SYMBOL_PREFIX: library.symbol_prefix} if library.symbol_prefix else {}),
+            },
         ),
         target=manifests.TargetInfo(
             name=target.name,
@@ -123,6 +132,14 @@ def card(draft: manifests.ManifestDraft) -> str:
     recipe, model = draft.recipe, draft.model
     budget = recipe.extra.get("budget")
     bits = f"{recipe.bits} bits" if budget is None else f"{budget} bits on average"
+    prefix = recipe.extra.get(SYMBOL_PREFIX)
+    run = (
+        "Run it with `python -m awq_tvm generate BUNDLE --prompt TEXT`; check it with "
+        "`python -m awq_tvm verify BUNDLE`."
+        if prefix is None
+        else f"Link {draft.library} whole into an app that has TVM's runtime; its module is "
+        f'`ffi.SystemLib("{prefix}")`. No iPhone has run it.'
+    )
     groups = f"groups of {recipe.group_size}" if recipe.group_size else "rows"
     return "\n".join(
         [
@@ -132,8 +149,7 @@ def card(draft: manifests.ManifestDraft) -> str:
             f"weights {bits} in {groups}, activations {recipe.activations}, "
             f"keys and values {recipe.extra['kv_cache']}.",
             "",
-            "Run it with `python -m awq_tvm generate BUNDLE --prompt TEXT`; check it with "
-            "`python -m awq_tvm verify BUNDLE`.",
+            run,
             "",
         ]
     )

@@ -121,7 +121,7 @@ def compile_model(
     kernels = json.loads(mod.attrs[ir_attrs.COVERAGE])
     with tempfile.TemporaryDirectory(prefix="awq_tvm-") as folder:
         with clock.stage("build"):
-            library = build_library(mod, chip, Path(folder))
+            library = build_library(mod, chip, Path(folder), name=out.name)
         with clock.stage("weights"):
             draft = describe(checkpoint, config, limits, chip, precision, plan, kernels, library, special)
             manifest = write_bundle(

@@ -153,7 +153,7 @@ def test_android_asks_for_the_ndk(monkeypatch, tmp_path) -> None:
     assert cross_linker("aarch64-linux-android").command[0].endswith("android35-clang++")
 
 
-@pytest.mark.parametrize("mtriple", ["riscv32-unknown-elf", "x86_64-pc-windows-msvc", "arm64-apple-ios"])
+@pytest.mark.parametrize("mtriple", ["riscv32-unknown-elf", "x86_64-pc-windows-msvc", "arm64-apple-watchos"])
 def test_a_platform_without_a_linker_is_refused(mtriple) -> None:
     with pytest.raises(TargetError, match="no linker for this platform"):
         cross_linker(mtriple)

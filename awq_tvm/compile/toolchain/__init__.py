@@ -20,6 +20,7 @@ def build_library(
     *,
     pipeline: Any = None,
     fast_math: bool = False,
+    name: str = "model",
 ) -> BuiltLibrary:
     """Build a module for a target and link it into ``out_dir``.
 
@@ -29,6 +30,7 @@ def build_library(
         out_dir: an existing folder; the library, and for GPUs the kernels' sources and reports, go there.
         pipeline: the Relax passes down to VM bytecode, a ``tvm.transform.Pass`` or any function of a module;
             None for TVM's own default of the target. It runs in this process, under the target.
+        name: of the model, for the symbols of an archive.
         fast_math: CUDA only: let nvcc trade accuracy for speed in divisions, roots and exponentials.
 
     Returns:
@@ -47,4 +49,4 @@ def build_library(
         return build_metal(mod, target, out_dir, pipeline=pipeline)
     from awq_tvm.compile.toolchain.cpu import build_cpu
 
-    return build_cpu(mod, target, out_dir, pipeline=pipeline)
+    return build_cpu(mod, target, out_dir, pipeline=pipeline, name=name)

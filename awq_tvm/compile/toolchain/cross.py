@@ -9,8 +9,9 @@ import shutil
 import sys
 from pathlib import Path
 
-from awq_tvm.compile.toolchain.host import architecture_of, is_apple
+from awq_tvm.compile.toolchain.host import architecture_of, is_apple, is_ios
 from awq_tvm.compile.toolchain.linker import Linker
+from awq_tvm.compile.toolchain.static import Archiver
 from awq_tvm.errors import TargetError
 
 ZIG = (sys.executable, "-m", "ziglang", "cc")
@@ -25,6 +26,8 @@ def cross_linker(mtriple: str) -> Linker:
         TargetError: none is installed, or there is none for the platform.
     """
     parts = mtriple.split("-")
+    if is_ios(mtriple):
+        return _ios_archiver(mtriple)
     if is_apple(mtriple):
         return _apple_linker(mtriple)
     if any(part.startswith("android") for part in parts):
@@ -34,7 +37,7 @@ def cross_linker(mtriple: str) -> Linker:
     raise TargetError(
         "There is no linker for this platform",
         where=f"triple {mtriple}",
-        why="libraries can be linked for Linux, Android and macOS on aarch64 and x86_64",
+        why="libraries can be linked for Linux, Android and macOS on aarch64 and x86_64, and archived for iOS",
         fix="compile on that platform itself",
     )
 
@@ -65,14 +68,30 @@ def _gnu_linker(mtriple: str) -> Linker:
 
 
 def _apple_linker(mtriple: str) -> Linker:
-    # The runtime's symbols are found when the library is loaded, as on macOS itself.
+    # The runtime's symbols are found when the library is loaded, as on macOS itself. Without a name of its own the
+    # library would be called by the path it was linked at.
     return _zig(
         mtriple,
         f"{architecture_of(mtriple)}-macos.11.0-none",
-        ("-undefined", "dynamic_lookup"),
+        ("-undefined", "dynamic_lookup", "-install_name", "@rpath/model.dylib"),
         ".dylib",
         "a macOS linker",
     )
+
+
+def _ios_archiver(mtriple: str) -> Archiver:
+    if not has_zig():
+        raise TargetError(
+            "The compiled model cannot be archived for iOS here",
+            where=f"triple {mtriple}",
+            why="the package ziglang, which has the archiver, is not installed",
+            fix=ZIG_FIX,
+        )
+    # Without the option the index is in the form of GNU, which Apple's linker does not read.
+    note = (
+        "a static archive made with ziglang: link it whole (-force_load) into an app that has TVM's runtime"
+    )
+    return Archiver((*ZIG[:-1], "ar"), ("--format=darwin",), ".a", note)
 
 
 def _android_linker(mtriple: str) -> Linker:

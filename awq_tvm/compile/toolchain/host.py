@@ -24,6 +24,11 @@ def is_apple(mtriple: str) -> bool:
     return any(part.startswith(APPLE_SYSTEMS) for part in mtriple.split("-")[1:])
 
 
+def is_ios(mtriple: str) -> bool:
+    """Whether a triple names iOS."""
+    return any(part.startswith("ios") for part in mtriple.split("-")[1:])
+
+
 def is_host(mtriple: str) -> bool:
     """Whether code for the triple is linked with this machine's own compiler.
 

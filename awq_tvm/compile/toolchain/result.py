@@ -32,9 +32,10 @@ class BuiltLibrary:
     """A linked library and what came with it.
 
     Attributes:
-        path: ``model.so``, or ``model.dylib`` for Apple.
+        path: ``model.so``, ``model.dylib`` for macOS, or the archive ``model.a`` for iOS.
         kernels: every GPU kernel, by architecture; empty for CPUs.
         notes: sentences for the user, for example which linker was used.
+        symbol_prefix: what the symbols of an archive begin with; "" for a shared library.
         files: everything else written beside the library: kernel sources, binaries and reports.
     """
 
@@ -42,3 +43,4 @@ class BuiltLibrary:
     kernels: tuple[Kernel, ...] = ()
     notes: tuple[str, ...] = ()
     files: tuple[Path, ...] = ()
+    symbol_prefix: str = ""

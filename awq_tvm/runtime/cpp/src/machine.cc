@@ -111,7 +111,8 @@ std::string architecture(const std::string& triple) {
 std::string operating_system(const std::string& triple) {
   const std::string words = lower(triple.empty() ? this_system().sysname : triple);
   const std::pair<const char*, std::vector<const char*>> systems[] = {
-      {"darwin", {"darwin", "macos", "ios", "apple"}},
+      {"ios", {"ios"}},
+      {"darwin", {"darwin", "macos", "apple"}},
       {"linux", {"linux", "android"}},
       {"windows", {"windows", "win32", "mingw"}}};
   for (const auto& [system, marks] : systems) {

@@ -10,7 +10,7 @@ namespace awq {
 std::set<std::string> cpu_features();
 // "x86_64", "aarch64" and so on, of an LLVM triple; without one of this machine.
 std::string architecture(const std::string& triple = "");
-// "linux", "darwin", "windows" or "unknown".
+// "linux", "darwin", "ios", "windows" or "unknown".
 std::string operating_system(const std::string& triple = "");
 // Processors that this process may run on.
 int processors();
