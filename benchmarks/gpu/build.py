@@ -1,0 +1,174 @@
+"""Make a pack for a machine with a GPU: ``python -m benchmarks.gpu.build -o PACK``. Needs nvcc, and no GPU.
+
+It holds the kernels of every linear for every architecture, their sources, what is launched for each M, counts, a
+copy of this program, and run.py, which measures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+from awq_tvm import ir_attrs
+from awq_tvm.compile.toolchain.launches import HostPart
+from awq_tvm.compile.toolchain.nvcc import Nvcc
+from awq_tvm.errors import AwqTvmError, UnsupportedError
+from awq_tvm.output_folder import output_folder
+from awq_tvm.schedules.cuda.tensor_core import TensorCoreRule
+from awq_tvm.schedules.rule import Match
+from awq_tvm.schedules.spec import MatmulSpec
+from awq_tvm.targets import Target, resolve
+
+from .counts import counts_of
+from .machine_code import count, disassemble
+from .pack import Case, Launch, Pack
+
+SHAPES = ((4096, 4096), (4096, 11008), (4096, 14336), (8192, 8192), (8192, 28672))
+"""(K, N)."""
+
+TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 512, 2048)
+TARGETS = ("nvidia-a100", "nvidia-h100")
+
+ROOT = Path(__file__).resolve().parents[2]
+RUN = '''"""Measures this pack; see --help."""
+
+import sys
+from pathlib import Path
+
+PACK = Path(__file__).resolve().parent
+sys.path.insert(0, str(PACK / "program"))
+
+from benchmarks.gpu.run import main
+
+sys.exit(main(PACK))
+'''
+
+
+def build_case(spec: MatmulSpec, target: Target, tokens: Sequence[int], folder: Path) -> Case:
+    """Compile the kernels of one linear into a folder.
+
+    Raises:
+        UnsupportedError: the tensor-core kernels do not serve it.
+        TargetError: nvcc is missing or rejects the source.
+    """
+    rule = TensorCoreRule()
+    match = rule.applies(spec, target)
+    if not isinstance(match, Match):
+        raise UnsupportedError("The tensor-core kernels do not serve this linear", why=match.reason)
+    func = rule.build(spec, target, match.config).with_attr("global_symbol", "matmul")
+    host, layout = HostPart(func, target), str(func.attrs[ir_attrs.LAYOUT])
+    arch = str(target.sm_arch)
+    source = folder / f"{spec.in_features}x{spec.out_features}-w{spec.bits}-g{spec.group_size}-{arch}.cu"
+    source.write_text(host.source, encoding="utf-8")
+    image, kernels = compile_cubin(source, arch)
+    launches = {m: tuple(Launch(**vars(one)) for one in host.launches({"m": m})) for m in tokens}
+    return Case(
+        spec=asdict(spec),
+        layout=layout,
+        arch=arch,
+        sms=match.config.sms,
+        image=image.name,
+        source=source.name,
+        launches=launches,
+        workspaces=host.workspaces,
+        kernels=kernels,
+        counts={m: counts_of(spec, layout, match.config, m, launches[m]) for m in tokens},
+    )
+
+
+def compile_cubin(source: Path, arch: str) -> tuple[Path, dict[str, dict[str, int]]]:
+    """Compile a source beside itself; the binary, and by kernel what compiler and disassembler say of it."""
+    fat, (built,), found = Nvcc.find().compile(source, (arch,), None)
+    fat.unlink()
+    image = source.with_suffix(".cubin")
+    built.rename(image)
+    listing = disassemble(image)
+    machine_code = count(listing) if listing else {}
+    kernels = {
+        kernel.name: {
+            "registers": kernel.registers or 0,
+            "spill_bytes": (kernel.spill_store_bytes or 0) + (kernel.spill_load_bytes or 0),
+            "shared_bytes": kernel.shared_bytes or 0,
+            **machine_code.get(kernel.name, {}),
+        }
+        for kernel in found
+    }
+    return image, kernels
+
+
+def build_pack(
+    out: Path,
+    shapes: Sequence[tuple[int, int]],
+    tokens: Sequence[int],
+    targets: Sequence[str],
+    group_size: int = 128,
+) -> Pack:
+    """Write a pack to ``out``, which must not exist."""
+    with output_folder(out, needed_bytes=64 << 20) as folder:
+        cases, limits = [], {}
+        for target in map(resolve, targets):
+            arch = str(target.sm_arch)
+            source = folder / f"limits-{arch}.cu"
+            shutil.copyfile(Path(__file__).with_name("limits.cu"), source)
+            limits[arch] = compile_cubin(source, arch)[0].name
+            for k, n in shapes:
+                print(f"{target.name}: {k}x{n}", file=sys.stderr, flush=True)
+                cases.append(build_case(MatmulSpec(k, n, 4, group_size, "float16"), target, tokens, folder))
+        copy_program(folder / "program")
+        (folder / "run.py").write_text(RUN, encoding="utf-8")
+        made_with = {"apache-tvm": version("apache-tvm"), "nvcc": _nvcc_version(), "revision": _revision()}
+        pack = Pack(folder, made_with, limits, tuple(cases))
+        pack.write()
+    return Pack.read(out)
+
+
+def copy_program(into: Path) -> None:
+    """Copy what runs on the other machine: our own Python, links followed."""
+    unwanted = shutil.ignore_patterns("__pycache__", "*.pyc", "tuned")
+    shutil.copytree(ROOT / "awq_tvm", into / "awq_tvm", symlinks=False, ignore=unwanted)
+    shutil.copytree(ROOT / "benchmarks" / "gpu", into / "benchmarks" / "gpu", ignore=unwanted)
+
+
+def _nvcc_version() -> str:
+    text = subprocess.run([Nvcc.find().nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    return text.strip().splitlines()[-1]
+
+
+def _revision() -> str:
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("-o", "--out", type=Path, required=True)
+    parser.add_argument("--shapes", default=",".join(f"{k}x{n}" for k, n in SHAPES), help="KxN,KxN,...")
+    parser.add_argument("--m", default=",".join(map(str, TOKENS)), help="tokens")
+    parser.add_argument(
+        "--targets", default=",".join(TARGETS), help="names of GPUs, for their SMs and architecture"
+    )
+    parser.add_argument("--group-size", type=int, default=128)
+    options = parser.parse_args(arguments)
+    shapes = [(int(k), int(n)) for k, n in (shape.split("x") for shape in options.shapes.split(","))]
+    tokens = [int(m) for m in options.m.split(",")]
+    try:
+        pack = build_pack(options.out, shapes, tokens, options.targets.split(","), options.group_size)
+    except AwqTvmError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    size = sum(path.stat().st_size for path in pack.folder.rglob("*") if path.is_file())
+    print(f"{pack.folder}: {len(pack.cases)} linears, {size / 2**20:.1f} MiB")
+    print(f"Copy it to the machine with a GPU, and there: python {pack.folder.name}/run.py")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,70 @@
+"""The counts of a pack as a table: arithmetic, and what the disassembler said; no times."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .pack import Case, Launch
+
+REGISTERS, THREADS, WARP = 65536, 2048, 32
+"""Of an SM, from compute capability 8.0 on, but for 8.6 and 8.9 with 1536 threads."""
+
+SHARED_OF_SM = {"sm_80": 164 * 1024, "sm_86": 100 * 1024, "sm_89": 100 * 1024, "sm_90": 228 * 1024}
+RESERVED_SHARED = 1024
+"""That the system keeps of each block's."""
+
+
+def blocks_of_sm(arch: str, launch: Launch, kernel: dict[str, int]) -> int:
+    """How many blocks of a kernel an SM has room for, by registers, shared memory and threads."""
+    threads = launch.block[0] * launch.block[1] * launch.block[2]
+    # A warp's registers are given out 256 at a time.
+    warp_registers = -(-kernel["registers"] * WARP // 256) * 256
+    by_registers = REGISTERS // (warp_registers * (threads // WARP))
+    shared = launch.shared_bytes + kernel["shared_bytes"] + RESERVED_SHARED
+    most_threads = 1536 if arch in ("sm_86", "sm_89") else THREADS
+    return min(by_registers, SHARED_OF_SM[arch] // shared, most_threads // threads)
+
+
+HEADER = (
+    "K x N",
+    "M",
+    "blocks",
+    "on an SM",
+    "bytes MB",
+    "floor",
+    "copied / floor",
+    "HMMA / floor",
+    "instructions an HMMA",
+    "cycles of an SM",
+)
+
+
+def table(cases: Sequence[Case]) -> list[str]:
+    """The counts of cases of one architecture as lines of Markdown.
+
+    "cycles of an SM" is what issuing the loops' instructions alone takes if four leave an SM in each cycle, and all
+    SMs have the same share.
+    """
+    lines = [f"| {' | '.join(HEADER)} |", "|" + "---|" * len(HEADER)]
+    for case in cases:
+        for m, counts in case.counts.items():
+            launch = case.launches[m][0]
+            kernel = case.kernels[launch.kernel]
+            loop = kernel.get("loop_instructions", 0)
+            parts = (
+                f"{counts['blocks'] // counts['parts']} x {counts['parts']}" if counts["parts"] > 1 else ""
+            )
+            cells = (
+                case.shape,
+                str(m),
+                parts or str(counts["blocks"]),
+                str(blocks_of_sm(case.arch, launch, kernel)),
+                f"{counts['copied_bytes'] / 1e6:.1f}",
+                f"{counts['floor_bytes'] / 1e6:.1f}",
+                f"{counts['copied_bytes'] / counts['floor_bytes']:.2f}",
+                f"{counts['hmma'] / counts['floor_hmma']:.2f}",
+                f"{loop / kernel['loop_hmma']:.1f}" if loop else "",
+                f"{loop * counts['rounds'] / (4 * case.sms):.0f}" if loop else "",
+            )
+            lines.append(f"| {' | '.join(cells)} |")
+    return lines

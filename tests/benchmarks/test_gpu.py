@@ -1,0 +1,335 @@
+"""The benchmark for GPUs, as far as it goes without one: packs are built, and measured in the emulator's driver."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from awq_tvm.emulate import EmulatedKernels, build_kernels
+from awq_tvm.errors import BundleError, ResourceError, TargetError, UnsupportedError
+from awq_tvm.schedules.cuda.config import default_config
+from awq_tvm.schedules.layout import LAYOUTS
+from awq_tvm.schedules.spec import MatmulSpec
+from awq_tvm.targets import resolve
+from benchmarks.gpu import report, run
+from benchmarks.gpu.build import build_case, build_pack
+from benchmarks.gpu.check import checked_rows, error_of, random_weight, rows_of_weight
+from benchmarks.gpu.count_table import blocks_of_sm
+from benchmarks.gpu.counts import counts_of, weight_bytes
+from benchmarks.gpu.driver import Gpu, best_arch
+from benchmarks.gpu.emulated import EmulatedDevice
+from benchmarks.gpu.machine_code import count
+from benchmarks.gpu.measure import measure_limits, measure_rows
+from benchmarks.gpu.pack import Launch, Pack
+from benchmarks.gpu.timing import Contender, copies_beyond, interleaved, timed
+
+ROOT = Path(__file__).resolve().parents[2]
+TOKENS = (1, 17)
+
+needs_compilers = pytest.mark.skipif(
+    shutil.which("nvcc") is None or shutil.which("g++") is None, reason="nvcc or g++ is not installed"
+)
+without_gpu = pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="there is a GPU here")
+
+
+@pytest.fixture(scope="module")
+def pack(tmp_path_factory: pytest.TempPathFactory) -> Pack:
+    """K of 16 blocks, so that it is divided in two; N ragged."""
+    if shutil.which("nvcc") is None or shutil.which("g++") is None:
+        pytest.skip("nvcc or g++ is not installed")
+    return build_pack(tmp_path_factory.mktemp("gpu") / "pack", [(1024, 40)], TOKENS, ["nvidia-h100"])
+
+
+def in_pack(pack: Pack, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run the pack's own program, from elsewhere and without this checkout on the path."""
+    command = [sys.executable, "-E", str(pack.folder / "run.py"), *map(str, arguments)]
+    return subprocess.run(command, cwd=pack.folder.parent, capture_output=True, text=True, check=False)
+
+
+def test_a_pack_is_small_and_says_what_it_holds(pack: Pack) -> None:
+    assert sum(path.stat().st_size for path in pack.folder.rglob("*") if path.is_file()) < 8 << 20
+    assert pack == Pack.read(pack.folder)
+    (case,) = pack.cases
+    assert [len(case.launches[m]) for m in TOKENS] == [1, 2]
+    assert case.counts[17]["parts"] == 2
+    assert all(kernel["spill_bytes"] == 0 and kernel["registers"] for kernel in case.kernels.values())
+    assert (pack.folder / pack.limits["sm_90"]).read_bytes()[:4] == b"\x7fELF"
+
+
+def test_kernels_of_a_pack_compute_what_they_should(pack: Pack) -> None:
+    done = in_pack(pack, "--emulate")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("of the error that rounding allows") == len(TOKENS)
+    assert "no time was measured" in done.stdout
+
+
+def test_counts_are_printed_as_counts(pack: Pack) -> None:
+    done = in_pack(pack, "--counts", "--m", "17")
+    assert done.returncode == 0, done.stderr
+    assert "No time was measured" in done.stdout
+    assert "| 1024x40 | 17 | 1 x 2 |" in done.stdout
+    assert "| 1024x40 | 1 |" not in done.stdout
+
+
+@without_gpu
+def test_without_a_gpu_it_says_so_and_writes_nothing(pack: Pack) -> None:
+    before = set(pack.folder.parent.iterdir())
+    done = in_pack(pack)
+    assert done.returncode == 5
+    assert done.stderr.startswith("No NVIDIA GPU was found, so nothing was measured")
+    assert "--counts and --emulate" in done.stderr
+    assert (done.stdout, set(pack.folder.parent.iterdir())) == ("", before)
+
+
+def test_what_a_pack_does_not_hold_is_refused(pack: Pack) -> None:
+    done = in_pack(pack, "--counts", "--shapes", "64x64")
+    assert done.returncode == 2
+    assert "sm_90 1024x40" in done.stderr
+
+
+def test_a_kernel_that_computes_something_else_is_found(pack: Pack, tmp_path: Path) -> None:
+    (case,) = pack.cases
+    source = (pack.folder / case.source).read_text()
+    # A sixteenth, with which every second code is decoded.
+    sixteenth = f"(uint){0x2C002C00}"
+    assert sixteenth in source
+    (tmp_path / case.source).write_text(source.replace(sixteenth, "(uint)0"))
+    assert error_of(EmulatedDevice(tmp_path), case, 1) > 100
+
+
+def test_an_output_that_is_not_written_is_infinitely_wrong(pack: Pack, emulated_gpu: Gpu) -> None:
+    (case,) = pack.cases
+    lazy = dataclasses.replace(case, launches={17: case.launches[17][:1]})
+    assert math.isinf(error_of(emulated_gpu, lazy, 17))
+
+
+@pytest.fixture(scope="module")
+def emulated_gpu(pack: Pack, tmp_path_factory: pytest.TempPathFactory) -> Gpu:
+    """The driver's interface with kernels in the emulator: a library instead of a binary in each image."""
+    folder = tmp_path_factory.mktemp("driver")
+    library, source = folder / "driver.so", ROOT / "tests/support/emulated_driver.cc"
+    subprocess.run(["g++", "-std=c++17", "-O1", "-shared", "-fPIC", "-o", library, source], check=True)
+    gpu = Gpu(str(library))
+    gpu.pack = folder
+    for image in (pack.cases[0].image, pack.limits["sm_90"]):
+        into = folder / image.removesuffix(".cubin")
+        into.mkdir()
+        source = (pack.folder / image).with_suffix(".cu")
+        built = build_kernels(source.read_text(), "cuda", into)
+        (folder / image).write_bytes(f"{built}\0".encode())
+    return gpu
+
+
+def test_all_that_is_measured_there_runs_here(
+    pack: Pack, emulated_gpu: Gpu, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Through the program's own calls of the driver, graphs and events; what it prints is the emulator's time."""
+    assert (emulated_gpu.arch, emulated_gpu.sms) == ("sm_90", 2)
+    limits = measure_limits(emulated_gpu, pack.limits["sm_90"], None, 2, read_bytes=1 << 16, rounds=1)
+    assert min(limits.read, limits.multiply) > 0
+    rows = list(measure_rows(emulated_gpu, pack.cases, None, 2, rotated=1))
+    assert [row.m for row in rows] == list(TOKENS)
+    assert all(0 < row.error < 1 and row.times[0].median > 0 for row in rows)
+    assert report.wrong(rows) == []
+    lines = report.table(rows, limits)
+    assert len(lines) == 2 + len(rows)
+    assert len({line.count("|") for line in lines}) == 1
+    document = report.document(rows, limits, {"gpu": emulated_gpu.name}, pack.made_with)
+    assert json.loads(json.dumps(document))["rows"][1]["of_roof"] == rows[1].of_roof(limits)
+    assert report.plot(rows, limits, "a < b").count("<rect") == 1 + len(rows)
+    # The emulator is not as fast as a GPU.
+    assert any(line.startswith("- MISSED: 1024x40, M = 1") for line in report.bars(rows, limits))
+
+
+def test_the_whole_program_writes_its_results(
+    pack: Pack, emulated_gpu: Gpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import benchmarks.gpu.measure as measure
+
+    small = {"rotated": 1}
+    monkeypatch.setattr(measure.measure_limits, "__defaults__", (1 << 16, 1))
+    monkeypatch.setattr(measure.measure_rows, "__defaults__", (small["rotated"],))
+    options = run._options(["--no-torch", "--repetitions", "1", "--m", "1", "-o", str(tmp_path / "out")])
+    folder = emulated_gpu.pack
+    assert run._measure(pack, run._chosen(pack, options, "sm_90"), emulated_gpu, "sm_90", options) == 0
+    assert emulated_gpu.pack == folder
+    found = json.loads((tmp_path / "out/results.json").read_text())
+    assert (found["machine"]["gpu"], found["machine"]["torch"]) == ("emulated", None)
+    assert (tmp_path / "out/roof.svg").read_text().startswith("<svg")
+
+
+def test_a_fault_in_a_kernel_is_the_drivers_error(pack: Pack, emulated_gpu: Gpu) -> None:
+    (case,) = pack.cases
+    buffers = {name: emulated_gpu.empty(16) for name in ("qweight", "scales", "x", "y", "zeros")}
+    with pytest.raises(ResourceError, match="cuLaunchKernel failed") as error:
+        emulated_gpu.launch(emulated_gpu.image(case), case.launches[1][0], buffers)
+    assert "out of bounds" in error.value.why
+    emulated_gpu.free_all()
+
+
+@needs_compilers
+def test_limits_read_every_byte(tmp_path: Path) -> None:
+    kernels = EmulatedKernels(
+        build_kernels((ROOT / "benchmarks/gpu/limits.cu").read_text(), "cuda", tmp_path)
+    )
+    x = np.random.default_rng(0).integers(0, 2**32, (3001, 4), dtype=np.uint32)
+    out = np.zeros(1024, np.uint32)
+    kernels.launch("read16", [out, x, len(x)], (2, 1, 1), (512, 1, 1))
+    assert out.sum(dtype=np.uint32) == np.bitwise_xor.reduce(x, 1).sum(dtype=np.uint32)
+
+
+def test_a_driver_that_is_not_there_is_no_gpu() -> None:
+    with pytest.raises(TargetError, match="No NVIDIA GPU") as error:
+        Gpu("libnothing-of-the-kind.so")
+    assert "cannot be loaded" in error.value.why
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"schema_version": 99}'])
+def test_what_is_no_pack_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "pack.json").write_text(text)
+    with pytest.raises(BundleError, match="pack"):
+        Pack.read(tmp_path)
+    assert run.main(tmp_path, ["--counts"]) == 6
+
+
+def test_a_linear_that_the_kernels_do_not_serve_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="do not serve") as error:
+        build_case(MatmulSpec(96, 16, 4, 32, "float16"), resolve("nvidia-h100"), [1], tmp_path)
+    assert "whole blocks" in error.value.why
+
+
+@pytest.mark.parametrize(
+    ("gpu", "found"),
+    [("sm_90", "sm_90"), ("sm_86", "sm_80"), ("sm_80", "sm_80"), ("sm_120", None), ("sm_75", None)],
+)
+def test_a_gpu_runs_binaries_of_its_own_generation(gpu: str, found: str | None) -> None:
+    assert best_arch(gpu, ["sm_80", "sm_90"]) == found
+
+
+def test_weights_are_decoded_as_they_were_packed() -> None:
+    spec, layout = MatmulSpec(128, 40, 4, 64, "float16"), LAYOUTS["mma_fragments"]
+    rng = np.random.default_rng(0)
+    q = rng.integers(0, 16, (40, 128), dtype=np.uint8)
+    scales, zeros = rng.random((40, 2)).astype(np.float16), rng.integers(0, 16, (40, 2), dtype=np.uint8)
+    names = [array.suffix for array in layout.arrays(spec)]
+    weight = dict(zip(names, layout.pack(spec, q, scales, zeros), strict=True))
+    rows = checked_rows(spec, 0)
+    assert (rows // 16).tolist() == [0, 1, 2]
+    expected = (q.astype(float) - np.repeat(zeros, 64, 1)) * np.repeat(scales.astype(float), 64, 1)
+    assert (rows_of_weight(spec, "mma_fragments", weight, rows) == expected[rows]).all()
+    random = random_weight(spec, "mma_fragments", 0)
+    assert {name: (a.shape, a.dtype) for name, a in random.items()} == {
+        name: (a.shape, a.dtype) for name, a in weight.items()
+    }
+
+
+def test_counts_are_what_arithmetic_says() -> None:
+    spec = MatmulSpec(4096, 4096, 4, 128, "float16")
+    weights = weight_bytes(spec, "mma_fragments")
+    assert weights == 4096 * 4096 // 2 + 3 * 4096 * 32
+    config = default_config(spec.in_features, 4, 132)
+    one = counts_of(spec, "mma_fragments", config, 1, [Launch("a", (), (256, 1, 1), (256, 1, 1), 0)])
+    assert one["copied_bytes"] == weights + 256 * 8192 + 8192
+    assert one["hmma"] == one["floor_hmma"] == 256 * 256
+    assert one["rounds"] == 256 * 64
+    # 32 tiles of 128 outputs in four parts; 17 tokens of 32.
+    both = [Launch("b", (), (32, 1, 4), (256, 1, 1), 0), Launch("c", (), (16, 17, 1), (256, 1, 1), 0)]
+    some = counts_of(spec, "mma_fragments", config, 17, both)
+    assert some["copied_bytes"] == weights + 32 * 32 * 8192 + 2 * 4 * 17 * 4096 * 4 + 17 * 8192
+    assert (some["hmma"], some["floor_hmma"]) == (256 * 256 * 4, 256 * 256 * 3)
+    assert (some["blocks"], some["parts"], some["launches"]) == (128, 4, 2)
+
+
+def test_blocks_that_an_sm_has_room_for() -> None:
+    launch = Launch("a", (), (1, 1, 1), (256, 1, 1), 83456)
+    assert blocks_of_sm("sm_90", launch, {"registers": 172, "shared_bytes": 0}) == 1
+    assert blocks_of_sm("sm_90", launch, {"registers": 128, "shared_bytes": 0}) == 2
+    assert blocks_of_sm("sm_86", launch, {"registers": 32, "shared_bytes": 0}) == 1
+    small = dataclasses.replace(launch, shared_bytes=0)
+    assert blocks_of_sm("sm_90", small, {"registers": 32, "shared_bytes": 0}) == 8
+    assert blocks_of_sm("sm_86", small, {"registers": 32, "shared_bytes": 0}) == 6
+
+
+LISTING = """
+        Function : first
+        /*0000*/                   LDGSTS.E.BYPASS.128 [R1], [R2.64] ;
+        /*0010*/                   LDGSTS.E [R1], [R2.64] ;
+        /*0020*/                   IADD3 R1, R1, 0x1, RZ ;
+        /*0030*/                   HMMA.16816.F32 R4, R4, R16, RZ ;
+        /*0040*/                   HMMA.16816.F32 R4, R4, R16, R4 ;
+        /*0050*/              @!P0 BRA 0x30 ;
+        /*0060*/               @P1 BRA 0x20 ;
+        /*0070*/                   HMMA.16816.F32 R4, R4, R16, R4 ;
+        /*0080*/                   EXIT ;
+        /*0090*/                   BRA 0x90;
+        /*00a0*/                   NOP;
+        Function : second
+        /*0000*/                   EXIT ;
+"""
+
+
+def test_the_innermost_loop_with_most_products_is_counted() -> None:
+    found = count(LISTING)
+    assert found["first"] == {
+        "instructions": 10,
+        "hmma": 3,
+        "copies": 2,
+        "copies_16": 1,
+        "loop_instructions": 3,
+        "loop_hmma": 2,
+    }
+    assert found["second"]["loop_instructions"] == 0
+
+
+def test_statistics_of_real_products() -> None:
+    """NumPy's, on this CPU: what is measured is in the order of what was asked, and every figure follows from it."""
+    order = []
+
+    def product(name: str, size: int) -> Contender:
+        a = np.random.default_rng(0).random((size, size), dtype=np.float32)
+
+        def seconds() -> float:
+            order.append(name)
+            start = time.perf_counter()
+            a @ a
+            return time.perf_counter() - start
+
+        return Contender(name, seconds)
+
+    ours, other = interleaved([product(report.OURS, 8), product(report.CUBLAS, 128)], 4)
+    assert order == [report.OURS, report.CUBLAS] * 5
+    assert 0 < ours.low <= ours.median <= ours.high
+    row = report.Row("8x8", 1, 3 * 8 * 8 * 4, 2.0 * 8**3, 0.5, (ours, other), {report.INT4: "not here"})
+    limits = report.Limits(read=1e12, multiply=1e13)
+    assert row.roof(limits) == 768 / 1e12
+    assert row.of_roof(limits) == 768 / 1e12 / ours.median
+    assert row.times_as_fast(report.CUBLAS) == other.median / ours.median
+    assert row.times_as_fast(report.INT4) is None
+    (line,) = report.table([row], limits)[2:]
+    assert f"{ours.median * 1e6:.2f}" in line
+    assert line.endswith("|  |  |")
+    assert report.table([dataclasses.replace(row, times=(), error=7.0)], limits)[2:] == []
+    assert report.wrong([dataclasses.replace(row, times=(), error=7.0)]) == [
+        "- WRONG: 8x8, M = 1: 7 times the error that rounding allows"
+    ]
+
+
+def test_quartiles() -> None:
+    found = timed("a", [4.0, 1.0, 2.0, 3.0, 5.0])
+    assert (found.low, found.median, found.high, found.spread) == (2.0, 3.0, 4.0, 2 / 3)
+    assert timed("a", [2.0]).spread == 0
+
+
+def test_weights_rotate_beyond_every_cache() -> None:
+    assert copies_beyond(50 << 20, 8_781_824) * 8_781_824 >= 2 * (50 << 20)
+    assert copies_beyond(4 << 20, 1_000_000) == 100
+    assert copies_beyond(4 << 20, 500_000_000) == 2
