@@ -90,6 +90,25 @@ def metaspace() -> Tokenizer:
     return Tokenizer(json.dumps(new).encode())
 
 
+def unigram(*, bytes_too: bool, cut: bool = True) -> Tokenizer:
+    """SentencePiece's Unigram, with or without tokens for bytes; every word's own piece or all in one."""
+    made = tokenizers.Tokenizer(models.Unigram())
+    made.normalizer = normalizers.Replace(tokenizers.Regex(" {2,}"), " ")
+    made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first" if cut else "always", split=cut)
+    trainer = trainers.UnigramTrainer(
+        vocab_size=160, special_tokens=["<unk>", "<s>", "</s>"], unk_token="<unk>", show_progress=False
+    )
+    made.train_from_iterator([*CORPUS, *TEXTS[:4]] * 2, trainer)
+    old = json.loads(made.to_str())
+    if bytes_too:
+        old["model"]["vocab"] += [[f"<0x{byte:02X}>", -20.0] for byte in range(256)]
+        old["model"]["byte_fallback"] = True
+    old["decoder"] = {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, old["pre_tokenizer"]]}
+    if not bytes_too:
+        old["decoder"] = old["pre_tokenizer"]
+    return Tokenizer(json.dumps(old).encode())
+
+
 KINDS: dict[str, Callable[[], Tokenizer]] = {
     "GPT-2": byte_level,
     "Llama 2": byte_fallback,
@@ -100,6 +119,9 @@ KINDS: dict[str, Callable[[], Tokenizer]] = {
     "Llama 3": lambda: trained(split(LLAMA3), ignore_merges=True),
     "Qwen 2": lambda: trained(split(QWEN2), normalizers.NFC()),
     "Mistral's Tekken": lambda: trained(split(TEKKEN)),
+    "Unigram": lambda: unigram(bytes_too=False),
+    "Unigram with bytes": lambda: unigram(bytes_too=True),
+    "Unigram in one piece": lambda: unigram(bytes_too=True, cut=False),
     "a blank in front": lambda: trained(pre_tokenizers.ByteLevel(add_prefix_space=True)),
 }
 made = cache(lambda name: KINDS[name]())
@@ -107,7 +129,9 @@ made = cache(lambda name: KINDS[name]())
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    parts = ("bpe", "detokenizer", "json", "pattern", "text_steps", "tokenizer", "unicode")
+    parts = (
+        "bpe", "detokenizer", "json", "pattern", "piece_model", "text_steps", "tokenizer", "unicode", "unigram"
+    )  # fmt: skip
     folder = tmp_path_factory.mktemp("tokenizer")
     return native.compile_check("tokenizer_check.cc", parts, folder / "check")
 
@@ -190,7 +214,13 @@ def test_tokens_become_the_same_text_piece_by_piece(program: Path, tmp_path: Pat
         ({"pre_tokenizer": {"type": "Whitespace"}}, "Whitespace"),
         ({"decoder": {"type": "CTC"}}, "CTC"),
         ({"post_processor": {"type": "BertProcessing"}}, "BertProcessing"),
-        ({"model": {"type": "Unigram", "vocab": [["a", 0.0]], "unk_id": 0}}, "Unigram"),
+        ({"model": {"type": "WordPiece", "vocab": {"a": 0}}}, "WordPiece"),
+        ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": ""}}, "Precompiled"),
+        ({"model": {"type": "Unigram", "vocab": [["a", 0.0]], "unk_id": None}}, "no unknown token"),
+        ({"model": {"type": "Unigram", "vocab": [["a", 0.0]], "unk_id": 1}}, "legal is 0 to 0"),
+        ({"model": {"type": "Unigram", "vocab": [["a"]], "unk_id": 0}}, "pair"),
+        ({"model": {"type": "Unigram", "vocab": [["a", "b"]], "unk_id": 0}}, "a text and a number"),
+        ({"model": {"type": "Unigram", "vocab": {"a": 0}, "unk_id": 0}}, "no list"),
         ({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": ["a b"]}}, "merge"),
         ({"model": {"type": "BPE", "vocab": {"a": -1}, "merges": []}}, "integer"),
         *(

@@ -1,6 +1,5 @@
 #include "bpe.h"
 
-#include <cstdio>
 #include <queue>
 #include <tuple>
 
@@ -14,7 +13,7 @@ uint64_t pair_key(int32_t left, int32_t right) { return uint64_t(uint32_t(left))
 }  // namespace
 
 Bpe::Bpe(const Json& model)
-    : vocabulary_(model.at("vocab").ids()),
+    : PieceModel(model.at("vocab").ids()),
       byte_fallback_(model.boolean_or("byte_fallback", false)),
       fuse_unknown_(model.boolean_or("fuse_unk", false)),
       ignore_merges_(model.boolean_or("ignore_merges", false)) {
@@ -31,11 +30,6 @@ Bpe::Bpe(const Json& model)
     if (first < 0 || second < 0 || made < 0) model.at("merges").refuse("a merge of tokens that are not in vocab");
     merges_[pair_key(first, second)] = {rank++, made};
   }
-}
-
-int32_t Bpe::id_of(const std::string& content) const {
-  const auto found = vocabulary_.find(content);
-  return found == vocabulary_.end() ? -1 : found->second;
 }
 
 const Bpe::Merge* Bpe::merge_of(int32_t left, int32_t right) const {
@@ -55,16 +49,8 @@ std::vector<int32_t> Bpe::symbols(const std::u32string& piece) const {
       unknown_before = false;
       continue;
     }
-    std::vector<int32_t> bytes;
-    for (const char byte : byte_fallback_ ? letter : std::string()) {
-      char name[8];
-      std::snprintf(name, sizeof name, "<0x%02X>", static_cast<unsigned char>(byte));
-      bytes.push_back(id_of(name));
-    }
-    bool all = !bytes.empty();
-    for (const int32_t byte : bytes) all = all && byte >= 0;
-    if (all) found.insert(found.end(), bytes.begin(), bytes.end());
-    else if (unknown_ >= 0 && !(fuse_unknown_ && unknown_before)) found.push_back(unknown_);
+    const bool all = byte_fallback_ && append_bytes(letter, &found);
+    if (!all && unknown_ >= 0 && !(fuse_unknown_ && unknown_before)) found.push_back(unknown_);
     unknown_before = !all;
   }
   return found;

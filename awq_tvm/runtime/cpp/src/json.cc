@@ -143,6 +143,22 @@ std::vector<std::pair<std::string, std::string>> Json::pairs() const {
   return found;
 }
 
+std::vector<std::pair<std::string, double>> Json::scores() const {
+  const auto array = value_.as<ffi::json::Array>();
+  if (!array) refuse("it is no list");
+  std::vector<std::pair<std::string, double>> found;
+  found.reserve(array->size());
+  for (const auto& value : *array) {
+    const auto pair = value.template as<ffi::json::Array>();
+    if (!pair || pair->size() != 2) refuse("what should be a pair is none");
+    const auto name = (*pair)[0].template as<ffi::String>();
+    const auto score = (*pair)[1].template as<double>();
+    if (!name || !score) refuse("a pair that is not of a text and a number");
+    found.emplace_back(string_of(*name), *score);
+  }
+  return found;
+}
+
 std::string Json::text_or(const std::string& key, const std::string& otherwise) const {
   const Json found = find(key);
   return found.is_null() ? otherwise : found.text();

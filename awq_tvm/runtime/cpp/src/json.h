@@ -36,6 +36,8 @@ class Json {
   // An object of integers, and a list of pairs of texts or of texts "a b": read at once, as they are long.
   std::unordered_map<std::string, int32_t> ids() const;
   std::vector<std::pair<std::string, std::string>> pairs() const;
+  // A list of pairs of a text and a number.
+  std::vector<std::pair<std::string, double>> scores() const;
   // For members that may be absent.
   std::string text_or(const std::string& key, const std::string& otherwise) const;
   bool boolean_or(const std::string& key, bool otherwise) const;

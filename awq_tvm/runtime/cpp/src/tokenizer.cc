@@ -10,13 +10,6 @@ namespace {
 
 constexpr int64_t kMaxId = 1 << 24;
 
-const Json model_of(const Json& root) {
-  const Json model = root.at("model");
-  const std::string type = model.text_or("type", "BPE");
-  if (type != "BPE") refuse_step(model, "its model is " + type + ", this runner knows BPE");
-  return model;
-}
-
 // Added tokens that a tokenizer does not call special but that templates use as such: <think>, [TOOL_CALLS].
 bool is_markup(const std::u32string& content) {
   if (content.size() < 3) return false;
@@ -36,16 +29,16 @@ bool is_markup(const std::u32string& content) {
 }  // namespace
 
 Tokenizer::Tokenizer(const Json& root)
-    : model_(model_of(root)),
+    : model_(read_model(root.at("model"))),
       normalizers_(read_normalizers(root.find("normalizer"))),
       cutters_(read_cutters(root.find("pre_tokenizer"))) {
-  contents_.resize(model_.vocabulary().size());
+  contents_.resize(model_->vocabulary().size());
   const auto name = [this](int32_t id, const std::string& content) {
     if (id >= kMaxId) throw bundle_error("The tokenizer cannot be read.", "tokenizer.json", "an id is too large");
     if (std::size_t(id) >= contents_.size()) contents_.resize(id + 1);
     contents_[id] = content;
   };
-  for (const auto& [content, id] : model_.vocabulary()) name(id, content);
+  for (const auto& [content, id] : model_->vocabulary()) name(id, content);
   if (!root.find("added_tokens").is_null()) {
     for (const Json& token : root.at("added_tokens").elements()) {
       name(int32_t(token.at("id").integer(0, kMaxId)), token.at("content").text());
@@ -144,7 +137,7 @@ std::vector<int32_t> Tokenizer::encode_plain(const std::u32string& text) const {
       }
       std::vector<std::u32string> pieces = {part.text};
       for (const Cutter& step : cutters_) step(&pieces, part.first);
-      for (const std::u32string& piece : pieces) model_.encode(piece, &tokens);
+      for (const std::u32string& piece : pieces) model_->encode(piece, &tokens);
     }
   }
   return tokens;

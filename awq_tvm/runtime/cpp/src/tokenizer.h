@@ -2,12 +2,13 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <set>
 #include <string>
 #include <vector>
 
-#include "bpe.h"
 #include "json.h"
+#include "piece_model.h"
 #include "text_steps.h"
 
 namespace awq {
@@ -43,7 +44,7 @@ class Tokenizer {
   std::vector<int32_t> encode_broken(const std::u32string& text) const;
   static std::vector<Part> apart(const Part& part, const std::vector<Added>& added);
 
-  Bpe model_;
+  std::unique_ptr<PieceModel> model_;
   std::vector<Normalizer> normalizers_;
   std::vector<Cutter> cutters_;
   std::vector<Added> raw_, later_;       // found in user text, before and after it was normalized
