@@ -34,6 +34,13 @@ def command(
         int | None,
         typer.Option(show_default=False, help="Tokens of prompts read between two tokens of answers."),
     ] = None,
+    prefix_cache: Annotated[
+        bool,
+        typer.Option(
+            "--prefix-cache/--no-prefix-cache",
+            help="Keep beginnings of prompts for the next that begins alike.",
+        ),
+    ] = True,
     request_seconds: Annotated[float, typer.Option(help="Longest time a request may take.")] = 600.0,
     require_signature: Annotated[
         Path | None,
@@ -83,7 +90,7 @@ def command(
         api_key_file=api_key_file,
         model_name=model_name,
         threads=threads,
-        limits=SchedulerLimits(max_sequences, max_waiting, prefill_chunk),
+        limits=SchedulerLimits(max_sequences, max_waiting, prefill_chunk, prefix_cache),
         request_seconds=request_seconds,
     )
     run_server(bundle, options, ready)

@@ -69,6 +69,7 @@ class Executor:
         self._free_pages = self._tvm.function("vm.builtin.attention_kv_cache_get_num_available_pages")
         self.page_size = int(facts["page_size"])
         self._lengths: dict[int, int] = {}
+        self._kept: set[int] = set()
         self._next_id = 0
 
     def _load_weights(self, path: Path, parameters: Sequence[str]) -> Any:
@@ -98,12 +99,13 @@ class Executor:
         self._lengths[sequence] = 0
         return sequence
 
-    def fork_sequence(self, parent: int, length: int | None = None) -> int:
+    def fork_sequence(self, parent: int, length: int | None = None, *, kept: bool = False) -> int:
         """Start a sequence with the first tokens of another; whole pages of them are shared, not copied.
 
         Args:
             parent: the other sequence, which goes on as it was.
             length: how many of its tokens, at least 1; None for all.
+            kept: it will only be forked from, never read or written, so it takes up none of the bundle's places.
 
         Raises:
             UsageError: the parent has fewer tokens than that.
@@ -115,10 +117,13 @@ class Executor:
             raise UsageError(
                 f"{length} tokens of a sequence of {known} cannot be shared", where=f"sequence {parent}"
             )
-        self._check_room()
+        if not kept:
+            self._check_room()
         sequence, self._next_id = self._next_id, self._next_id + 1
         self._call["fork_sequence"](self._cache, parent, sequence, length)
         self._lengths[sequence] = length
+        if kept:
+            self._kept.add(sequence)
         return sequence
 
     @property
@@ -129,6 +134,7 @@ class Executor:
     def remove_sequence(self, sequence: int) -> None:
         """End a sequence and free its pages."""
         del self._lengths[sequence]
+        self._kept.discard(sequence)
         self._call["remove_sequence"](self._cache, sequence)
 
     def forward(
@@ -168,7 +174,7 @@ class Executor:
         return results[0] if len(results) == 1 else np.concatenate(results)
 
     def _check_room(self) -> None:
-        if len(self._lengths) >= self.max_sequences:
+        if len(self._lengths) - len(self._kept) >= self.max_sequences:
             raise ResourceError(
                 f"all {self.max_sequences} sequences of this bundle are in use",
                 fix="wait for one to finish, or compile for more",

@@ -147,6 +147,11 @@ class Running:
 
         return listen
 
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens of the prompts that were in the cache already; certain when the answers are there."""
+        return sum(job.cached for job in self.jobs)
+
     def cancel(self) -> None:
         """Want nothing more."""
         for job in self.jobs:

@@ -130,7 +130,7 @@ class _Service:
         choices: list[list[Progress]] = [[] for _ in range(count)]
         async for number, progress in events:
             choices[number].append(progress)
-        return JSONResponse(reply.whole(choices, read))
+        return JSONResponse(reply.whole(choices, read, running.cached_tokens))
 
     async def _parse(self, request: Request, kind: type[Parsed]) -> Parsed:
         self._check_key(request)
@@ -203,7 +203,7 @@ async def _stream(
                 yield event(reply.piece(number, held[number]))
                 held[number] = []
         if usage:
-            yield event(reply.last(prompt_tokens, written))
+            yield event(reply.last(prompt_tokens, written, running.cached_tokens))
         yield event("[DONE]")
     except AwqTvmError as error:  # the status has been sent: all that is left is an event
         yield event({"error": _described(error)[1]})

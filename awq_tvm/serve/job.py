@@ -62,6 +62,8 @@ class Job:
         seconds: longest time from now until all answers are there; None for any.
 
     Attributes:
+        cached: tokens of the prompt that were in the cache already when its place was given.
+        runs: pieces of the cache its prompt's parts lie in, see `PrefixCache`.
         cancelled: whether nobody wants the answers any more; set by `cancel`.
     """
 
@@ -77,6 +79,8 @@ class Job:
         self.branches = [Branch(writer) for writer in writers]
         self.listener = listener
         self.seconds = seconds
+        self.cached = 0
+        self.runs: tuple[int, ...] = ()
         self.cancelled = False
         self._deadline = None if seconds is None else time.monotonic() + seconds
 
@@ -100,8 +104,13 @@ class Job:
         self.cancelled = True
 
 
-def pages_to_come(job: Job, page_size: int) -> int:
+def pages_to_come(job: Job, page_size: int, shared_tokens: int = 0) -> int:
     """Pages that the job may still take in the worst case, from what its sequences hold now.
+
+    Args:
+        job: that waits or runs.
+        page_size: tokens of a page.
+        shared_tokens: of the prompt that it will find in whole pages of the cache; for one that waits.
 
     An answer of `limit` tokens puts all but its last into the cache. Answers of one prompt share its whole pages;
     of the page in which it ends each has a copy.
@@ -114,5 +123,5 @@ def pages_to_come(job: Job, page_size: int) -> int:
     if job.prefilling:
         shared, own = divmod(length, page_size)
         after = sum(pages(own + branch.writer.limit - 1) for branch in job.branches)
-        return shared + after - pages(job.branches[0].length)
+        return shared + after - pages(max(job.branches[0].length, shared_tokens))
     return sum(pages(length + branch.writer.limit - 1) - pages(branch.length) for branch in job.open_branches)

@@ -43,16 +43,30 @@ class Metrics:
     def collect(self) -> Iterator[Metric]:
         """What the scheduler holds at this moment."""
         scheduler, counts = self._scheduler, self._scheduler.counts
-        used = scheduler.total_pages - scheduler.executor.free_pages
+        prefixes = scheduler.prefixes
+        kept = 0 if prefixes is None else prefixes.pages
+        used = scheduler.total_pages - scheduler.executor.free_pages - kept
         for name, text, gauge in (
             ("running", "Requests with a place in the cache", len(scheduler.running)),
             ("waiting", "Requests without one", scheduler.waiting),
-            ("cache_pages_used", "Pages of the cache that are in use", used),
+            ("cache_pages_used", "Pages of the cache that requests under way hold alone", used),
+            ("cache_pages_kept", "Pages kept for prompts that begin like an earlier one", kept),
+            (
+                "prefixes_kept",
+                "Beginnings of prompts that are kept",
+                0 if prefixes is None else len(prefixes),
+            ),
             ("cache_pages", "Pages of the cache", scheduler.total_pages),
         ):
             yield GaugeMetricFamily(f"awq_tvm_{name}", text, value=gauge)
         for name, text, count in (
             ("prompt_tokens", "Tokens read", counts.prompt_tokens),
+            ("cached_tokens", "Tokens of prompts that were kept and not read again", counts.cached_tokens),
+            (
+                "prefix_evictions",
+                "Kept beginnings given up for want of pages",
+                0 if prefixes is None else prefixes.evictions,
+            ),
             ("generated_tokens", "Tokens written", counts.generated_tokens),
             ("prefill_calls", "Calls of the model that read prompts", counts.prefill_calls),
             ("decode_calls", "Calls of the model that wrote", counts.decode_calls),

@@ -34,13 +34,15 @@ class Reply:
             "model": model,
         }
 
-    def whole(self, choices: Sequence[Sequence[Progress]], prompt_tokens: int) -> dict[str, Any]:
+    def whole(
+        self, choices: Sequence[Sequence[Progress]], prompt_tokens: int, cached_tokens: int = 0
+    ) -> dict[str, Any]:
         """The answer in one piece: what each choice's tokens brought, in order."""
         return {
             **self._head,
             "object": self._kind,
             "choices": [self._whole_choice(number, events) for number, events in enumerate(choices)],
-            "usage": usage(prompt_tokens, sum(map(len, choices))),
+            "usage": usage(prompt_tokens, sum(map(len, choices)), cached_tokens),
         }
 
     def first(self, index: int) -> dict[str, Any]:
@@ -57,9 +59,9 @@ class Reply:
         choice["logprobs"] = self._chances([event.token for event in events]) if self._logprobs else None
         return self._piece(choice)
 
-    def last(self, prompt_tokens: int, generated_tokens: int) -> dict[str, Any]:
+    def last(self, prompt_tokens: int, generated_tokens: int, cached_tokens: int = 0) -> dict[str, Any]:
         """The piece with the usage, which has no choice."""
-        return {**self._piece(), "usage": usage(prompt_tokens, generated_tokens)}
+        return {**self._piece(), "usage": usage(prompt_tokens, generated_tokens, cached_tokens)}
 
     def _piece(self, *choices: dict[str, Any]) -> dict[str, Any]:
         kind = f"{self._kind}.chunk" if self._chat else self._kind
@@ -103,12 +105,13 @@ class Reply:
         return self._tokenizer.decode([token], skip_special_tokens=False)
 
 
-def usage(prompt_tokens: int, generated_tokens: int) -> dict[str, int]:
-    """Tokens read and written."""
+def usage(prompt_tokens: int, generated_tokens: int, cached_tokens: int = 0) -> dict[str, Any]:
+    """Tokens of the prompts, how many of them were in the cache already, and tokens written."""
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": generated_tokens,
         "total_tokens": prompt_tokens + generated_tokens,
+        "prompt_tokens_details": {"cached_tokens": cached_tokens},
     }
 
 

@@ -2,7 +2,7 @@
 
 A call either reads a part of some prompts or the last token of every answer under way, in turn. The two are
 never mixed: attention for one new token a sequence has a kernel of its own, and an answer is to be the same
-whatever else is being answered. For the same reason a prompt is always read in the same parts.
+whatever else is being answered. For the same reason a prompt is always read in the same parts, kept ones included.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ import numpy as np
 
 from awq_tvm.errors import AwqTvmError, ResourceError, UsageError
 from awq_tvm.serve.job import Branch, Failure, Job, Progress, pages_to_come
+from awq_tvm.serve.prefixes import PrefixCache
+
+_PART = 64  # tokens: smaller parts share more and are read slower, at 64 a tenth slower than in one piece
 
 
 class PagedExecutor(Protocol):
@@ -35,7 +38,7 @@ class PagedExecutor(Protocol):
         """Start a sequence and return its id."""
         ...
 
-    def fork_sequence(self, parent: int, length: int | None = None) -> int:
+    def fork_sequence(self, parent: int, length: int | None = None, *, kept: bool = False) -> int:
         """Start a sequence with the first tokens of another."""
         ...
 
@@ -57,11 +60,13 @@ class SchedulerLimits:
         waiting: jobs that wait for a place; a further one is refused.
         prefill_chunk: most tokens of prompts that one call reads; None for as many as the executor takes. Answers
             under way wait that long for their next token.
+        keep_prefixes: whether beginnings of prompts stay in the cache for the next prompt that begins alike.
     """
 
     sequences: int | None = None
     waiting: int = 256
     prefill_chunk: int | None = None
+    keep_prefixes: bool = True
 
 
 @dataclass(slots=True)
@@ -69,6 +74,7 @@ class Counts:
     """What was done since the start."""
 
     prompt_tokens: int = 0
+    cached_tokens: int = 0
     generated_tokens: int = 0
     prefill_calls: int = 0
     decode_calls: int = 0
@@ -90,6 +96,8 @@ class Scheduler:
 
     Attributes:
         running: jobs that have their places in the cache.
+        prefixes: beginnings of prompts that are kept; None where none are to be.
+        part: most tokens of one prompt that a call reads.
         counts: what was done since the start.
     """
 
@@ -98,6 +106,10 @@ class Scheduler:
         self.executor = executor
         self.max_sequences = _within("max-sequences", limits.sequences, executor.max_sequences)
         self.prefill_chunk = _within("prefill-chunk", limits.prefill_chunk, executor.prefill_chunk_size)
+        whole = min(_PART, self.prefill_chunk) // executor.page_size * executor.page_size
+        kept = limits.keep_prefixes and whole > 0
+        self.part = whole if kept else self.prefill_chunk
+        self.prefixes = PrefixCache(executor, whole) if kept else None
         self.max_waiting = limits.waiting
         self.total_pages = executor.free_pages
         self.running: list[Job] = []
@@ -165,6 +177,8 @@ class Scheduler:
         for job in [*self.running, *waiting]:
             self._end(job, error)
         self.running = []
+        if self.prefixes is not None:
+            self.prefixes.clear()
 
     def _check_size(self, job: Job) -> None:
         if len(job.branches) > self.max_sequences:
@@ -202,21 +216,38 @@ class Scheduler:
 
     def _admit(self) -> None:
         """Give places to waiting jobs, oldest first, while they fit even if every answer grows to its limit."""
-        size = self.executor.page_size
-        free = self.executor.free_pages - sum(pages_to_come(job, size) for job in self.running)
         places = self.max_sequences - sum(len(job.open_branches) for job in self.running)
-        while True:
+        while self._waiting:
+            job = self._waiting[0]  # only this thread takes from the queue
+            if len(job.branches) > places or not self._place(job):
+                return
             with self._lock:
-                if not self._waiting:
-                    return
-                job = self._waiting[0]
-                needed = pages_to_come(job, size)
-                if len(job.branches) > places or needed > free:
-                    return
                 self._waiting.popleft()
-            job.branches[0].sequence = self.executor.new_sequence()
             self.running.append(job)
-            places, free = places - len(job.branches), free - needed
+            places -= len(job.branches)
+
+    def _place(self, job: Job) -> bool:
+        """Give a job its place in the cache, and up what is kept where pages are short; return whether it has one."""
+        size, prefixes = self.executor.page_size, self.prefixes
+        promised = sum(pages_to_come(other, size) for other in self.running)
+        while True:
+            found = prefixes.find(job.prompt) if prefixes is not None else None
+            kept, shared = found or (None, 0)
+            if pages_to_come(job, size, shared) <= self.executor.free_pages - promised:
+                break
+            if prefixes is None or not (prefixes.give_up_oldest(spare=kept) or prefixes.give_up_oldest()):
+                return False
+        first = job.branches[0]
+        if kept is None:
+            first.sequence = self.executor.new_sequence()
+        else:
+            first.sequence = self.executor.fork_sequence(kept.sequence, shared)
+            first.length = job.cached = shared
+            job.runs = kept.runs[: shared // self.part]
+            self.counts.cached_tokens += shared
+        if prefixes is not None:
+            job.runs += prefixes.new_runs(len(job.prompt) // self.part - len(job.runs))
+        return True
 
     def _read_prompts(self, jobs: Sequence[Job]) -> None:
         chosen: list[Job] = []
@@ -224,7 +255,7 @@ class Scheduler:
         room = self.prefill_chunk
         for job in jobs:
             done = job.branches[0].length
-            part = job.prompt[done : done + self.prefill_chunk]
+            part = job.prompt[done : done + self.part]
             if len(part) > room:
                 break  # reading less of it would change in which parts it is read
             chosen.append(job)
@@ -234,8 +265,17 @@ class Scheduler:
         self.counts.prefill_calls += 1
         self.counts.prompt_tokens += sum(map(len, parts))
         for job, row in zip(chosen, rows, strict=True):
+            self._keep(job)
             if not job.prefilling:
                 self._start_answers(job, row)
+
+    def _keep(self, job: Job) -> None:
+        """Keep what was read of a prompt: its first part, for what the fork does to it, and in the end all of it."""
+        first = job.branches[0]
+        if self.prefixes is None or first.sequence is None:
+            return
+        if first.length == self.part or (first.length > self.part and not job.prefilling):
+            self.prefixes.keep(first.sequence, job.prompt[: first.length], job.runs)
 
     def _start_answers(self, job: Job, logits: np.ndarray) -> None:
         first, *others = job.branches

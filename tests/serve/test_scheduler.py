@@ -26,13 +26,28 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
 
 
 @pytest.fixture
-def scheduler(engine: Engine) -> Iterator[Scheduler]:
+def make_scheduler(engine: Engine) -> Iterator[Callable[..., Scheduler]]:
+    """Makes schedulers, one after the other, by their limits."""
     executor = _executor(engine)
     free = executor.free_pages
-    yield Scheduler(executor)
+    made: list[Scheduler] = []
+
+    def make(**limits: Any) -> Scheduler:
+        made.append(Scheduler(executor, SchedulerLimits(**limits)))
+        return made[-1]
+
+    yield make
+    for scheduler in made:
+        if scheduler.prefixes is not None:
+            scheduler.prefixes.clear()
     assert executor.free_pages == free, "pages are still in use"
     for _ in range(executor.max_sequences):  # no sequence is, either
         executor.remove_sequence(executor.new_sequence())
+
+
+@pytest.fixture
+def scheduler(make_scheduler: Callable[..., Scheduler]) -> Scheduler:
+    return make_scheduler()
 
 
 def _executor(engine: Engine) -> Executor:
@@ -83,14 +98,14 @@ def _run(scheduler: Scheduler, *asks: Ask, before_step: Callable[[int], None] | 
     return steps
 
 
-def test_answers_are_those_of_single_runs(engine: Engine, scheduler: Scheduler) -> None:
+def test_answers_are_those_of_single_runs(engine: Engine, make_scheduler: Callable[..., Scheduler]) -> None:
     """Three times as many as fit at once, of all lengths, prompts longer than a part among them."""
+    scheduler = make_scheduler(prefill_chunk=48)
     asks = [
         Ask(engine, tiny.tokens(1 + 7 * n, seed=n), max_tokens=3 + (n * 5) % 17)
         for n in range(3 * scheduler.max_sequences)
     ]
     alone = [engine.generate_tokens(ask.prompt, ask.options[0]) for ask in asks]
-    scheduler.prefill_chunk = 48
     _run(scheduler, *asks)
     for ask, single in zip(asks, alone, strict=True):
         assert ask.tokens() == list(single.token_ids)
@@ -102,9 +117,11 @@ def test_answers_are_those_of_single_runs(engine: Engine, scheduler: Scheduler) 
     assert scheduler.counts.decode_calls < 0.3 * scheduler.counts.generated_tokens
 
 
-def test_prompts_are_read_in_parts_between_which_answers_go_on(engine: Engine, scheduler: Scheduler) -> None:
+def test_prompts_are_read_in_parts_between_which_answers_go_on(
+    engine: Engine, make_scheduler: Callable[..., Scheduler]
+) -> None:
     first, long = Ask(engine, [5], max_tokens=30), Ask(engine, tiny.tokens(160), max_tokens=2)
-    scheduler.prefill_chunk = 16
+    scheduler = make_scheduler(prefill_chunk=16)
     progress: list[tuple[int, int]] = []
 
     def watch(step: int) -> None:
@@ -198,7 +215,7 @@ def test_admission_goes_by_pages(engine: Engine, scheduler: Scheduler) -> None:
         assert ask.tokens() == list(engine.generate_tokens(ask.prompt, ask.options[0]).token_ids)
 
 
-def test_cancelled_jobs_leave_no_page(engine: Engine, scheduler: Scheduler) -> None:
+def test_cancelled_jobs_leave_no_page(engine: Engine, make_scheduler: Callable[..., Scheduler]) -> None:
     """200 jobs, each cancelled at some point of its life or not at all; the others are not disturbed."""
     rng = np.random.default_rng(0)
     asks = [
@@ -206,7 +223,7 @@ def test_cancelled_jobs_leave_no_page(engine: Engine, scheduler: Scheduler) -> N
         for n in range(200)
     ]
     doomed = {int(n): int(rng.integers(0, 150)) for n in rng.choice(200, 120, replace=False)}
-    scheduler.max_waiting, scheduler.prefill_chunk = len(asks), 32
+    scheduler = make_scheduler(waiting=len(asks), prefill_chunk=32)
 
     def cancel(step: int) -> None:
         for number, moment in doomed.items():
