@@ -109,5 +109,7 @@ def _title(spec: MatmulSpec) -> str:
     extras = [spec.activation_function] if spec.activation_function else []
     extras += ["bias"] if spec.has_bias else []
     extras += ["residual"] if spec.has_residual else []
+    extras += ["norm"] if spec.rms_norm_eps is not None else []
+    extras += [f"{spec.gate} gate"] if spec.gate is not None else []
     shape = f"{spec.out_features}x{spec.in_features} w{spec.bits} g{spec.group_size} {spec.activations}"
     return " ".join([shape, *("+" + extra for extra in extras)])

@@ -15,7 +15,7 @@ from awq_tvm.schedules.layout import LAYOUTS
 from awq_tvm.schedules.reference import dequantize_matmul
 from awq_tvm.schedules.spec import MatmulSpec
 
-_ACTIVATION_FUNCTIONS = {
+ACTIVATION_FUNCTIONS = {
     "relax.nn.silu": "silu",
     "relax.nn.gelu": "gelu",
     "relax.nn.gelu_tanh": "gelu_tanh",
@@ -96,8 +96,8 @@ def _extend(bindings: Bindings, chain: _Chain) -> _Chain | None:
     ((user, value),) = users
     if not isinstance(value, relax.Call) or not isinstance(value.op, tvm.ir.Op):
         return None
-    if value.op.name in _ACTIVATION_FUNCTIONS and chain.spec.activation_function is None:
-        spec = replace(chain.spec, activation_function=_ACTIVATION_FUNCTIONS[value.op.name])
+    if value.op.name in ACTIVATION_FUNCTIONS and chain.spec.activation_function is None:
+        spec = replace(chain.spec, activation_function=ACTIVATION_FUNCTIONS[value.op.name])
         return replace(chain, spec=spec, result=user)
     if value.op.name != "relax.add":
         return None

@@ -17,6 +17,7 @@ from awq_tvm.passes.combine_parallel_linears import CombineParallelLinears
 from awq_tvm.passes.fold_transpose_matmul import FoldTransposeMatmul
 from awq_tvm.passes.fuse_dequantize_matmul import FuseDequantizeMatmul
 from awq_tvm.passes.fuse_dequantize_take import FuseDequantizeTake
+from awq_tvm.passes.fuse_matmul_prologue import FuseMatmulPrologue
 from awq_tvm.passes.legalize_vector_math import LegalizeVectorMath
 from awq_tvm.passes.repack_dense_weights import RepackDenseWeights
 from awq_tvm.passes.repack_weights import RepackWeights
@@ -61,6 +62,7 @@ def passes(target: Target, opt: int, chooser: Chooser | None = None) -> list[tup
     found += [
         ("repack_weights", RepackWeights(target)),
         ("repack_dense_weights", RepackDenseWeights(target)),
+        ("fuse_matmul_prologue", FuseMatmulPrologue(target)),
         ("attach_schedules", AttachSchedules(target, chooser)),
     ]
 

@@ -33,19 +33,23 @@ def dequantize(spec: MatmulSpec, layout: Layout) -> tirx.PrimFunc:
 def dequantize_matmul(spec: MatmulSpec, layout: Layout) -> tirx.PrimFunc:
     """The whole of ``spec``, accumulated in float32.
 
-    Parameters of the PrimFunc: x, the layout's arrays, bias and residual if any, y.
+    Parameters of the PrimFunc: x, the layout's arrays, norm, bias and residual if any, y.
     """
     m, n, k = te.var("m", "int64"), _extent(spec.out_features), _extent(spec.in_features)
-    x = te.placeholder((m, k), spec.dtype, "x")
+    x = te.placeholder((m, _extent(spec.x_features)), spec.dtype, "x")
+    norm = te.placeholder((k,), spec.dtype, "norm") if spec.rms_norm_eps is not None else None
+    prepared = _prologue(spec, x, norm)
     arrays = _placeholders(spec, layout)
     weight = _weight(spec, layout, arrays)
     axis = te.reduce_axis((_extent(0), k), "k")
     product = te.compute(
         (m, n),
-        lambda i, j: te.sum(x[i, axis].astype("float32") * weight[j, axis].astype("float32"), axis=axis),
+        lambda i, j: te.sum(
+            prepared[i, axis].astype("float32") * weight[j, axis].astype("float32"), axis=axis
+        ),
         "matmul",
     )
-    parameters = [x, *arrays]
+    parameters = [x, *arrays] if norm is None else [x, *arrays, norm]
     bias = te.placeholder((n,), spec.dtype, "bias") if spec.has_bias else None
     residual = te.placeholder((m, n), spec.dtype, "residual") if spec.has_residual else None
     parameters += [extra for extra in (bias, residual) if extra is not None]
@@ -61,6 +65,37 @@ def dequantize_matmul(spec: MatmulSpec, layout: Layout) -> tirx.PrimFunc:
 
     y = te.compute((m, n), epilogue, "epilogue")
     return _mark(te.create_prim_func([*parameters, y]), ir_attrs.OP_DEQUANTIZE_MATMUL, spec, layout)
+
+
+def _prologue(spec: MatmulSpec, x: Any, norm: Any) -> Any:
+    """What is multiplied with the weight, [M, K]."""
+    m, k = x.shape[0], _extent(spec.in_features)
+    if spec.gate is not None:
+        return te.compute(
+            (m, k),
+            lambda i, j: (
+                _apply(spec.gate, x[i, j].astype("float32")) * x[i, j + k].astype("float32")
+            ).astype(spec.dtype),
+            "gated",
+        )
+    if norm is None:
+        return x
+    axis = te.reduce_axis((_extent(0), k), "k")
+    squares = te.compute(
+        (m,),
+        lambda i: te.sum(x[i, axis].astype("float32") * x[i, axis].astype("float32"), axis=axis),
+        "squares",
+    )
+    eps = tirx.const(spec.rms_norm_eps, "float32")
+    return te.compute(
+        (m, k),
+        lambda i, j: (
+            x[i, j].astype("float32")
+            / tirx.sqrt(squares[i] / spec.in_features + eps)
+            * norm[j].astype("float32")
+        ).astype(spec.dtype),
+        "normalised",
+    )
 
 
 def dense_matmul(spec: DenseSpec, layout: DenseLayout | None = None) -> tirx.PrimFunc:

@@ -51,10 +51,17 @@ class Part:
 
 
 class MatmulRule(ABC):
-    """A schedule family for the fused dequantize-matmul on one kind of hardware."""
+    """A schedule family for the fused dequantize-matmul on one kind of hardware.
+
+    Attributes:
+        name: by which bundles, records and ``compile --explain`` call it.
+        version: of its configurations; records of another are not used.
+        has_prologues: its kernels can normalise or gate x themselves.
+    """
 
     name: str
     version: int
+    has_prologues: bool = False
 
     @abstractmethod
     def applies(self, spec: MatmulSpec, target: Target) -> Match | NotApplicable:
@@ -150,6 +157,8 @@ def select(spec: MatmulSpec, target: Target) -> Chosen | Unserved:
     reasons = []
     for rule in rules_for(target):
         answer = rule.applies(spec, target)
+        if spec.has_prologue and not rule.has_prologues:
+            answer = NotApplicable("its kernels take x as it is")
         if isinstance(answer, Match):
             return Chosen(rule, answer)
         reasons.append(f"{rule.name}: {answer.reason}")

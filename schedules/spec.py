@@ -14,12 +14,12 @@ LEGAL_ACTIVATION_FUNCTIONS = ("silu", "gelu", "gelu_tanh", "relu")
 
 @dataclass(frozen=True)
 class MatmulSpec:
-    """y[M, N] = residual[M, N] + f(x[M, K] @ W[N, K].T + bias[N]), W dequantized by group.
+    """y[M, N] = residual[M, N] + f(g(x)[M, K] @ W[N, K].T + bias[N]), W dequantized by group.
 
     W[n, k] = (q[n, k] - z[n, k // group_size]) * s[n, k // group_size].
 
-    The PrimFunc's parameters stand in this order: x, the layout's weight arrays, bias (if any), residual (if
-    any), y. M is dynamic.
+    The PrimFunc's parameters stand in this order: x, the layout's weight arrays, norm (if any), bias (if any),
+    residual (if any), y. M is dynamic.
 
     Args:
         in_features: K.
@@ -30,7 +30,9 @@ class MatmulSpec:
         has_bias: whether bias[N] is added.
         activation_function: None, or the elementwise function f.
         has_residual: whether residual[M, N] is added last.
-        activations: "float" (x is used as it is) or "int8" (x is quantized to int8 per token and group first).
+        activations: "float" (g(x) is used as it is) or "int8" (it is quantized to int8 per token and group first).
+        rms_norm_eps: None, or g(x) = norm[K] * x / sqrt(mean(x^2) + rms_norm_eps), the mean over a row.
+        gate: None, or the elementwise function of g(x) = gate(x[:, :K]) * x[:, K:], for which x is [M, 2 K].
 
     Raises:
         UnsupportedError: a field is outside what is listed here.
@@ -45,6 +47,8 @@ class MatmulSpec:
     activation_function: str | None = None
     has_residual: bool = False
     activations: str = "float"
+    rms_norm_eps: float | None = None
+    gate: str | None = None
 
     def __post_init__(self) -> None:
         """Prove the fields consistent."""
@@ -59,6 +63,10 @@ class MatmulSpec:
             )
         if self.activation_function not in (None, *LEGAL_ACTIVATION_FUNCTIONS):
             raise UnsupportedError(f"no fused {self.activation_function} epilogue", where=where)
+        if self.gate not in (None, *LEGAL_ACTIVATION_FUNCTIONS):
+            raise UnsupportedError(f"no fused {self.gate} gate", where=where)
+        if self.gate is not None and self.rms_norm_eps is not None:
+            raise UnsupportedError("no kernel both gates and normalises its input", where=where)
         if self.activations not in ("float", "int8"):
             raise UnsupportedError(f"unknown activation mode {self.activations!r}", where=where)
 
@@ -67,9 +75,23 @@ class MatmulSpec:
         """Number of groups along K."""
         return self.in_features // self.group_size
 
+    @property
+    def has_prologue(self) -> bool:
+        """Whether something is done to x before the product."""
+        return self.rms_norm_eps is not None or self.gate is not None
+
+    @property
+    def x_features(self) -> int:
+        """Columns of x."""
+        return self.in_features if self.gate is None else 2 * self.in_features
+
     def to_json(self) -> str:
-        """The spec as one line of JSON with sorted keys."""
-        return json.dumps(asdict(self), sort_keys=True)
+        """The spec as one line of JSON with sorted keys; a prologue is named only where there is one."""
+        fields = asdict(self)
+        for name in ("rms_norm_eps", "gate"):
+            if fields[name] is None:
+                del fields[name]
+        return json.dumps(fields, sort_keys=True)
 
     @staticmethod
     def from_json(text: str) -> MatmulSpec:

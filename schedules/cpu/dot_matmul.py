@@ -112,7 +112,7 @@ class DotConfig:
 def one_row(operands: Operands, config: DotConfig, dot: DotProduct) -> None:
     """M = 1."""
     x = QuantizedRows(operands.spec, config.planes, 1)
-    x.fill(operands.x, 0, 0)
+    x.fill(operands.source, 0, 0)
     _columns(operands, x, config.one_row, dot, 0, 1)
 
 
@@ -120,7 +120,7 @@ def few_rows(operands: Operands, config: DotConfig, dot: DotProduct) -> None:
     """M up to ``config.few_rows_up_to``."""
     x = QuantizedRows(operands.spec, config.planes, config.few_rows_up_to)
     with T.serial(0, operands.rows) as row:
-        x.fill(operands.x, row, row)
+        x.fill(operands.source, row, row)
     _columns(operands, x, config.few_rows, dot, 0, operands.rows)
 
 
@@ -131,7 +131,7 @@ def many_rows(operands: Operands, config: DotConfig, dot: DotProduct) -> None:
         first_row = T.bind(part * config.rows_at_once)
         count = T.bind(T.min(operands.rows - first_row, T.int64(config.rows_at_once)))
         with T.parallel(0, count) as row:
-            x.fill(operands.x, first_row + row, row)
+            x.fill(operands.source, first_row + row, row)
         if isinstance(x, PairedRows):
             matrix_matmul.columns(operands, x, config.many_rows.rows, first_row, count)
         else:

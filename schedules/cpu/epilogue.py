@@ -12,7 +12,7 @@ from awq_tvm.schedules.cpu.vectors import LANES, Buffer, Expression, Register, l
 
 
 def _relu(x: Expression) -> Expression:
-    return T.max(x, splat(0.0))
+    return T.max(x, splat(0.0, count=vector_math.lanes(x)))
 
 
 ACTIVATION_FUNCTIONS: dict[str, Callable[[Expression], Expression]] = {

@@ -13,6 +13,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from awq_tvm.schedules.cpu.epilogue import Output
+from awq_tvm.schedules.cpu.prologue import Input
 from awq_tvm.schedules.cpu.vectors import LANES, Buffer, Expression
 from awq_tvm.schedules.frame import by_rows, scheduled_attributes
 from awq_tvm.schedules.layout import Layout
@@ -26,7 +27,8 @@ class Operands:
     Args:
         spec: the linear.
         rows: M, a symbolic int64.
-        x: [M, K].
+        x: [M, K], [M, 2 K] with a gate.
+        source: how what is multiplied is made of x.
         weights: the layout's arrays.
         output: y with bias, activation function and residual.
     """
@@ -34,6 +36,7 @@ class Operands:
     spec: MatmulSpec
     rows: Expression
     x: Buffer
+    source: Input
     weights: tuple[Buffer, ...]
     output: Output
 
@@ -87,13 +90,14 @@ def fused_matmul(
         def parameter(name: str, shape: tuple[Expression, ...], dtype: str) -> Buffer:
             return T.match_buffer(T.arg(name, T.handle()), shape, dtype)
 
-        x = parameter("x", (rows, k), spec.dtype)
+        x = parameter("x", (rows, spec.x_features), spec.dtype)
         weights = tuple(parameter(a.suffix, a.shape, a.dtype) for a in layout.arrays(spec))
+        norm = parameter("norm", (k,), spec.dtype) if spec.rms_norm_eps is not None else None
         bias = parameter("bias", (n,), spec.dtype) if spec.has_bias else None
         residual = parameter("residual", (rows, n), spec.dtype) if spec.has_residual else None
         y = parameter("y", (rows, n), spec.dtype)
         output = Output(n, y, bias, residual, spec.activation_function)
-        operands = Operands(spec, rows, x, weights, output)
+        operands = Operands(spec, rows, x, Input(spec, x, norm), weights, output)
         emits = [(largest, partial(body, operands)) for largest, body in bodies]
         by_rows(rows, emits, partial(any_rows, operands))
     func = builder.get()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from tvm.script.ir_builder import tirx as T
 
+from awq_tvm.schedules.cpu.prologue import Input
 from awq_tvm.schedules.cpu.vectors import (
     Buffer,
     Expression,
@@ -59,29 +60,27 @@ class QuantizedRows:
         """The digits x[row, k .. k + 15] of a plane as int32x4; k is a multiple of 4."""
         return self._words[plane][row, lanes(T.truncdiv(k, 4), 4)]
 
-    def fill(self, x: Buffer, source_row: Expression, row: Expression) -> None:
+    def fill(self, x: Input, source_row: Expression, row: Expression) -> None:
         """Quantize x[source_row] into ``row``."""
         width = 16 if self.spec.group_size % 16 == 0 else 8
         steps = self.spec.group_size // width
+        loaded = x.row(source_row, width)
         with T.serial(0, self.spec.groups) as group:
             start = T.bind(group * self.spec.group_size)
-
-            def load(step: Expression, start: Expression = start) -> Expression:
-                return x[source_row, lanes(start + step * width, width)]
 
             zero = splat(0.0, count=width)
             largest = Register(zero, lanes=width)
             with T.serial(0, steps) as step:
-                value = T.bind(load(step))
+                value = T.bind(loaded.first(start, step))
                 largest.set(T.max(largest.get(), T.max(value, zero - value)))
             maximum = T.bind(horizontal_max(largest.get(), width))
             top = float(LARGEST << (DIGIT_BITS * (len(self.planes) - 1)))
-            self._keep(self.scales, maximum / T.float32(top), row, group)
+            self._keep(self.scales, loaded.scaled(maximum / T.float32(top)), row, group)
             # A subnormal maximum would make the factor infinite: such a group counts as zero.
             factor = T.bind(T.Select(maximum > T.float32(1e-30), T.float32(top) / maximum, T.float32(0)))
             totals = [Register(zero, lanes=width) for _ in self.planes]
             with T.serial(0, steps) as step:
-                scaled = load(step) * splat(factor, count=width)
+                scaled = loaded.again(start, step) * splat(factor, count=width)
                 rounded = T.bind(T.call_llvm_pure_intrin(f"float32x{width}", "llvm.nearbyint", scaled))
                 self._store_digits(rounded, row, group, step * width, width, totals)
             for total, sums in zip(totals, self.sums, strict=True):

@@ -83,6 +83,7 @@ class DotMatmulRule(MatmulRule):
     """
 
     version = 2
+    has_prologues = True
 
     def __init__(self, name: str, activations: str, config: Callable[[Target], DotConfig]) -> None:
         self.name, self.activations, self.config = name, activations, config

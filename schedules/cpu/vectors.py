@@ -30,8 +30,8 @@ def splat(value: Expression, dtype: str = "float32", count: int = LANES) -> Expr
 
 
 def fma(a: Expression, b: Expression, c: Expression) -> Expression:
-    """A * b + c, rounded once, on float32x16."""
-    return T.call_llvm_pure_intrin("float32x16", "llvm.fma", a, b, c)
+    """A * b + c, rounded once, on float32 of any number of lanes."""
+    return T.call_llvm_pure_intrin(str(a.ty.dtype), "llvm.fma", a, b, c)
 
 
 def prefetch(buffer: Buffer, index: list[Expression]) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tvm
 
 from awq_tvm.schedules.rule import MatmulRule, select
+from awq_tvm.schedules.spec import MatmulSpec
 from awq_tvm.targets import Target, resolve
 from tests.support import cpu_kernels, emulated_arm
 
@@ -20,10 +22,7 @@ def caller(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return emulated_arm.build_caller(tmp_path_factory.mktemp("caller"))
 
 
-def compiled(
-    target: Target, activations: str, bits: int, group_size: int
-) -> tuple[tvm.runtime.Executable, MatmulRule]:
-    spec = cpu_kernels.spec_of(40, 128, group_size, bits, activations=activations, has_bias=True)
+def compiled(target: Target, spec: MatmulSpec) -> tuple[tvm.runtime.Executable, MatmulRule]:
     rule, match = select(spec, target)
     assert isinstance(rule, MatmulRule), match
     func = rule.build(spec, target, match.config).with_attr("global_symbol", "kernel")
@@ -61,9 +60,9 @@ def test_runs_right_on_the_emulated_cpu(
     tmp_path: Path,
 ) -> None:
     target = resolve(target_name)
-    built, rule = compiled(target, activations, bits, group_size)
-    emulated_arm.link(built, tmp_path / "kernel.so")
     spec = cpu_kernels.spec_of(40, 128, group_size, bits, activations=activations, has_bias=True)
+    built, rule = compiled(target, spec)
+    emulated_arm.link(built, tmp_path / "kernel.so")
     weight = cpu_kernels.random_weight(spec)
     exact = cpu_kernels.dequantized(spec, *weight)
     rng = np.random.default_rng(1)
@@ -77,6 +76,38 @@ def test_runs_right_on_the_emulated_cpu(
         used = cpu_kernels.int8_rows(x, group_size) if activations == "int8" else x.astype(np.float64)
         scale = np.abs(used) @ np.abs(exact).T + np.abs(bias)
         assert (np.abs(got - used @ exact.T - bias) / scale).max() < BOUND, rows
+
+
+@emulated_arm.needs_qemu
+@pytest.mark.parametrize(
+    ("target_name", "qemu_cpu", "group_size"),
+    [("raspberry-pi-5", "cortex-a76", 64), ("graviton-3", "max", 8)],
+)
+@pytest.mark.parametrize("prologue", [{"rms_norm_eps": 1e-5}, {"gate": "relu"}], ids=["norm", "gate"])
+def test_prologues_run_right_on_the_emulated_cpu(
+    target_name: str,
+    qemu_cpu: str,
+    group_size: int,
+    prologue: dict[str, Any],
+    caller: Path,
+    tmp_path: Path,
+) -> None:
+    target = resolve(target_name)
+    spec = cpu_kernels.spec_of(40, 128, group_size, 4, activations="int8", **prologue)
+    built, rule = compiled(target, spec)
+    emulated_arm.link(built, tmp_path / "kernel.so")
+    weight = cpu_kernels.random_weight(spec)
+    exact = cpu_kernels.dequantized(spec, *weight)
+    rng = np.random.default_rng(1)
+    norm = rng.standard_normal(128).astype(np.float32)
+    for rows in (1, 7, 17):
+        x = rng.standard_normal((rows, spec.x_features)).astype(np.float32)
+        y = np.full((rows, 40), np.nan, np.float32)
+        more = (norm,) if spec.rms_norm_eps is not None else ()
+        arrays = (x, *rule.layout(spec, target).pack(spec, *weight), *more, y)
+        got = emulated_arm.call(caller, qemu_cpu, tmp_path / "kernel.so", "kernel", arrays)[-1]
+        used = cpu_kernels.multiplied(spec, x, norm)
+        assert (np.abs(got - used @ exact.T) / (np.abs(used) @ np.abs(exact).T)).max() < BOUND, rows
 
 
 def test_a_cpu_without_dot_products_is_told_why() -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from awq_tvm import ir_attrs
+from awq_tvm.schedules.cpu.dot import ONE_INSTRUCTION
 from awq_tvm.schedules.rule import Match, NotApplicable, rules_for, select
 from awq_tvm.schedules.spec import MatmulSpec
 from awq_tvm.targets import Target, resolve
@@ -85,23 +88,7 @@ def test_no_sum_of_the_largest_products_is_cut_off(bits: int, ones: str, target:
     np.testing.assert_allclose(kernel.run(x), expected, rtol=1e-6)
 
 
-def silu(v: np.ndarray) -> np.ndarray:
-    return v / (1 + np.exp(-v))
-
-
-def gelu(v: np.ndarray) -> np.ndarray:
-    from math import erf, sqrt
-
-    return v * 0.5 * (1 + np.vectorize(erf)(v / sqrt(2)))
-
-
-def gelu_tanh(v: np.ndarray) -> np.ndarray:
-    return v * 0.5 * (1 + np.tanh(np.sqrt(2 / np.pi) * (v + 0.044715 * v**3)))
-
-
-FUNCTIONS = {
-    None: lambda v: v, "silu": silu, "gelu": gelu, "gelu_tanh": gelu_tanh, "relu": lambda v: np.maximum(v, 0)
-}  # fmt: skip
+FUNCTIONS = {None: lambda v: v, **cpu_kernels.GATES}
 
 
 EPILOGUES = (
@@ -127,6 +114,72 @@ def test_epilogues(function: str | None, has_bias: bool, has_residual: bool, tar
         inner = x @ kernel.weight.T + (kernel.bias if has_bias else 0)
         wanted = FUNCTIONS[function](inner) + (residual if has_residual else 0)
         np.testing.assert_allclose(got, wanted, rtol=2e-6, atol=5e-6 * np.abs(inner).max())
+
+
+PROLOGUES: tuple[tuple[tuple[int, int, int, int], dict[str, Any]], ...] = (
+    ((100, 576, 64, 4), {"rms_norm_eps": 1e-5}),
+    ((40, 48, 24, 3), {"rms_norm_eps": 0.5, "has_bias": True}),
+    ((100, 576, 64, 4), {"gate": "relu"}),
+    ((40, 48, 24, 3), {"gate": "silu"}),
+    ((40, 96, 32, 8), {"gate": "silu", "has_bias": True}),
+    ((24, 32, 32, 4), {"gate": "gelu"}),
+    ((24, 32, 32, 4), {"gate": "gelu_tanh"}),
+)
+INEXACT = ("silu", "gelu", "gelu_tanh")
+# Of the largest value of a group, whose exponent all of it shares: half a unit in the last of 24 places for the
+# digits; what else is rounded is smaller by the mean. The functions are polynomials with errors of their own.
+PREPARED_BOUND, FUNCTION_BOUND = 2.0**-24, 5e-7
+# A value on the boundary between two of its 8 bits may then fall on the other side. Each that does has an error of
+# 1 / 127 of its group's largest value, which is ten times the mean here, and K are 32 to 96.
+FEW_CODES = 6e-3
+
+
+@pytest.mark.parametrize("activations", ["float", "int8"])
+@pytest.mark.parametrize(("problem", "prologue"), PROLOGUES)
+def test_prologues(
+    problem: tuple[int, int, int, int], prologue: dict[str, Any], activations: str, target: Target
+) -> None:
+    """x is normalised or gated by the kernel itself, for every M; a bias comes after as ever."""
+    spec = cpu_kernels.spec_of(*problem, activations=activations, **prologue)
+    if activations == "float" and not target.features & ONE_INSTRUCTION:
+        assert select(spec, target)[0] is None
+        return
+    kernel = cpu_kernels.Kernel(spec, target)
+    exact, inexact = (PREPARED_BOUND, FUNCTION_BOUND) if activations == "float" else (EXACT_BOUND, FEW_CODES)
+    bound = inexact if spec.gate in INEXACT else exact
+    for rows in ROWS:
+        x = random_rows(rows, spec.x_features)
+        assert kernel.relative_error(x, by_largest=activations == "float") < bound, rows
+
+
+def test_rows_of_zeros_are_normalised_to_zeros() -> None:
+    kernel = cpu_kernels.Kernel(cpu_kernels.spec_of(24, 64, 32, rms_norm_eps=1e-6), resolve("cpu"))
+    for rows in (1, 4, 20):
+        x = random_rows(rows, 64)
+        x[0] = 0
+        y = kernel.run(x)
+        assert not y[0].any()
+        assert rows == 1 or y[1:].all()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("prologue", [{"rms_norm_eps": 1e-6}, {"gate": "silu"}])
+def test_nan_and_infinity_do_not_vanish_in_a_prologue(prologue: dict[str, Any], bad: float) -> None:
+    kernel = cpu_kernels.Kernel(cpu_kernels.spec_of(16, 128, 64, **prologue), resolve("cpu"))
+    for rows in (1, 5, 20):
+        x = random_rows(rows, kernel.spec.x_features)
+        x[rows - 1, 70] = bad
+        y = kernel.run(x)
+        assert not np.isfinite(y[rows - 1]).any()
+        assert np.isfinite(y[: rows - 1]).all()
+
+
+def test_what_takes_x_as_it_is_says_so() -> None:
+    spec = cpu_kernels.spec_of(32, 64, 32, rms_norm_eps=1e-6)
+    for name in ("raspberry-pi-4", "x86-64-v3", "cuda"):
+        rule, reasons = select(spec, resolve(name))
+        assert rule is None
+        assert any("take x as it is" in reason for reason in reasons)
 
 
 @pytest.mark.parametrize("activations", ["float", "int8"])

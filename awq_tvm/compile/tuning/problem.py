@@ -30,7 +30,7 @@ WEIGHT_BITS = {"float16": 16, "bfloat16": 16, "float32": 32}
 
 @dataclass(frozen=True)
 class Problem:
-    """A linear, without what is done to its sums: bias, activation function and residual do not change the tiles.
+    """A linear, without what is done to its input and its sums: that does not change the tiles.
 
     Args:
         spec: the linear.
@@ -151,5 +151,6 @@ class Problem:
 
 
 def plain(spec: MatmulSpec) -> MatmulSpec:
-    """The linear without bias, activation function and residual."""
-    return replace(spec, has_bias=False, activation_function=None, has_residual=False)
+    """The linear without what is done to its input and to its sums."""
+    bare = replace(spec, rms_norm_eps=None, gate=None)
+    return replace(bare, has_bias=False, activation_function=None, has_residual=False)
