@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -106,7 +107,6 @@ def command(
     with LocalMeasurer(chip, threads=threads) as measurer, ProgressDisplay() as display:
         wanted = wanted_here()
         problems = [one.problem for one in wanted if one.problem is not None]
-        todo = any(problem.key(part) not in known for problem in problems for part in problem.parts)
         say("note: measure on a quiet machine; what else runs here makes the choice less sure")
         report = tune(
             problems,
@@ -115,7 +115,7 @@ def command(
             known=known,
             trials=trials,
             seconds=seconds,
-            limits=limits_of_this_machine(threads) if todo else None,
+            limits=partial(limits_of_this_machine, threads),
             progress=display.update,
         )
     _finish(report, file, chip, len(wanted) - len(problems), json_output)

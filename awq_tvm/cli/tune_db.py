@@ -163,13 +163,17 @@ def prune(
     rows = []
     for path in (path for place in places for path in existing(place)):
         before = replace_records(path, wanted)
-        newest, kept = len(before.by_key()), len(wanted(before))
+        newest = before.by_key()
+        gone = [f"{key.target}, {key.title}: {why}" for key in newest if (why := retired(key)) is not None]
+        for line in gone:
+            say(f"retired: {line}")
         rows.append(
             {
                 "file": path,
-                "kept": kept,
-                "older": len(before.records) - newest,
-                "retired": newest - kept,
+                "kept": len(newest) - len(gone),
+                "older": len(before.records) - len(newest),
+                "retired": len(gone),
+                "retired_records": gone,
                 "bad": len(before.bad),
             }
         )
@@ -193,7 +197,7 @@ def coverage(
     ] = None,
     json_output: Json = False,
 ) -> None:
-    """Say which of a model's kernels have records for a target; nothing is compiled."""
+    """Say which of a model's kernels have records for a target, and which records its schedules left behind."""
     from awq_tvm.compile.tuning.choice import recorded_choice
     from awq_tvm.compile.tuning.shapes import model_wanted
     from awq_tvm.targets import resolve
@@ -216,9 +220,20 @@ def coverage(
                 "reason": choice.reason,
             }
         )
+    unused = [f"{title}: {why}" for title, why in sorted(chooser.unfit.items())]
     if json_output:
-        print_json({"target": chip.name, "fingerprint": chip.fingerprint, "kernels": rows, "bad": len(bad)})
+        print_json(
+            {
+                "target": chip.name,
+                "fingerprint": chip.fingerprint,
+                "kernels": rows,
+                "unused": unused,
+                "bad": len(bad),
+            }
+        )
         return
+    for line in unused:
+        say(f"not used: {line}")
     print(
         table([tuple(row.values()) for row in rows], header=("kernel", "count", "records", "why"), right=(1,))
     )

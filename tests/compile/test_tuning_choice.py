@@ -189,7 +189,7 @@ def test_compile_uses_records_and_says_so(
     file = tmp_path / "records.jsonl"
     for one in model_wanted(str(folder), detect(), activations="float", vocabulary_bits=16):
         assert one.problem is not None
-        for record in records_of(one.problem, 2):
+        for record in (*records_of(one.problem, 2), *records_of(one.problem, 2, rule_version=999)):
             append_record(file, record)
     with file.open("ab") as opened:
         opened.write(b"null\n")
@@ -220,6 +220,8 @@ def test_compile_uses_records_and_says_so(
     covered = json.loads(capsys.readouterr().out)
     assert {kernel["source"] for kernel in covered["kernels"]} == {"tuned"}
     assert covered["bad"] == 1
+    assert covered["unused"]
+    assert all("v999: " in line and "is at version" in line for line in covered["unused"])
     assert run(arguments) == 0
     bare = json.loads(capsys.readouterr().out)
     assert {kernel["source"] for kernel in bare["kernels"]} == {"default"}

@@ -178,7 +178,7 @@ def test_a_second_run_measures_nothing() -> None:
     machine = Known(lambda fields: 10.0)
     saved: list[TunedRecord] = []
     events: list[ProgressEvent] = []
-    report = tune(problems, machine, saved.append, trials=5, limits=LIMITS, progress=events.append)
+    report = tune(problems, machine, saved.append, trials=5, limits=lambda: LIMITS, progress=events.append)
     parts = sum(len(problem.parts) for problem in problems)
     assert [r.key for r in saved] == [p.key(part) for p in problems for part in p.parts]
     assert saved == report.records
@@ -188,7 +188,12 @@ def test_a_second_run_measures_nothing() -> None:
     assert events[-1].done == events[-1].total == 5 * parts
     assert "of the roof" in events[-1].message
     before = len(machine.trials)
-    again = tune(problems, machine, pytest.fail, known={record.key for record in saved})
+
+    def unasked() -> Limits:
+        pytest.fail("the limits are measured for nothing")
+
+    known = {record.key for record in saved}
+    again = tune(problems, machine, pytest.fail, known=known, limits=unasked)
     assert (again.known, again.records, len(machine.trials)) == (parts, [], before)
 
 

@@ -62,7 +62,7 @@ def tune(
     known: Collection[KernelKey] = (),
     trials: int = DEFAULT_TRIALS,
     seconds: float | None = None,
-    limits: Limits | None = None,
+    limits: Callable[[], Limits | None] = lambda: None,
     progress: ProgressCallback = ignore_progress,
 ) -> TuneReport:
     """Search every part of every problem that has no record yet.
@@ -74,7 +74,7 @@ def tune(
         known: parts with these keys are left out.
         trials: candidates for each part at most.
         seconds: after so many no new candidate is tried; None for no limit.
-        limits: of the machine, for the roof.
+        limits: measures those of the machine, for the roof; called once, when there is something to measure.
         progress: told of each candidate.
     """
     start = time.monotonic()
@@ -88,11 +88,12 @@ def tune(
 
     counts = [min(trials, len(part.configs)) for _, part in todo]
     try:
+        known_limits = limits() if todo and may_go_on() else None
         for number, (problem, part) in enumerate(todo):
             if not may_go_on():
                 report.left = len(todo) - number
                 break
-            roof = None if limits is None else roof_microseconds(problem, part, limits)
+            roof = None if known_limits is None else roof_microseconds(problem, part, known_limits)
 
             def say(search: Search, before: int = sum(counts[:number]), roof: float | None = roof) -> None:
                 words = _standing(search, roof)
