@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -98,16 +99,18 @@ def _error(kernel: Any, operands: Operands, rows: int) -> float:
 def _times(contenders: Sequence[Sequence[Call]], seconds: float, clock: Clock) -> list[float]:
     """Seconds of a call of each: the lower quartile of many short stretches, in which they take turns.
 
-    The order of a round is drawn anew each time, so that none always comes where another process cuts in.
+    The order of a round is drawn anew each time, so that none always comes where another process cuts in. All walk
+    through the same copies of the weights, as far apart as can be and at the same pace: else the one in front reads
+    from memory, and those behind find what it read in the last level cache.
     """
     draw = random.Random(0)
-    lengths = [_length(calls, clock) for calls in contenders]
-    places = [0] * len(contenders)
+    count = max(1, round(median(_length(calls, clock) for calls in contenders)))
+    places = [i * len(calls) // len(contenders) for i, calls in enumerate(contenders)]
     stretches: list[list[float]] = [[] for _ in contenders]
     end = clock() + seconds * len(contenders)
     while clock() < end or len(stretches[0]) < LEAST_STRETCHES:
         for i in draw.sample(range(len(contenders)), len(contenders)):
-            calls, count = contenders[i], lengths[i]
+            calls = contenders[i]
             turn = [calls[(places[i] + j) % len(calls)] for j in range(count)]
             places[i] = (places[i] + count) % len(calls)
             start = clock()

@@ -137,7 +137,20 @@ double lower_quartile(double* values, int64_t count) {
   return values[below] + (place - static_cast<double>(below)) * (values[above] - values[below]);
 }
 
+int compare_counts(const void* a, const void* b) {
+  const int64_t one = *static_cast<const int64_t*>(a), other = *static_cast<const int64_t*>(b);
+  return (one > other) - (one < other);
+}
+
+// The median, of the middle two the larger.
+int64_t middle(int64_t* values, int64_t count) {
+  qsort(values, static_cast<size_t>(count), sizeof(int64_t), compare_counts);
+  return values[count / 2];
+}
+
 // Seconds of a call of each: the lower quartile of many short stretches, in which they take turns in random order.
+// All walk through the same copies of the weights, as far apart as can be and at the same pace: else those behind
+// find in the last level cache what the one in front has read from memory.
 bool time_calls(Call* calls, int64_t count, int64_t copies, double seconds, clockid_t clock, double* out) {
   auto* lengths = static_cast<int64_t*>(calloc(count, sizeof(int64_t)));
   auto* places = static_cast<int64_t*>(calloc(count, sizeof(int64_t)));
@@ -155,7 +168,9 @@ bool time_calls(Call* calls, int64_t count, int64_t copies, double seconds, cloc
     }
     const int64_t fitting = llround(static_cast<double>(done) * STRETCH / elapsed);
     lengths[i] = fitting > 1 ? fitting : 1;
+    places[i] = i * copies / count;
   }
+  const int64_t length = middle(lengths, count);
   uint64_t state = 0x9e3779b97f4a7c15u;
   const double end = now(clock) + seconds * static_cast<double>(count);
   int64_t rounds = 0;
@@ -168,9 +183,9 @@ bool time_calls(Call* calls, int64_t count, int64_t copies, double seconds, cloc
     for (int64_t turn = 0; turn < count; ++turn) {
       const int64_t i = order[turn];
       const double start = now(clock);
-      for (int64_t j = 0; j < lengths[i]; ++j) calls[i].run((places[i] + j) % copies);
-      stretches[i * MOST_STRETCHES + rounds] = (now(clock) - start) / static_cast<double>(lengths[i]);
-      places[i] = (places[i] + lengths[i]) % copies;
+      for (int64_t j = 0; j < length; ++j) calls[i].run((places[i] + j) % copies);
+      stretches[i * MOST_STRETCHES + rounds] = (now(clock) - start) / static_cast<double>(length);
+      places[i] = (places[i] + length) % copies;
     }
   }
   for (int64_t i = 0; i < count; ++i) out[2 * i] = lower_quartile(stretches + i * MOST_STRETCHES, rounds);
