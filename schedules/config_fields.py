@@ -10,8 +10,11 @@ from awq_tvm.errors import UnsupportedError
 
 
 def to_fields(config: Any, names: Iterable[str]) -> dict[str, Any]:
-    """The named fields of a configuration; one that is itself a frozen dataclass becomes a dict."""
-    return {name: _plain(getattr(config, name)) for name in names}
+    """The named fields of a configuration; one that is itself a frozen dataclass becomes a dict.
+
+    "few.0" names the first element of a field that is a tuple.
+    """
+    return {name: _plain(_value(config, name)) for name in names}
 
 
 def from_fields(default: Any, named: Mapping[str, Any], allowed: Iterable[str]) -> Any:
@@ -35,6 +38,18 @@ def from_fields(default: Any, named: Mapping[str, Any], allowed: Iterable[str]) 
     return _replaced(default, named)
 
 
+def _value(config: Any, name: str) -> Any:
+    """A field, or an element of one that is a tuple; None where there is nothing of that name."""
+    field, dot, place = name.partition(".")
+    if field not in {one.name for one in fields(config)}:
+        return None
+    value = getattr(config, field)
+    if not dot:
+        return value
+    within = isinstance(value, tuple) and place.isdecimal() and int(place) < len(value)
+    return value[int(place)] if within else None
+
+
 def _plain(value: Any) -> Any:
     if not is_dataclass(value):
         return value
@@ -42,14 +57,19 @@ def _plain(value: Any) -> Any:
 
 
 def _replaced(default: Any, named: Mapping[str, Any]) -> Any:
-    known = {field.name: getattr(default, field.name) for field in fields(default)}
-    changes = {}
+    changes: dict[str, Any] = {}
     for name, value in named.items():
-        before = known.get(name)
+        before = _value(default, name)
         if is_dataclass(before) and isinstance(value, Mapping):
-            changes[name] = _replaced(before, value)
-        elif name in known and type(value) is type(before):
-            changes[name] = value
+            value = _replaced(before, value)
+        field, dot, place = name.partition(".")
+        if before is not None and type(value) is type(before):
+            if dot:
+                whole = list(changes.get(field, getattr(default, field)))
+                whole[int(place)] = value
+                changes[field] = tuple(whole)
+            else:
+                changes[field] = value
         else:
             raise UnsupportedError(
                 "A field of a configuration is of another type",

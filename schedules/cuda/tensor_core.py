@@ -13,7 +13,7 @@ from awq_tvm.schedules.cuda.split_k import add_parts_kernel, limit_of, make_part
 from awq_tvm.schedules.cuda.tiled import tiled_kernel
 from awq_tvm.schedules.gpu.function import Emit, matmul_function
 from awq_tvm.schedules.layout import LAYOUTS, Layout
-from awq_tvm.schedules.rule import Match, MatmulRule, NotApplicable
+from awq_tvm.schedules.rule import Match, MatmulRule, NotApplicable, Part
 from awq_tvm.schedules.spec import MatmulSpec
 from awq_tvm.targets import Target
 
@@ -55,6 +55,12 @@ class TensorCoreRule(MatmulRule):
         for tiled in config.middle:
             up_to[limit_of(spec, config, tiled)] = _divided(spec, config, tiled)
         return matmul_function(spec, LAYOUTS["mma_fragments"], self.name, up_to, _tiled(spec, config.many))
+
+    def space(self, spec: MatmulSpec, target: Target) -> tuple[Part, ...]:
+        """See ``MatmulRule.space``."""
+        from awq_tvm.schedules.cuda.spaces import tensor_core_parts
+
+        return tensor_core_parts(spec, target, default_config(spec.in_features, spec.bits, target.num_sms))
 
 
 def _few(spec: MatmulSpec, config: FewConfig) -> Emit:

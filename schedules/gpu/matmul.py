@@ -9,7 +9,7 @@ from awq_tvm.schedules.gpu.few_tokens import few_tokens_kernel
 from awq_tvm.schedules.gpu.function import matmul_function
 from awq_tvm.schedules.gpu.tiled import tiled_kernel
 from awq_tvm.schedules.layout import Layout, RowLayout
-from awq_tvm.schedules.rule import Match, MatmulRule, NotApplicable
+from awq_tvm.schedules.rule import Match, MatmulRule, NotApplicable, Part
 from awq_tvm.schedules.spec import MatmulSpec
 from awq_tvm.targets import Target
 
@@ -70,3 +70,9 @@ class GpuMatmulRule(MatmulRule):
     def build(self, spec: MatmulSpec, target: Target, config: GpuMatmulConfig) -> Any:
         """See ``build_matmul``."""
         return build_matmul(spec, config, self.name)
+
+    def space(self, spec: MatmulSpec, target: Target) -> tuple[Part, ...]:
+        """See ``MatmulRule.space``."""
+        from awq_tvm.schedules.gpu.spaces import portable_parts
+
+        return portable_parts(spec, target, GpuMatmulConfig())

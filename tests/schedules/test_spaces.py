@@ -14,7 +14,7 @@ from awq_tvm.schedules.config_fields import from_fields, to_fields
 from awq_tvm.schedules.cpu.dense import build_dense_matmul
 from awq_tvm.schedules.cpu.dot_matmul import Tile
 from awq_tvm.schedules.rule import Match, Part, rules_for, select_dense
-from awq_tvm.schedules.spec import DenseSpec, MatmulSpec
+from awq_tvm.schedules.spec import DenseSpec
 from awq_tvm.targets import all_targets, resolve
 from tests.support.cpu_kernels import TARGETS, Kernel, spec_of, target_or_none
 
@@ -162,12 +162,6 @@ def test_fields_that_do_not_fit_are_refused(named: dict[str, Any]) -> None:
     assert good.one_row == Tile(1, 3, 2, 0)
     with pytest.raises(UnsupportedError):
         from_fields(answer.config, named, ("one_row",))
-
-
-def test_a_gpu_family_is_not_tuned_yet() -> None:
-    target = resolve("cuda")
-    spec = MatmulSpec(64, 64, 4, 32, "float16")
-    assert [rule.space(spec, target) for rule in rules_for(target)] == [()] * len(rules_for(target))
 
 
 def test_the_dense_kernel_takes_its_configuration() -> None:

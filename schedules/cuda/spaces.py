@@ -1,0 +1,141 @@
+"""What a tuner can choose for the tensor-core family: what the GPU holds of it, likely ones first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from itertools import product
+from statistics import geometric_mean
+from typing import TYPE_CHECKING, Any
+
+from awq_tvm.errors import UnsupportedError
+from awq_tvm.schedules.cuda.config import FewConfig, TensorCoreConfig, TiledConfig
+from awq_tvm.schedules.cuda.cost import Gpu, few_work, middle_seconds, tiled_work
+from awq_tvm.schedules.rule import Part
+
+if TYPE_CHECKING:
+    from awq_tvm.schedules.spec import MatmulSpec
+    from awq_tvm.targets import Target
+
+WARPS = (2, 4, 8, 16)
+STAGES = (2, 3, 4, 5, 6, 8)
+TILES = (1, 2, 4)
+TOKEN_WARPS, ROW_WARPS = (1, 2, 4), (1, 2, 4, 8)
+SPLIT_BLOCKS = (4, 8, 16)
+"""Blocks of 64 k that a part of k has at least."""
+MANY = (128, 512, 2048)
+"""M that stand for prompts."""
+
+
+def tensor_core_parts(spec: MatmulSpec, target: Target, default: TensorCoreConfig) -> tuple[Part, ...]:
+    """A part for each kernel for a few tokens, one for the middle ones, and one for many tokens.
+
+    Args:
+        spec: the linear.
+        target: the GPU; what its SMs do not hold is left out.
+        default: the family's configuration for it.
+    """
+    gpu = Gpu.of(target)
+    parts, first = [], 1
+    for place, few in enumerate(default.few):
+        parts.append(_few_part(spec, gpu, default, place, first))
+        first = few.most_tokens + 1
+    parts.append(_middle_part(spec, gpu, default, first))
+    return (*parts, _many_part(spec, gpu, default))
+
+
+def _few_part(spec: MatmulSpec, gpu: Gpu, default: TensorCoreConfig, place: int, first: int) -> Part:
+    """A kernel for so many eights of tokens: the range stays, how its block works is chosen."""
+    base = default.few[place]
+    found = (
+        lambda tiles=tiles, warps=warps, stages=stages: replace(
+            default,
+            few=_with(default.few, place, FewConfig(base.eights, tiles, warps, stages)),
+        )
+        for tiles, warps, stages in product(TILES, WARPS, STAGES)
+    )
+    configs = _ranked(default, found, lambda c: few_work(spec, c.few[place]).seconds(gpu))
+    last = base.most_tokens
+    return Part(first, last, (f"few.{place}",), configs, _ends(first, last), _ends(first, last), ("stages",))
+
+
+def _middle_part(spec: MatmulSpec, gpu: Gpu, default: TensorCoreConfig, first: int) -> Part:
+    """All kernels of the middle: their tokens stay, and they share what is chosen."""
+    tokens = [tiled.tokens for tiled in default.middle]
+
+    def changed(tiles: int, token_warps: int, row_warps: int, stages: int, split: int) -> TensorCoreConfig:
+        middle = tuple(
+            TiledConfig(_eights(many, token_warps), tiles, token_warps, row_warps, stages) for many in tokens
+        )
+        return replace(default, middle=middle, split_blocks=split)
+
+    found = (
+        lambda chosen=chosen: changed(*chosen)
+        for chosen in product(TILES, TOKEN_WARPS, ROW_WARPS, STAGES, SPLIT_BLOCKS)
+    )
+
+    def seconds(config: TensorCoreConfig) -> float:
+        return geometric_mean(
+            [middle_seconds(spec, config, tiled, tiled.tokens, gpu) for tiled in config.middle]
+        )
+
+    fields = (*(f"middle.{place}" for place in range(len(tokens))), "split_blocks")
+    configs = _ranked(default, found, seconds)
+    return Part(
+        first, tokens[-1], fields, configs, tuple(tokens), (first, *tokens), ("stages", "split_blocks")
+    )
+
+
+def _many_part(spec: MatmulSpec, gpu: Gpu, default: TensorCoreConfig) -> Part:
+    """The kernel for many tokens; at some M of its range the last one of the middle may still do the work."""
+
+    def changed(eights: int, tiles: int, token_warps: int, row_warps: int, stages: int) -> TensorCoreConfig:
+        return replace(default, many=TiledConfig(eights, tiles, token_warps, row_warps, stages))
+
+    found = (
+        lambda chosen=chosen: changed(*chosen)
+        for chosen in product((2, 4, 8, 16), TILES, TOKEN_WARPS, ROW_WARPS, STAGES)
+    )
+
+    def seconds(config: TensorCoreConfig) -> float:
+        return geometric_mean([tiled_work(spec, config.many, rows).seconds(gpu) for rows in MANY])
+
+    first = default.middle[-1].tokens + 1
+    return Part(first, None, ("many",), _ranked(default, found, seconds), MANY, (first, *MANY), ("stages",))
+
+
+def _with(tiles: tuple[FewConfig, ...], place: int, other: FewConfig) -> tuple[FewConfig, ...]:
+    return (*tiles[:place], other, *tiles[place + 1 :])
+
+
+def _eights(tokens: int, warps: int) -> int:
+    """Of each warp, where so many share the tokens of a block.
+
+    Raises:
+        UnsupportedError: they do not divide them.
+    """
+    if tokens % (8 * warps):
+        raise UnsupportedError(f"{warps} warps do not divide {tokens} tokens in eights")
+    return tokens // (8 * warps)
+
+
+def _ends(first: int, last: int) -> tuple[int, ...]:
+    return tuple(dict.fromkeys((first, last)))
+
+
+def _ranked(
+    default: TensorCoreConfig,
+    found: Iterable[Callable[[], TensorCoreConfig]],
+    seconds: Callable[[TensorCoreConfig], float],
+) -> tuple[Any, ...]:
+    """The default, then all others that are consistent and that an SM holds, the fastest by the model first."""
+    possible = {}
+    for make in found:
+        try:
+            config = make()
+        except UnsupportedError:
+            continue  # the sizes do not fit each other
+        possible[config] = seconds(config)
+    possible.pop(default, None)
+    fitting = [config for config, time in possible.items() if time < float("inf")]
+    return (default, *sorted(fitting, key=lambda config: possible[config]))
