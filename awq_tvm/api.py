@@ -128,6 +128,7 @@ def compile(
     vocabulary_bits: int = 8,
     kv_cache: str = "auto",
     context_length: int | None = None,
+    max_sequences: int = 8,
     opt: int = 2,
     tuned: bool = True,
     records: Sequence[str | Path] = (),
@@ -145,6 +146,7 @@ def compile(
         vocabulary_bits: of an unquantized embedding and head: 8, 4, or 16 for float16.
         kv_cache: "float32", "float16", "int8" on CPUs, or "auto".
         context_length: tokens of the longest sequence; None for the model's own, at most 2048.
+        max_sequences: sequences that `serve` answers at once, 1 to 128.
         opt: optimization level, 0 to 3.
         tuned: use tuned records.
         records: files or folders with more of them.
@@ -170,6 +172,7 @@ def compile(
         vocabulary_bits=vocabulary_bits,
         kv_cache=kv_cache,
         context_length=context_length,
+        max_sequences=max_sequences,
         opt=opt,
         tuned=tuned,
         records=[Path(record) for record in records],

@@ -1,11 +1,14 @@
 """Tokens a second of servers with 1, 4, 8 and 16 streams at once, and the time to the first token.
 
-    python -m benchmarks.serve BUNDLE [--streams 1,4,8,16] [--threads N] [--peer NAME=URL ...]
+    python -m benchmarks.serve BUNDLE [--streams 1,4,8,16] [--threads N] [--peer NAME=URL] [--start NAME=COMMAND]
 
-The bundle is served by a process of its own. A peer is any server with OpenAI's API, started by you on the same
-machine: with llama-cpp-python, in an environment of its own,
+The bundle is served by a process of its own. A peer is any server with OpenAI's API, on the same machine: one that
+runs already (--peer), or a command that starts it (--start), in which {port} and {threads} are filled in. llama.cpp's
+own server, 16 places of 2048 tokens, and that of llama-cpp-python, in an environment of its own:
 
-    python -m llama_cpp.server --model MODEL.gguf --n_threads N --port 9000
+    --start 'llama.cpp=llama-server -m MODEL.gguf -t {threads} -tb {threads} -np 16 -c 32768 --port {port}'
+    --start 'llama-cpp-python=ENVIRONMENT/bin/python -m llama_cpp.server --model MODEL.gguf --n_threads {threads}
+        --n_threads_batch {threads} --interrupt_requests false --port {port}'
 
 Every stream asks the same prompts in the same order, greedily, one after the other; the servers take turns
 --repetitions times over, so that other load meets all of them alike. Medians.
@@ -14,13 +17,15 @@ Every stream asks the same prompts in the same order, greedily, one after the ot
 from __future__ import annotations
 
 import argparse
-import json
+import shlex
+import socket
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import openai
@@ -68,6 +73,45 @@ def measure(url: str, streams: int, tokens: int) -> tuple[float, float]:
     return sum(written for _, written in found) / seconds, statistics.median(first for first, _ in found)
 
 
+@contextmanager
+def started(command: str, threads: str, seconds: float = 120) -> Iterator[tuple[str, int]]:
+    """URL and process of a server that a command starts; it is ended afterwards.
+
+    Raises:
+        SystemExit: it does not answer in time.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    words = [word.format(port=port, threads=threads) for word in shlex.split(command)]
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        url = f"http://127.0.0.1:{port}"
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=5)
+        deadline = time.monotonic() + seconds
+        try:
+            while not _answers(client):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise SystemExit(f"no server came of: {shlex.join(words)}")
+                time.sleep(0.2)
+            yield url, process.pid
+        finally:
+            process.terminate()
+
+
+def start_ours(bundle: str, threads: str) -> AbstractContextManager[tuple[str, int]]:
+    """Our server on a bundle, as `started`."""
+    words = [sys.executable, "-m", "awq_tvm", "serve", bundle]
+    return started(f"{shlex.join(words)} --port {{port}} --threads {{threads}}", threads)
+
+
+def _answers(client: openai.OpenAI) -> bool:
+    try:
+        model = next(iter(client.models.list())).id
+        client.completions.create(model=model, prompt="a", max_tokens=1)
+    except openai.OpenAIError:
+        return False
+    return True
+
+
 def main() -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -77,31 +121,27 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--threads", default="1")
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=URL")
+    parser.add_argument("--start", action="append", default=[], metavar="NAME=COMMAND")
     arguments = parser.parse_args()
-    command = [sys.executable, "-m", "awq_tvm", "serve", arguments.bundle, "--port", "0", "--json"]
     counts = [int(count) for count in arguments.streams.split(",")]
-    with subprocess.Popen(
-        [*command, "--threads", arguments.threads], stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        try:
-            urls = {"awq_tvm": json.loads(process.stdout.readline())["url"]}
-            urls |= dict(peer.split("=", 1) for peer in arguments.peer)
-            rows: dict[tuple[str, int], list[tuple[float, float]]] = {}
-            for url in urls.values():
-                measure(url, 2, 4)
-            for _ in range(arguments.repetitions):
-                for count in counts:
-                    for name, url in urls.items():
-                        rows.setdefault((name, count), []).append(measure(url, count, arguments.tokens))
-        finally:
-            process.terminate()
-    print("server        streams  tokens/s  against 1 stream  first token, s")
+    with ExitStack() as stack:
+        urls = {"awq_tvm": stack.enter_context(start_ours(arguments.bundle, arguments.threads))[0]}
+        for name, command in (peer.split("=", 1) for peer in arguments.start):
+            urls[name] = stack.enter_context(started(command, arguments.threads))[0]
+        urls |= dict(peer.split("=", 1) for peer in arguments.peer)
+        rows: dict[tuple[str, int], list[tuple[float, float]]] = {}
+        for url in urls.values():
+            measure(url, 2, 4)
+        for _ in range(arguments.repetitions):
+            for count in counts:
+                for name, url in urls.items():
+                    rows.setdefault((name, count), []).append(measure(url, count, arguments.tokens))
+    print("server            streams  tokens/s  against 1 stream  first token, s")
     for (name, count), found in rows.items():
         rate = statistics.median(rate for rate, _ in found)
         base = statistics.median(rate for rate, _ in rows[name, counts[0]])
         first = statistics.median(first for _, first in found)
-        print(f"{name:<12}  {count:>7}  {rate:>8.1f}  {rate / base:>16.2f}  {first:>14.3f}")
+        print(f"{name:<16}  {count:>7}  {rate:>8.1f}  {rate / base:>16.2f}  {first:>14.3f}")
 
 
 if __name__ == "__main__":

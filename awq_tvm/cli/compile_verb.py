@@ -33,6 +33,7 @@ def command(
     context_length: Annotated[
         int | None, typer.Option(help="Tokens of the longest sequence.", show_default=False)
     ] = None,
+    max_sequences: Annotated[int, typer.Option(help="Sequences that are answered at once by `serve`.")] = 8,
     opt: Annotated[int, typer.Option(min=0, max=3, help="Optimization level.")] = 2,
     tuned: Annotated[bool, typer.Option("--tuned/--untuned", help="Use tuned records.")] = True,
     records: Annotated[
@@ -64,6 +65,7 @@ def command(
             vocabulary_bits=vocabulary_bits,
             kv_cache=kv_cache,
             context_length=context_length,
+            max_sequences=max_sequences,
             opt=opt,
             tuned=tuned,
             records=records or (),

@@ -69,7 +69,7 @@ def describe(timings: dict[str, float | None], finish_reason: str) -> str:
     """One line about how long an answer took."""
     rate = timings["decode_tokens_per_second"]
     return (
-        f"[{timings['prompt_tokens']} tokens read in {timings['prefill_seconds']:.2f} s "
+        f"[first token after {timings['prefill_seconds']:.2f} s, {timings['prompt_tokens']} read "
         f"({timings['prefill_tokens_per_second']:.0f}/s), {timings['generated_tokens']} written in "
         f"{timings['decode_seconds']:.2f} s"
         + ("" if rate is None else f" ({rate:.1f}/s)")

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from awq_tvm.compile.tuning.record_file import BadLine
 
 DEFAULT_CONTEXT_LENGTH = 2048
+DEFAULT_MAX_SEQUENCES = 8
+_MOST_SEQUENCES = 128  # logits of that many tokens come out of one call
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ def compile_model(
     vocabulary_bits: int = 8,
     kv_cache: str = "auto",
     context_length: int | None = None,
+    max_sequences: int = DEFAULT_MAX_SEQUENCES,
     opt: int = 2,
     tuned: bool = True,
     records: Sequence[Path] = (),
@@ -85,6 +88,7 @@ def compile_model(
         kv_cache: "float32", "float16", "int8" on CPUs, or "auto": float16 with int8 activations, else what is
             computed in. With "int8", queries and what attention makes are as with "auto".
         context_length: tokens of the longest sequence; by default the model's own, at most 2048.
+        max_sequences: sequences at once, 1 to 128. The cache has room for all of them at their longest.
         opt: optimization level, see ``awq_tvm.passes.pipeline``.
         tuned: use tuned records, those that came with the program and the user's own.
         records: files, or folders of them, with more.
@@ -96,7 +100,7 @@ def compile_model(
     """
     chip = target if isinstance(target, Target) else resolve(target)
     check_output(out)
-    source = read_source(model, chip, activations, vocabulary_bits, kv_cache, context_length)
+    source = read_source(model, chip, activations, vocabulary_bits, kv_cache, context_length, max_sequences)
     checkpoint, rounded, config, limits, precision = source
     chosen: Literal["float", "int8"] = "int8" if precision.activations == "int8" else "float"
     pipeline.passes(chip, opt)
@@ -162,13 +166,14 @@ def read_source(
     vocabulary_bits: int = 8,
     kv_cache: str = "auto",
     context_length: int | None = None,
+    max_sequences: int = DEFAULT_MAX_SEQUENCES,
 ) -> Source:
     """Open a checkpoint and settle what is computed how; see ``compile_model`` for the arguments."""
     chosen = _activations(target, activations)
     checkpoint = open_checkpoint(model)
     require_family(checkpoint.config["model_type"])
     config = ModelConfig.from_hugging_face(checkpoint.config)
-    limits = Limits(_context_length(config, context_length))
+    limits = Limits(_context_length(config, context_length), _max_sequences(max_sequences))
     rounded = round_vocabulary(checkpoint, vocabulary_bits)
     precision = _precision(rounded, target, chosen, kv_cache)
     return Source(checkpoint, rounded, config, limits, precision)
@@ -208,6 +213,17 @@ def _context_length(config: ModelConfig, asked: int | None) -> int:
             f"context length {asked} is out of range",
             where="--context-length",
             why=f"the model was made for 1 to {longest} tokens",
+        )
+    return asked
+
+
+def _max_sequences(asked: int) -> int:
+    if not 1 <= asked <= _MOST_SEQUENCES:
+        raise UsageError(
+            f"{asked} sequences at once are not possible",
+            where="--max-sequences",
+            why=f"legal is from 1 to {_MOST_SEQUENCES}",
+            fix="choose a number in that range",
         )
     return asked
 

@@ -95,6 +95,7 @@ def test_int8_activations_stay_near_the_float_ones(compiled: tiny.Compiled, tmp_
         activations="int8",
         vocabulary_bits=16,
         context_length=64,
+        max_sequences=20,
         progress=events.append,
     )
     assert report.activations == "int8"
@@ -103,6 +104,10 @@ def test_int8_activations_stay_near_the_float_ones(compiled: tiny.Compiled, tmp_
     ids = tiny.tokens(40)
     executor = eight.executor()
     assert executor.context_length == 64
+    assert (executor.max_sequences, executor.free_pages) == (20, 20 * 64 // executor.page_size)
+    rows = executor.forward([executor.new_sequence() for _ in range(18)], [[n] for n in range(18)])
+    alone = executor.forward([executor.new_sequence()], [[17]])
+    assert tiny.relative_error(rows[17:], alone) < 1e-5
     found = executor.forward([executor.new_sequence()], [ids], logits="all")
     error = tiny.relative_error(found, tiny.torch_logits(compiled.model, ids))
     assert tiny.TOLERANCE < error < 0.05
@@ -189,6 +194,8 @@ def test_lower_levels_give_the_same_logits(compiled: tiny.Compiled, tmp_path: Pa
         ({"context_length": 0}, UsageError, "context length 0 is out of range"),
         ({"context_length": -5}, UsageError, "context length -5 is out of range"),
         ({"context_length": tiny.CONTEXT + 1}, UsageError, f"1 to {tiny.CONTEXT} tokens"),
+        ({"max_sequences": 0}, UsageError, "0 sequences at once are not possible"),
+        ({"max_sequences": 129}, UsageError, "legal is from 1 to 128"),
         ({"vocabulary_bits": 5}, UsageError, "cannot be stored in 5 bits"),
         ({"kv_cache": "int4"}, UsageError, "unknown KV cache 'int4'"),
         ({"kv_cache": "float32", "target": "cuda"}, UnsupportedError, "keeps its KV cache in float16"),
