@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import platform
-import shutil
-import subprocess
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
-from awq_tvm.emulate.cuda import cuda_unit
-from awq_tvm.emulate.metal import metal_unit
-from awq_tvm.errors import TargetError
+from awq_tvm.emulate.cuda import cuda_units
+from awq_tvm.emulate.metal import metal_units
+from awq_tvm.emulate.objects import NATIVE, Job, compiled_objects, find_compiler, run_compiler
 
-NATIVE = Path(__file__).parent / "native"
 RUNTIME = ("runtime.cc", "access.cc")
-MESSAGE_LINES = 20
 
 Dialect = Literal["cuda", "metal"]
-_UNITS = {"cuda": cuda_unit, "metal": metal_unit}
+_UNITS = {"cuda": cuda_units, "metal": metal_units}
 
 _FLAGS = (
     "-std=c++17",
-    "-O1",
     "-w",
     "-fPIC",
     "-fno-strict-aliasing",
@@ -35,12 +29,12 @@ _HOOKS = ("-fsanitize=thread", "--param", "tsan-distinguish-volatile=0", "-fvisi
 
 
 def build_kernels(source: str, dialect: Dialect, folder: Path) -> Path:
-    """Compile generated kernels for this machine's CPU.
+    """Compile generated kernels for this machine's CPU: quickly, as few launches do not repay more.
 
     Args:
         source: the device source of a library or bundle.
         dialect: what it is written in.
-        folder: an existing folder for the C++, `kernels.cc`, and the library.
+        folder: an existing folder for the C++ and the library.
 
     Returns:
         The library: a C interface, see `native/runtime.cc`.
@@ -49,7 +43,7 @@ def build_kernels(source: str, dialect: Dialect, folder: Path) -> Path:
         UnsupportedError: the source holds something that the emulator does not know.
         TargetError: there is no C++ compiler, or it rejects the translation.
     """
-    return _build(source, dialect, folder, {}, ())
+    return _build(source, dialect, folder, "-O0", (), ())
 
 
 def build_device(source: str, dialect: Dialect, folder: Path, tvm_runtime: Path) -> Path:
@@ -70,65 +64,30 @@ def build_device(source: str, dialect: Dialect, folder: Path, tvm_runtime: Path)
     """
     from tvm_ffi import libinfo
 
+    libraries = (tvm_runtime, Path(libinfo.find_libtvm_ffi()))
     includes = [tvm_runtime.parents[1] / "include", *map(Path, libinfo.include_paths())]
-    flags = [f'-DAWQ_KIND="{dialect}"', *(f"-I{path}" for path in includes)]
-    ffi = Path(libinfo.find_libtvm_ffi())
-    return _build(source, dialect, folder, {"device.cc": flags}, (str(tvm_runtime), str(ffi)))
+    flags = (*_FLAGS, "-O0", f'-DAWQ_KIND="{dialect}"', *(f"-I{path}" for path in includes))
+    device = Job(NATIVE / "device.cc", flags, libraries)
+    return _build(source, dialect, folder, "-O1", (device,), libraries)
 
 
 def _build(
     source: str,
     dialect: Dialect,
     folder: Path,
-    more: dict[str, list[str]],
-    libraries: tuple[str, ...],
+    optimize: str,
+    device: tuple[Job, ...],
+    libraries: tuple[Path, ...],
 ) -> Path:
-    unit = folder / "kernels.cc"
-    unit.write_text(_UNITS[dialect](source), encoding="utf-8")
-    compiler = find_compiler()
-    flags = [*_FLAGS, *(("-mf16c", "-mfma") if platform.machine() == "x86_64" else ())]
-    jobs = {unit: [*flags, *_HOOKS]}
-    jobs |= {NATIVE / name: [*flags, "-O2"] for name in RUNTIME}
-    jobs |= {NATIVE / name: [*_FLAGS, *own] for name, own in more.items()}
-    objects = [str(folder / f"{path.stem}.o") for path in jobs]
-    with ThreadPoolExecutor() as pool:
-        commands = [
-            [compiler, *own, "-c", str(path), "-o", into]
-            for (path, own), into in zip(jobs.items(), objects, strict=True)
-        ]
-        for done in [pool.submit(_run, command) for command in commands]:
-            done.result()
+    machine = ("-mf16c", "-mfma") if platform.machine() == "x86_64" else ()
+    jobs = [*device, *(Job(NATIVE / name, (*_FLAGS, *machine, "-O2")) for name in RUNTIME)]
+    for number, text in enumerate(_UNITS[dialect](source)):
+        unit = folder / f"kernels{number}.cc"
+        unit.write_text(text, encoding="utf-8")
+        jobs.append(Job(unit, (*_FLAGS, *machine, *_HOOKS, optimize)))
     library = folder / "kernels.so"
-    _run([compiler, "-shared", "-Wl,-Bsymbolic", "-o", str(library), *objects, *libraries])
+    parts = map(str, [*compiled_objects(jobs), *libraries])
+    # What kernels share stands in every unit, the same.
+    link = ("-shared", "-Wl,-Bsymbolic", "-Wl,-z,muldefs")
+    run_compiler([find_compiler(), *link, "-o", str(library), *parts])
     return library
-
-
-def find_compiler() -> str:
-    """The C++ compiler on the path.
-
-    Raises:
-        TargetError: there is none.
-    """
-    compiler = shutil.which("g++")
-    if compiler is None:
-        raise TargetError(
-            "kernels cannot be executed here",
-            where="the emulator",
-            why="g++ is not on the path",
-            fix="install it: apt-get install g++",
-        )
-    return compiler
-
-
-def _run(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-    if done.returncode:
-        lines = done.stderr.strip().splitlines()
-        raise TargetError(
-            "the C++ of the kernels does not compile",
-            where="the emulator",
-            why="\n".join(
-                [line for line in lines if "error" in line][:MESSAGE_LINES] or lines[-MESSAGE_LINES:]
-            ),
-            fix="teach awq_tvm/emulate what the kernel uses",
-        )

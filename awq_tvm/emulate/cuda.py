@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from awq_tvm.emulate.ptx import translate_asm
-from awq_tvm.emulate.unit import place_array, wrapper
+from awq_tvm.emulate.unit import in_units, place_array, wrapper
 from awq_tvm.errors import UnsupportedError
 
 _KERNEL = re.compile(
@@ -18,8 +18,8 @@ _DYNAMIC = re.compile(rf"extern {_QUALIFIED}\[\];")
 _STATIC = re.compile(rf"(?<!extern ){_QUALIFIED}\[(?P<length>\d+)\];")
 
 
-def cuda_unit(source: str) -> str:
-    """The C++ of a CUDA source as TVM's code generator writes it.
+def cuda_units(source: str) -> list[str]:
+    """The C++ of a CUDA source as TVM's code generator writes it: what all kernels share, and some of them, in each.
 
     Raises:
         UnsupportedError: it holds something that is not known here.
@@ -36,12 +36,17 @@ def cuda_unit(source: str) -> str:
                 why=line.strip(),
             )
     source = translate_asm(source)
-    wrappers = []
-    for name, parameters in _KERNEL.findall(source):
-        kinds, names = zip(*map(_parameter, parameters.split(",")), strict=True)
-        values = ", ".join(f"*({kind}*)a[{i}]" for i, kind in enumerate(kinds))
-        wrappers.append(wrapper(name, names, f"{name}({values});"))
-    return "\n".join(['#include "cuda.h"', source, *wrappers])
+    starts = [match.start() for match in _KERNEL.finditer(source)]
+    shared = '#include "cuda.h"\n' + source[: starts[0] if starts else None]
+    kernels = [source[at:end] for at, end in zip(starts, [*starts[1:], None], strict=False)]
+    return [shared + "".join(text) for text in in_units([kernel + _wrapper(kernel) for kernel in kernels])]
+
+
+def _wrapper(kernel: str) -> str:
+    ((name, parameters),) = _KERNEL.findall(kernel)
+    kinds, names = zip(*map(_parameter, parameters.split(",")), strict=True)
+    values = ", ".join(f"*({kind}*)a[{i}]" for i, kind in enumerate(kinds))
+    return "\n" + wrapper(name, names, f"{name}({values});")
 
 
 def _place_static_arrays(source: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from awq_tvm.emulate.unit import place_array, wrapper
+from awq_tvm.emulate.unit import in_units, place_array, wrapper
 from awq_tvm.errors import UnsupportedError
 
 _KERNEL = re.compile(r"^kernel void (\w+)\((.*?)\) \{$", re.M | re.S)
@@ -14,21 +14,21 @@ _ARRAY = re.compile(r"^\s*threadgroup (?:alignas\(\d+\) )?([\w:]+) (\w+)\[(\d+)\
 _AXES = "xyz"
 
 
-def metal_unit(source: str) -> str:
-    """The C++ of a Metal source as TVM's code generator writes it: one unit a kernel, each in a namespace.
+def metal_units(source: str) -> list[str]:
+    """The C++ of a Metal source as TVM's code generator writes it: each kernel in a namespace, some in each unit.
 
     Raises:
         UnsupportedError: it holds something that is not known here.
     """
-    units = [_unit(number, text) for number, text in enumerate(source.split("// Function: ")[1:])]
-    return "\n".join(["#include <metal_stdlib>", *units])
+    kernels = [_kernel(number, text) for number, text in enumerate(source.split("// Function: ")[1:])]
+    return ["\n".join(["#include <metal_stdlib>", *unit]) for unit in in_units(kernels)]
 
 
-def _unit(number: int, text: str) -> str:
+def _kernel(number: int, text: str) -> str:
     match = _KERNEL.search(text)
     if not match:
         raise UnsupportedError(
-            "the emulator finds no kernel in a unit", where="Metal source", why=text[:120].strip()
+            "the emulator finds no kernel in a function", where="Metal source", why=text[:120].strip()
         )
     name = match.group(1)
     structs = {found: _FIELD.findall(body) for found, body in _STRUCT.findall(text)}

@@ -4,6 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+UNIT_CHARACTERS = 64 * 1024
+"""From this length on a unit takes no more kernels: several are compiled at a time, and few are when one changes."""
+
+
+def in_units(kernels: Sequence[str]) -> list[list[str]]:
+    """Kernels in their order, cut into runs for one translation unit each; one empty run where there is none."""
+    units: list[list[str]] = [[]]
+    for kernel in kernels:
+        if sum(map(len, units[-1])) >= UNIT_CHARACTERS:
+            units.append([])
+        units[-1].append(kernel)
+    return units
+
 
 def wrapper(name: str, parameters: Sequence[str], call: str) -> str:
     """Make a kernel known to the runtime.
