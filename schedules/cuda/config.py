@@ -78,7 +78,8 @@ class TiledConfig:
         tiles: outputs of a warp, in sixteens.
         token_warps: warps of a block along the tokens.
         row_warps: warps of a block along the outputs.
-        stages: of x in shared memory.
+        stages: steps along k that are in shared memory or on the way there.
+        k_warps: warps that share a tile and take the blocks of k in turn, so many a step.
     """
 
     eights: int
@@ -86,19 +87,24 @@ class TiledConfig:
     token_warps: int = 2
     row_warps: int = 4
     stages: int = 4
+    k_warps: int = 1
 
     def __post_init__(self) -> None:
         """Prove the sizes consistent."""
         _require(self.eights >= 1 and self.tiles >= 1, "eights and tiles must be at least 1")
         _require(4 * self.eights * self.tiles <= MAX_SUMS, "the sums do not fit a thread's registers")
         _require(self.threads <= 1024, f"{self.threads} threads do not make a block")
-        _require(self.tokens * 8 % self.threads == 0, "the threads do not divide the copies of a stage")
+        _require(self.k_warps >= 1, "k_warps must be at least 1")
+        copies = self.tokens * 8 % (self.threads // self.k_warps)
+        _require(copies == 0, "the threads do not divide the copies of a stage")
         _require(self.stages >= 2, "fewer than two stages hide nothing")
+        met = 4 * (self.k_warps - 1) * self.rows * self.tokens
+        _require(met <= self.shared_bytes(4, 64), "the sums of k_warps do not fit the stages")
 
     @property
     def threads(self) -> int:
         """Of a block."""
-        return 32 * self.token_warps * self.row_warps
+        return 32 * self.token_warps * self.row_warps * self.k_warps
 
     @property
     def tokens(self) -> int:
@@ -112,7 +118,8 @@ class TiledConfig:
 
     def shared_bytes(self, bits: int, group_size: int) -> int:
         """Shared memory of a block, for codes of so many bits in groups of so many k."""
-        return self.stages * (self.row_warps * self.tiles * tile_bytes(bits, group_size) + self.tokens * 128)
+        block = self.row_warps * self.tiles * tile_bytes(bits, group_size) + self.tokens * 128
+        return self.stages * self.k_warps * block
 
 
 @dataclass(frozen=True)
@@ -163,7 +170,7 @@ def default_config(in_features: int, bits: int, sms: int | None) -> TensorCoreCo
     stages = 4 if bits <= 4 else 3
     return TensorCoreConfig(
         few=(FewConfig(1, 1, warps, stages), FewConfig(2, 1, warps, stages)),
-        middle=(TiledConfig(2, 2, stages=stages + 2), TiledConfig(4, 2, stages=stages + 2)),
+        middle=(TiledConfig(4, 2, 1, 4, stages, 2), TiledConfig(8, 2, 1, 4, stages - 1, 2)),
         many=TiledConfig(8, 2),
         sms=sms or ASSUMED_SMS,
     )

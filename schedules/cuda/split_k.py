@@ -58,7 +58,9 @@ def columns(spec: MatmulSpec, config: TiledConfig) -> int:
 
 
 def parts_for(spec: MatmulSpec, config: TensorCoreConfig, tiles: Any) -> Any:
-    """In how many parts k is divided: so many as bring the number of blocks next to that of the SMs.
+    """In how many parts k is divided: as many as leave each block an SM of its own.
+
+    More would be two rounds of blocks, and sums of parts cost about what eight blocks of k do.
 
     Args:
         spec: the linear; a part has at least ``config.split_blocks`` blocks of k.
@@ -66,10 +68,9 @@ def parts_for(spec: MatmulSpec, config: TensorCoreConfig, tiles: Any) -> Any:
         tiles: of outputs and tokens, an int or an expression.
     """
     most = max(1, spec.in_features // BLOCK_K // config.split_blocks)
-    nearest = (2 * config.sms + tiles) // (2 * tiles)
     if isinstance(tiles, int):
-        return min(max(1, nearest), most)
-    return T.min(T.max(1, nearest), most)
+        return min(max(1, config.sms // tiles), most)
+    return T.min(T.max(1, T.floordiv(config.sms, tiles)), most)
 
 
 def limit_of(spec: MatmulSpec, config: TensorCoreConfig, tiled: TiledConfig) -> int:

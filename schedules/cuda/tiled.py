@@ -1,7 +1,8 @@
 """The tensor-core kernel for many tokens: its roof is arithmetic.
 
 x and codes pass through shared memory in stages of 64 k, copied asynchronously; each warp owns a part of the block's
-tile of outputs and decodes its codes in registers, once for all its tokens. Where tiles are few, blocks divide k too.
+tile of outputs and decodes its codes in registers, once for all its tokens. Where tiles are few, blocks divide k too;
+where a warp would own too little to be worth the decoding, warps take the blocks of k in turn and add up at the end.
 """
 
 from __future__ import annotations
@@ -48,13 +49,14 @@ def tiled_kernel(
     ):
         lane = thread % 32
         own_tile = thread // 32 % config.row_warps * config.tiles
-        own_token = thread // 32 // config.row_warps * (EIGHT * config.eights)
+        own_token = thread // 32 // config.row_warps % config.token_warps * (EIGHT * config.eights)
+        own_k = thread // (config.threads // config.k_warps) if config.k_warps > 1 else 0
         first_tile, first_token = bx * (config.row_warps * config.tiles), by * config.tokens
         blocks = spec.in_features // BLOCK_K
         own_blocks = parts.bounds(part, blocks) if parts else (0, blocks)
         sums = local("sums", 4 * config.eights * config.tiles, "float32")
         clear(sums, 4 * config.eights * config.tiles)
-        own = (own_tile, own_token, own_blocks)
+        own = (own_tile, own_token, own_k, own_blocks)
         _add_up(spec, config, arguments, sums, first_tile, first_token, own, thread, tokens)
 
         # In registers once, or the compiler works them out again for every store.
@@ -71,25 +73,31 @@ def tiled_kernel(
         def store_output(total: Any, token: int, row: int) -> None:
             finish(spec, total, corner[0] + token, corner[1] + row, arguments)
 
-        if parts is None:
-            store(store_output)
-            return
-
-        def store_part(total: Any, token: int, row: int) -> None:
-            T.buffer_store(parts.sums, total, [corner[2] + (token * spec.out_features + row)])
-
-        def store_parts() -> None:
+        def store_parts(parts: Parts) -> None:
             T.buffer_store(corner, parts.place(part, corner[0], corner[1]), [2])
+
+            def store_part(total: Any, token: int, row: int) -> None:
+                T.buffer_store(parts.sums, total, [corner[2] + (token * spec.out_features + row)])
+
             store(store_part)
 
-        if isinstance(parts.count, int):
-            store_parts()
-            return
-        with T.If(parts.count == 1):
-            with T.Then():
+        def store_all() -> None:
+            if parts is None:
                 store(store_output)
-            with T.Else():
-                store_parts()
+            elif isinstance(parts.count, int):
+                store_parts(parts)
+            else:
+                with T.If(parts.count == 1):
+                    with T.Then():
+                        store(store_output)
+                    with T.Else():
+                        store_parts(parts)
+
+        if config.k_warps == 1:
+            store_all()
+        else:
+            with T.If(own_k == 0), T.Then():
+                store_all()
 
 
 def _add_up(
@@ -99,7 +107,7 @@ def _add_up(
     sums: Any,
     first_tile: Any,
     first_token: Any,
-    own: tuple[Any, Any, tuple[Any, Any]],
+    own: tuple[Any, Any, Any, tuple[Any, Any]],
     thread: Any,
     tokens: Any,
 ) -> None:
@@ -112,57 +120,99 @@ def _add_up(
         sums: of the thread.
         first_tile: of the block.
         first_token: of the block.
-        own: where in it the warp's tiles and tokens begin; and of the block the first block of k, and how many.
+        own: where in it the warp's tiles and tokens begin, and which of each few blocks of k are the warp's; and of
+            the thread block the first block of k, and how many.
         thread: of the block.
         tokens: M.
     """
-    own_tile, own_token, (first_block, steps) = own
+    own_tile, own_token, own_k, (first_block, count) = own
     weights = Fragments(spec, arguments)
     tiles = config.row_warps * config.tiles
     x_at = tiles * weights.tile_words
-    stage_words = x_at + config.tokens * _TOKEN_WORDS
-    length = config.stages * stage_words
-    stages = IRBuilder.name("stages", T.alloc_buffer((length,), "uint32", scope="shared.dyn"))
+    block_words = x_at + config.tokens * _TOKEN_WORDS
+    room = config.stages * config.k_warps
+    stages = IRBuilder.name("stages", T.alloc_buffer((room * block_words,), "uint32", scope="shared.dyn"))
     lane = thread % 32
 
-    def base_of(step: Any) -> Any:
-        return step % config.stages * stage_words
+    def base_of(number: Any) -> Any:
+        return number % room * block_words
 
-    def x_place(step: Any, token: Any, chunk: Any) -> Any:
-        return base_of(step) + x_at + token * _TOKEN_WORDS + _swizzled(token, chunk) * 4
+    def x_place(number: Any, token: Any, chunk: Any) -> Any:
+        return base_of(number) + x_at + token * _TOKEN_WORDS + _swizzled(token, chunk) * 4
 
-    def copy(step: Any) -> None:
-        block = first_block + step
-        weights.copy(stages, base_of(step), first_tile, tiles, block, thread, config.threads)
-        for first in range(0, config.tokens * _CHUNKS, config.threads):
-            token, chunk = (first + thread) // _CHUNKS, thread % _CHUNKS
+    threads = config.threads // config.k_warps
+    copier = thread % threads if config.k_warps > 1 else thread
+
+    def copy_block(number: Any) -> None:
+        block = first_block + number
+        weights.copy(stages, base_of(number), first_tile, tiles, block, copier, threads)
+        for first in range(0, config.tokens * _CHUNKS, threads):
+            token, chunk = (first + copier) // _CHUNKS, copier % _CHUNKS
             # Tokens past the last are read as the last, and not stored.
             source = arguments["x"].ptr_to(
                 [T.min(first_token + token, tokens - 1), block * BLOCK_K + chunk * 8]
             )
-            ptx.copy_async(stages.ptr_to([x_place(step, token, chunk)]), source)
+            ptx.copy_async(stages.ptr_to([x_place(number, token, chunk)]), source)
+
+    def copy(step: Any) -> None:
+        """Emit the copies of a step, if there is one: of each block of k by the warps that work on it."""
+        number = step * config.k_warps + own_k
+        if isinstance(number, int) and isinstance(count, int):
+            if number < count:
+                copy_block(number)
+            return
+        with T.If(number < count), T.Then():
+            copy_block(number)
+
+    def work(number: Any) -> None:
+        def x_of(eight: int, half: int) -> Any:
+            return x_place(number, own_token + EIGHT * eight + lane // 4, half * 4 + lane % 4)
+
+        bases = [base_of(number) + (own_tile + i) * weights.tile_words for i in range(config.tiles)]
+        add_block(weights, sums, stages, bases, lane, config.eights, x_of)
 
     for step in range(config.stages - 1):
-        if not isinstance(steps, int):
-            with T.If(step < steps), T.Then():
-                copy(step)
-        elif step < steps:
-            copy(step)
+        copy(step)
         ptx.commit_copies()
+    steps = T.truncdiv(count + (config.k_warps - 1), config.k_warps) if config.k_warps > 1 else count
     with T.serial(0, steps) as step:
         ptx.wait_for_copies(config.stages - 2)
-        # After it every thread has waited for its copies of this block, and has done with the block before.
+        # After it every thread has waited for its copies of this step, and has done with the step before.
         T.evaluate(T.tvm_storage_sync("shared"))
-        with T.If(step + (config.stages - 1) < steps), T.Then():
-            copy(step + (config.stages - 1))
+        copy(step + (config.stages - 1))
         # An empty group keeps the count of those under way.
         ptx.commit_copies()
+        if config.k_warps == 1:
+            work(step)
+        else:
+            with T.If(step * config.k_warps + own_k < count), T.Then():
+                work(step * config.k_warps + own_k)
+    if config.k_warps > 1:
+        _meet(config, sums, stages, own_k, copier)
 
-        def x_of(eight: int, half: int, step: Any = step) -> Any:
-            return x_place(step, own_token + EIGHT * eight + lane // 4, half * 4 + lane % 4)
 
-        bases = [base_of(step) + (own_tile + i) * weights.tile_words for i in range(config.tiles)]
-        add_block(weights, sums, stages, bases, lane, config.eights, x_of)
+def _meet(config: TiledConfig, sums: Any, shared: Any, own_k: Any, number: Any) -> None:
+    """Emit the addition of the sums of warps that took blocks of k in turn, in the first of them.
+
+    Args:
+        config: sizes.
+        sums: of the thread.
+        shared: of 32-bit words; nothing in it is wanted any more, once every warp is here.
+        own_k: which of those that share a tile.
+        number: of the thread among those of one ``own_k``.
+    """
+    threads, held_sums = config.threads // config.k_warps, 4 * config.eights * config.tiles
+    T.evaluate(T.tvm_storage_sync("shared"))
+    with T.If(own_k > 0), T.Then():
+        for at in range(held_sums):
+            place = ((own_k - 1) * held_sums + at) * threads + number
+            T.buffer_store(shared, T.reinterpret("uint32", sums[at]), [place])
+    T.evaluate(T.tvm_storage_sync("shared"))
+    with T.If(own_k == 0), T.Then():
+        for other in range(config.k_warps - 1):
+            for at in range(held_sums):
+                found = shared[(other * held_sums + at) * threads + number]
+                T.buffer_store(sums, sums[at] + T.reinterpret("float32", found), [at])
 
 
 def _swizzled(token: Any, chunk: Any) -> Any:

@@ -78,9 +78,12 @@ def test_every_kernel_of_smollm2_agrees_with_pytorch(kind: str, quantized: Path,
     vocabulary = model.config.vocab_size
     found = run_in_emulator(bundle, tmp_path, parts=PARTS[kind], greedy=GREEDY, vocabulary=vocabulary)
     expected, rounded = (of(model, found.ids)[found.rows] for of in (torch_logits, logits_in_float16))
-    # Some random tokens put the model where any rounding grows: PyTorch, rounded, says which, and how far.
+    # Some random tokens put the model where any rounding grows: PyTorch, rounded, says which, and how far. Where it
+    # grows tenfold, one way of rounding says little about how far another goes.
     by_rounding = np.abs(rounded - expected).max(1)
-    bound = np.maximum(TOLERANCE * np.abs(expected).max(), 2 * by_rounding)
+    grown = np.where(by_rounding > 10 * np.median(by_rounding), 8, 2)
+    bound = np.maximum(TOLERANCE * np.abs(expected).max(), grown * by_rounding)
+    assert (grown > 2).mean() < 0.05
     assert (np.abs(found.logits - expected).max(1) < bound).all()
     assert np.median(by_rounding) < TOLERANCE * np.abs(expected).max()
     assert found.ids[-GREEDY:] == expected.argmax(1)[-GREEDY - 1 : -1].tolist()
