@@ -1,12 +1,13 @@
 """Make a pack for a machine with a GPU: ``python -m benchmarks.gpu.build -o PACK``. Needs nvcc, and no GPU.
 
 It holds the kernels of every linear for every architecture, their sources, what is launched for each M, counts, a
-copy of this program, and run.py, which measures.
+model of Llama-3-8B's shape without weights, a copy of this program, and run.py, which measures.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from awq_tvm import ir_attrs
 from awq_tvm.compile.toolchain.launches import HostPart
@@ -27,6 +29,7 @@ from awq_tvm.targets import Target, resolve
 
 from .counts import counts_of
 from .machine_code import count, disassemble
+from .model_build import LLAMA_3_8B, build_model
 from .pack import Case, Launch, Pack
 
 SHAPES = ((4096, 4096), (4096, 11008), (4096, 14336), (8192, 8192), (8192, 28672))
@@ -108,10 +111,20 @@ def build_pack(
     tokens: Sequence[int],
     targets: Sequence[str],
     group_size: int = 128,
+    model: dict[str, Any] | None = None,
 ) -> Pack:
-    """Write a pack to ``out``, which must not exist."""
+    """Write a pack.
+
+    Args:
+        out: the folder, which must not exist.
+        shapes: (K, N) of the linears.
+        tokens: M.
+        targets: names of GPUs.
+        group_size: of the linears, in 4 bits.
+        model: config.json of a Llama that is compiled too.
+    """
     with output_folder(out, needed_bytes=64 << 20) as folder:
-        cases, limits = [], {}
+        cases, limits, models = [], {}, {}
         for target in map(resolve, targets):
             arch = str(target.sm_arch)
             source = folder / f"limits-{arch}.cu"
@@ -120,10 +133,18 @@ def build_pack(
             for k, n in shapes:
                 print(f"{target.name}: {k}x{n}", file=sys.stderr, flush=True)
                 cases.append(build_case(MatmulSpec(k, n, 4, group_size, "float16"), target, tokens, folder))
+            if model is not None:
+                print(
+                    f"{target.name}: a model of {model['num_hidden_layers']} layers",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                models[arch] = f"model-{arch}"
+                build_model(folder / models[arch], target, model, group_size)
         copy_program(folder / "program")
         (folder / "run.py").write_text(RUN, encoding="utf-8")
         made_with = {"apache-tvm": version("apache-tvm"), "nvcc": _nvcc_version(), "revision": _revision()}
-        pack = Pack(folder, made_with, limits, tuple(cases))
+        pack = Pack(folder, made_with, limits, tuple(cases), models)
         pack.write()
     return Pack.read(out)
 
@@ -137,7 +158,8 @@ def copy_program(into: Path) -> None:
 
 def _nvcc_version() -> str:
     text = subprocess.run([Nvcc.find().nvcc, "--version"], capture_output=True, text=True, check=True).stdout
-    return text.strip().splitlines()[-1]
+    found = re.search(r"release [\d.]+, V([\d.]+)", text)
+    return found[1] if found else "unknown"
 
 
 def _revision() -> str:
@@ -156,11 +178,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--targets", default=",".join(TARGETS), help="names of GPUs, for their SMs and architecture"
     )
     parser.add_argument("--group-size", type=int, default=128)
+    parser.add_argument("--no-model", action="store_true", help="linears alone")
     options = parser.parse_args(arguments)
     shapes = [(int(k), int(n)) for k, n in (shape.split("x") for shape in options.shapes.split(","))]
     tokens = [int(m) for m in options.m.split(",")]
     try:
-        pack = build_pack(options.out, shapes, tokens, options.targets.split(","), options.group_size)
+        pack = build_pack(
+            options.out,
+            shapes,
+            tokens,
+            options.targets.split(","),
+            options.group_size,
+            None if options.no_model else LLAMA_3_8B,
+        )
     except AwqTvmError as error:
         print(error, file=sys.stderr)
         return error.exit_code

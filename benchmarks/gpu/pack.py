@@ -93,12 +93,14 @@ class Pack:
         made_with: versions, and the revision of the sources.
         limits: the binary that measures the machine, by architecture.
         cases: every linear for every architecture.
+        models: the folder of a whole model, by architecture.
     """
 
     folder: Path
     made_with: dict[str, str]
     limits: dict[str, str]
     cases: tuple[Case, ...]
+    models: dict[str, str] = field(default_factory=dict)
 
     def write(self) -> None:
         """Write pack.json."""
@@ -107,6 +109,7 @@ class Pack:
             "made_with": self.made_with,
             "limits": self.limits,
             "cases": [asdict(case) for case in self.cases],
+            "models": self.models,
         }
         (self.folder / PACK_NAME).write_text(json.dumps(plain, indent=1), encoding="utf-8")
 
@@ -126,7 +129,8 @@ class Pack:
                     where=str(path),
                     why=f"schema {plain['schema_version']}, and {SCHEMA_VERSION} is read",
                 )
-            return Pack(folder, plain["made_with"], plain["limits"], tuple(map(Case.of, plain["cases"])))
+            cases = tuple(map(Case.of, plain["cases"]))
+            return Pack(folder, plain["made_with"], plain["limits"], cases, plain["models"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise BundleError(
                 "This is no pack",

@@ -147,7 +147,11 @@ def _bar(row: Row, found: str, wanted: str, holds: bool) -> str:
 
 
 def document(
-    rows: Sequence[Row], limits: Limits, machine: dict[str, Any], made_with: dict[str, str]
+    rows: Sequence[Row],
+    limits: Limits,
+    machine: dict[str, Any],
+    made_with: dict[str, str],
+    model: Sequence[dict[str, Any]],
 ) -> dict[str, Any]:
     """Everything for a JSON file."""
     return {
@@ -155,6 +159,7 @@ def document(
         "machine": machine,
         "made_with": made_with,
         "limits": asdict(limits),
+        "model": list(model),
         "rows": [{**asdict(row), "of_roof": row.of_roof(limits) if row.times else None} for row in rows],
     }
 

@@ -1,7 +1,8 @@
 """Measure a pack on this machine's NVIDIA GPU: ``python PACK/run.py``. No network, no compiler.
 
 Numbers first: each kernel is compared with float64. Then what the machine can do at best, and every linear beside
-cuBLAS and PyTorch's 4-bit kernel: all of them in turn, through graphs, with weights that no cache holds.
+cuBLAS and PyTorch's 4-bit kernel: all of them in turn, through graphs, with weights that no cache holds. At last
+prompts and generation of a model of Llama-3-8B's shape with random weights, if TVM's runtime is there.
 
 Without a GPU: --counts prints what the kernels read and multiply, --emulate compares their numbers on the CPU.
 """
@@ -20,7 +21,7 @@ from typing import Any
 
 from awq_tvm.errors import AwqTvmError, TargetError, UsageError
 
-from . import count_table, report
+from . import count_table, model, report
 from .check import error_of
 from .driver import Gpu, best_arch
 from .measure import measure_limits, measure_rows
@@ -50,6 +51,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--m", help="only these, as 1,16")
     parser.add_argument("--repetitions", type=int, default=21)
     parser.add_argument("--no-torch", action="store_true", help="leave PyTorch out")
+    parser.add_argument("--no-model", action="store_true", help="leave the whole model out")
     parser.add_argument(
         "-o", "--out", type=Path, default=Path("gpu-results"), help="folder for JSON and plot"
     )
@@ -139,13 +141,30 @@ def _measure(pack: Pack, cases: Sequence[Case], gpu: Gpu, arch: str, options: ar
         print("\n".join(report.table([row], limits)[2 if len(rows) > 1 else 0 :]), flush=True)
     left_out = sorted({f"- left out: {name}: {why}" for row in rows for name, why in row.left_out.items()})
     print("\n".join(["", *left_out, *report.wrong(rows), *report.bars(rows, limits)]), flush=True)
+    whole = (
+        [] if options.no_model or arch not in pack.models else _whole_model(pack.folder / pack.models[arch])
+    )
     options.out.mkdir(parents=True, exist_ok=True)
-    document = report.document(rows, limits, machine, pack.made_with)
+    document = report.document(rows, limits, machine, pack.made_with, whole)
     (options.out / "results.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
     title = f"{gpu.name}: part of the roof, bars ours, dots cuBLAS in float16"
     (options.out / "roof.svg").write_text(report.plot(rows, limits, title), encoding="utf-8")
     print(f"Written: {options.out / 'results.json'}, {options.out / 'roof.svg'}")
     return int(bool(report.wrong(rows)))
+
+
+def _whole_model(folder: Path) -> list[dict[str, Any]]:
+    """Measure it, or say why not: what else was measured is worth keeping."""
+    try:
+        rows = model.measure_model(folder)
+    except ImportError as error:
+        print(f"\nThe whole model is left out: {error}. It takes TVM's runtime: pip install awq-tvm")
+        return []
+    except AwqTvmError as error:
+        print(f"\nThe whole model does not run here: {error}")
+        return []
+    print("\n".join(["", *model.lines(rows)]), flush=True)
+    return rows
 
 
 def _torch() -> Any:

@@ -29,8 +29,22 @@ from benchmarks.gpu.driver import Gpu, best_arch
 from benchmarks.gpu.emulated import EmulatedDevice
 from benchmarks.gpu.machine_code import count
 from benchmarks.gpu.measure import measure_limits, measure_rows
+from benchmarks.gpu.model import Parameter, lines, measure_model, random_weights, write_random_bundle
+from benchmarks.gpu.model_build import LLAMA_3_8B, build_model
 from benchmarks.gpu.pack import Launch, Pack
 from benchmarks.gpu.timing import Contender, copies_beyond, interleaved, timed
+from tests.support.emulated_bundle import run_in_emulator
+
+TINY = {
+    **LLAMA_3_8B,
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 512,
+    "max_position_embeddings": 2048,
+}
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKENS = (1, 17)
@@ -46,7 +60,8 @@ def pack(tmp_path_factory: pytest.TempPathFactory) -> Pack:
     """K of 16 blocks, so that it is divided in two; N ragged."""
     if shutil.which("nvcc") is None or shutil.which("g++") is None:
         pytest.skip("nvcc or g++ is not installed")
-    return build_pack(tmp_path_factory.mktemp("gpu") / "pack", [(1024, 40)], TOKENS, ["nvidia-h100"])
+    folder = tmp_path_factory.mktemp("gpu") / "pack"
+    return build_pack(folder, [(1024, 40)], TOKENS, ["nvidia-h100"], 64)
 
 
 def in_pack(pack: Pack, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -143,7 +158,7 @@ def test_all_that_is_measured_there_runs_here(
     lines = report.table(rows, limits)
     assert len(lines) == 2 + len(rows)
     assert len({line.count("|") for line in lines}) == 1
-    document = report.document(rows, limits, {"gpu": emulated_gpu.name}, pack.made_with)
+    document = report.document(rows, limits, {"gpu": emulated_gpu.name}, pack.made_with, [])
     assert json.loads(json.dumps(document))["rows"][1]["of_roof"] == rows[1].of_roof(limits)
     assert report.plot(rows, limits, "a < b").count("<rect") == 1 + len(rows)
     # The emulator is not as fast as a GPU.
@@ -158,7 +173,9 @@ def test_the_whole_program_writes_its_results(
     small = {"rotated": 1}
     monkeypatch.setattr(measure.measure_limits, "__defaults__", (1 << 16, 1))
     monkeypatch.setattr(measure.measure_rows, "__defaults__", (small["rotated"],))
-    options = run._options(["--no-torch", "--repetitions", "1", "--m", "1", "-o", str(tmp_path / "out")])
+    options = run._options(
+        ["--no-torch", "--no-model", "--repetitions", "1", "--m", "1", "-o", str(tmp_path / "out")]
+    )
     folder = emulated_gpu.pack
     assert run._measure(pack, run._chosen(pack, options, "sm_90"), emulated_gpu, "sm_90", options) == 0
     assert emulated_gpu.pack == folder
@@ -174,6 +191,39 @@ def test_a_fault_in_a_kernel_is_the_drivers_error(pack: Pack, emulated_gpu: Gpu)
         emulated_gpu.launch(emulated_gpu.image(case), case.launches[1][0], buffers)
     assert "out of bounds" in error.value.why
     emulated_gpu.free_all()
+
+
+@pytest.mark.slow
+@needs_compilers
+def test_a_model_without_weights_gets_random_ones_and_runs(tmp_path: Path) -> None:
+    """For CUDA in the emulator: numbers of a likely size, no two tokens alike."""
+    made = build_pack(tmp_path / "pack", [], [], ["nvidia-h100"], 64, TINY)
+    write_random_bundle(made.folder / made.models["sm_90"], tmp_path / "bundle")
+    found = run_in_emulator(tmp_path / "bundle", tmp_path, parts=[(20, "all")], greedy=2, vocabulary=512)
+    assert np.isfinite(found.logits).all()
+    assert 0.3 < found.logits.std() < 3
+    assert len(set(found.logits.argmax(1))) > 10
+
+
+def test_a_model_is_measured_by_the_runtimes_own_bench(tmp_path: Path) -> None:
+    """For this CPU, where there are times to measure."""
+    build_model(tmp_path / "model", resolve("cpu"), TINY, 64, context_length=64)
+    rows = measure_model(tmp_path / "model", prompt_tokens=(16,), generate_tokens=4, repetitions=2)
+    assert [row["test"] for row in rows] == ["pp16", "tg4"]
+    assert all(row["tokens_per_second"] > 0 for row in rows)
+    assert len(lines(rows)) == 4
+
+
+def test_random_weights_keep_the_size_of_what_passes() -> None:
+    K, N = 512, 64
+    spec = MatmulSpec(K, N, 4, 64, "float16")
+    arrays = LAYOUTS["mma_fragments"].arrays(spec)
+    parameters = [Parameter(a.suffix, a.shape, a.dtype, a.suffix, 4, K) for a in arrays]
+    parameters += [Parameter("norm", (K,), "float16", "dense", 16, K)]
+    weight = dict(random_weights(parameters))
+    W = rows_of_weight(spec, "mma_fragments", weight, np.arange(N))
+    assert abs(W.std() * K**0.5 - 1) < 0.05
+    assert (weight["norm"] == 1).all()
 
 
 @needs_compilers

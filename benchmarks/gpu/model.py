@@ -1,0 +1,106 @@
+"""A compiled model where it is measured: a bundle with random weights is written, and the runtime's bench runs it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+DRAFT_NAME, PARAMETERS_NAME = "draft.json", "parameters.json"
+PROMPT_TOKENS, GENERATED_TOKENS = (128, 512, 2000), 128
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One weight array of the model.
+
+    Attributes:
+        name: of the parameter.
+        shape: of the array.
+        dtype: of the array.
+        kind: "qweight", "scales" or "zeros" of a quantized weight, or "dense".
+        bits: of a code.
+        in_features: K.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    kind: str
+    bits: int
+    in_features: int
+
+
+def random_weights(parameters: Sequence[Parameter], seed: int = 0) -> Iterator[tuple[str, Array]]:
+    """Weights under which activations keep their size: W has a variance of 1 / K, norms are ones."""
+    rng = np.random.default_rng(seed)
+    for one in parameters:
+        deviation = one.in_features**-0.5
+        if one.kind == "qweight":
+            array = np.frombuffer(rng.bytes(int(np.prod(one.shape))), np.uint8).reshape(one.shape)
+        elif one.kind == "zeros":
+            array = np.full(one.shape, 1 << (one.bits - 1), one.dtype)
+        elif one.kind == "scales":
+            # Codes are as likely as each other: their deviation is that of a uniform distribution.
+            array = np.full(one.shape, deviation * 12**0.5 / (1 << one.bits), one.dtype)
+        elif len(one.shape) == 1:
+            array = np.ones(one.shape, one.dtype)
+        else:
+            array = (rng.standard_normal(one.shape, dtype=np.float32) * deviation).astype(one.dtype)
+        yield one.name, array
+
+
+def write_random_bundle(model: Path, out: Path) -> None:
+    """Write the bundle of a model that ``model_build`` compiled, its weights made up."""
+    from awq_tvm.bundle.manifest import ManifestDraft
+    from awq_tvm.bundle.writer import write_bundle
+
+    draft = ManifestDraft.model_validate_json((model / DRAFT_NAME).read_bytes())
+    plain = json.loads((model / PARAMETERS_NAME).read_text(encoding="utf-8"))
+    parameters = [Parameter(**{**one, "shape": tuple(one["shape"])}) for one in plain]
+    sources = {path.name: path.read_bytes() for path in model.glob("*.cu")}
+    card = "Random weights: nothing that this says means anything.\n"
+    write_bundle(out, draft, model / draft.library, random_weights(parameters), sources, card)
+
+
+def measure_model(
+    model: Path,
+    prompt_tokens: tuple[int, ...] = PROMPT_TOKENS,
+    generate_tokens: int = GENERATED_TOKENS,
+    repetitions: int = 5,
+) -> list[dict[str, Any]]:
+    """Tokens a second of reading prompts and of generating, as ``awq_tvm bench`` has them.
+
+    Raises:
+        ImportError: TVM's runtime, or another package that the runtime needs, is not here.
+        AwqTvmError: the bundle does not run here.
+    """
+    from awq_tvm.runtime.bench import BenchOptions, bench_bundle
+
+    options = BenchOptions(prompt_tokens, generate_tokens, (1,), repetitions)
+    with TemporaryDirectory(prefix="awq_tvm-") as folder:
+        print("Writing a bundle with random weights ...", file=sys.stderr, flush=True)
+        bundle = Path(folder) / "bundle"
+        write_random_bundle(model, bundle)
+        return bench_bundle(bundle, options)
+
+
+def lines(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """A table in Markdown."""
+    return [
+        "| test | tokens/s | spread | GB/s of weights |",
+        "|---|---|---|---|",
+        *(
+            f"| {row['test']} | {row['tokens_per_second']:.1f} | {row['spread']:.0%} "
+            f"| {row['gigabytes_per_second']:.0f} |"
+            for row in rows
+        ),
+    ]
