@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from awq_tvm.errors import UnsupportedError
+from awq_tvm.schedules.spec import MatmulSpec
 
 MAX_SUMS = 128
 """Float32 sums a thread may hold: half of its 255 registers."""
@@ -158,21 +159,30 @@ def tile_bytes(bits: int, group_size: int) -> int:
     return (512 if bits <= 4 else 1024) + GROUP_BYTES * (1 if group_size % 64 == 0 else 2)
 
 
-def default_config(in_features: int, bits: int, sms: int | None) -> TensorCoreConfig:
+def default_config(spec: MatmulSpec, sms: int | None, shared_memory_bytes: int | None) -> TensorCoreConfig:
     """What suits a linear before anything was measured.
 
     Args:
-        in_features: K; short rows are divided among fewer warps.
-        bits: wide codes take twice the room, and fewer stages bring as many bytes.
+        spec: the linear. Short rows are divided among fewer warps; wide codes take twice the room, and fewer stages
+            bring as many bytes.
         sms: of the target; None where it is unknown.
+        shared_memory_bytes: that a block may have.
     """
-    warps = 8 if in_features >= 2048 else 4
-    stages = 4 if bits <= 4 else 3
+    warps = 8 if spec.in_features >= 2048 else 4
+    stages = 4 if spec.bits <= 4 else 3
+    wanted = sms or ASSUMED_SMS
+    # Blocks of twice as many outputs read x half as often: worth it where they fill three quarters of the SMs.
+    blocks = -(-spec.out_features // (2 * ROWS))
+    tiles = 2 if 4 * blocks >= 3 * wanted else 1
+    sixteen = FewConfig(2, tiles, warps, stages)
+    if sixteen.shared_bytes(spec.bits, spec.group_size) > (shared_memory_bytes or 0) or blocks > wanted:
+        # One that has an SM for itself wants as much on its way as there is room for; else two are to share an SM.
+        sixteen = FewConfig(2, tiles, warps, stages - 1 if tiles == 2 else stages)
     return TensorCoreConfig(
-        few=(FewConfig(1, 1, warps, stages), FewConfig(2, 1, warps, stages)),
+        few=(FewConfig(1, tiles, warps, stages), sixteen),
         middle=(TiledConfig(4, 2, 1, 4, stages, 2), TiledConfig(8, 2, 1, 4, stages - 1, 2)),
         many=TiledConfig(8, 2),
-        sms=sms or ASSUMED_SMS,
+        sms=wanted,
     )
 
 

@@ -28,7 +28,7 @@ class TensorCoreRule(MatmulRule):
 
     def applies(self, spec: MatmulSpec, target: Target) -> Match | NotApplicable:
         """Every spec of whole blocks of k in float16, on a GPU that has the instructions and the shared memory."""
-        config = default_config(spec.in_features, spec.bits, target.num_sms)
+        config = default_config(spec, target.num_sms, target.shared_memory_bytes)
         if spec.activations != "float" or spec.dtype != "float16":
             return NotApplicable(f"activations are {spec.activations} in {spec.dtype}, and it takes float16")
         if spec.in_features % BLOCK_K or spec.group_size % HALF_K:

@@ -286,11 +286,11 @@ def test_counts_are_what_arithmetic_says() -> None:
     spec = MatmulSpec(4096, 4096, 4, 128, "float16")
     weights = weight_bytes(spec, "mma_fragments")
     assert weights == 4096 * 4096 // 2 + 3 * 4096 * 32
-    config = default_config(spec.in_features, 4, 132)
-    one = counts_of(spec, "mma_fragments", config, 1, [Launch("a", (), (256, 1, 1), (256, 1, 1), 0)])
-    assert one["copied_bytes"] == weights + 256 * 8192 + 8192
+    config = default_config(spec, 132, 227 << 10)
+    one = counts_of(spec, "mma_fragments", config, 1, [Launch("a", (), (128, 1, 1), (256, 1, 1), 0)])
+    assert one["copied_bytes"] == weights + 128 * 8192 + 8192
     assert one["hmma"] == one["floor_hmma"] == 256 * 256
-    assert one["rounds"] == 256 * 64
+    assert one["rounds"] == 128 * 64
     # 32 tiles of 128 outputs in four parts; 17 tokens of 32.
     both = [Launch("b", (), (32, 1, 4), (256, 1, 1), 0), Launch("c", (), (16, 17, 1), (256, 1, 1), 0)]
     some = counts_of(spec, "mma_fragments", config, 17, both)

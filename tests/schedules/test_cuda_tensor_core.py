@@ -56,7 +56,7 @@ OTHER_CONFIGS = {
         sms=1,
     ),
     "warps that divide k": TensorCoreConfig(
-        (FewConfig(1, 1, 2),), (TiledConfig(1, 1, 2, 1, 2, 3),), TiledConfig(2, 2, 1, 1, 3, 2), sms=1
+        (FewConfig(2, 2, 2),), (TiledConfig(1, 1, 2, 1, 2, 3),), TiledConfig(2, 2, 1, 1, 3, 2), sms=1
     ),
     "one warp": TensorCoreConfig(
         (FewConfig(3, 1, 1),), (TiledConfig(4, 1, 1, 1),), TiledConfig(4, 3, 2, 2), sms=1
@@ -70,7 +70,7 @@ def test_other_sizes_compute_the_same(name: str, tmp_path) -> None:
     case = CASES["4 bits"]
     built = build_for(RULE, case, TARGET, OTHER_CONFIGS[name])
     kernels = Emulated(built.source, "cuda", tmp_path)
-    for m in (1, 17, 65):
+    for m in (1, 9, 17, 65):
         check(kernels, built, case, m)
 
 
@@ -131,8 +131,8 @@ def square():
 @pytest.mark.parametrize(
     ("m", "kernel", "grid"),
     [
-        (8, "mm_kernel", (256, 1, 1)),
-        (16, "mm_kernel_1", (256, 1, 1)),
+        (8, "mm_kernel", (128, 1, 1)),
+        (16, "mm_kernel_1", (128, 1, 1)),
         # 32 tiles for 132 SMs: four parts; 64 tiles: two; 128: one.
         (32, "mm_kernel_2", (32, 1, 4)),
         (64, "mm_kernel_4", (32, 1, 4)),
@@ -172,11 +172,25 @@ def test_wide_or_short_linears_and_smaller_gpus_are_divided_less(K, N, target, p
     assert parts_of_tiled(case, config, config.middle[-1], 64) == parts
 
 
+@pytest.mark.parametrize(
+    ("N", "target", "tiles", "stages"),
+    [
+        (1024, "nvidia-h100", 1, 4),
+        (4096, "nvidia-h100", 2, 4),  # 128 blocks: one on an SM
+        (11008, "nvidia-h100", 2, 3),
+        (2304, "nvidia-a10", 2, 3),  # which has no room for four stages
+    ],
+)
+def test_few_tokens_take_two_tiles_a_block_where_blocks_are_many(N, target, tiles, stages) -> None:
+    few = RULE.applies(spec(4096, N, 4, 128), resolve(target)).config.few
+    assert [(one.tiles, one.stages) for one in few] == [(tiles, 4), (tiles, stages)]
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("group_size", [32, 64])
 def test_shared_memory_is_what_the_configuration_says(bits: int, group_size: int) -> None:
     case = spec(2048, 200, bits, group_size)
-    config = default_config(case.in_features, bits, None)
+    config = default_config(case, None, TARGET.shared_memory_bytes)
     built = build_for(RULE, case, TARGET)
     sizes = zip((*config.few, *config.middle, config.many), (1, 16, 32, 64, 10_000), strict=True)
     for one, m in sizes:
