@@ -24,7 +24,7 @@ class TensorCoreRule(MatmulRule):
     """Weights as the left operand of `mma.m16n8k16`, x in float16, sums in float32."""
 
     name = "cuda_tensor_core_matmul"
-    version = 2
+    version = 3
 
     def applies(self, spec: MatmulSpec, target: Target) -> Match | NotApplicable:
         """Every spec of whole blocks of k in float16, on a GPU that has the instructions and the shared memory."""
@@ -60,7 +60,9 @@ class TensorCoreRule(MatmulRule):
         """See ``MatmulRule.space``."""
         from awq_tvm.schedules.cuda.spaces import tensor_core_parts
 
-        return tensor_core_parts(spec, target, default_config(spec.in_features, spec.bits, target.num_sms))
+        return tensor_core_parts(
+            spec, target, default_config(spec, target.num_sms, target.shared_memory_bytes)
+        )
 
 
 def _few(spec: MatmulSpec, config: FewConfig) -> Emit:
