@@ -44,15 +44,19 @@ PROMPTS = (
 
 def ask(client: openai.OpenAI, model: str, prompt: str, tokens: int) -> tuple[float, int]:
     """Seconds to the first piece of text, and tokens written."""
-    begin, first, written = time.perf_counter(), 0.0, 0
+    begin, first, written, pieces = time.perf_counter(), 0.0, 0, 0
     options: dict[str, Any] = {"stream_options": {"include_usage": True}}
     for piece in client.completions.create(
         model=model, prompt=prompt, max_tokens=tokens, temperature=0, stream=True, **options
     ):
-        if piece.choices and piece.choices[0].text and not first:
-            first = time.perf_counter() - begin
+        if piece.choices and piece.choices[0].text:
+            first = first or time.perf_counter() - begin
+            pieces += 1
         written = piece.usage.completion_tokens if piece.usage else written
-    return first, written
+    return (
+        first,
+        written or pieces,
+    )  # llama-cpp-python has no usage in streams, and sends each token by itself
 
 
 def measure(url: str, streams: int, tokens: int) -> tuple[float, float]:
