@@ -176,6 +176,7 @@ CHECKS: tuple[Callable[[], Check], ...] = (
     lambda: _package(
         "transformers", "quantize, and eval of a checkpoint,", "pip install 'awq-tvm[quantize]'"
     ),
+    lambda: _package("tornado", "the tracker of tune --rpc", "pip install 'awq-tvm[rpc]'"),
     lambda: _package("ziglang", "linking for Apple machines", "pip install ziglang"),
     lambda: _tool("g++", "install a C++ compiler: bundles for this CPU are linked with it"),
     lambda: _tool("aarch64-linux-gnu-g++", "apt install g++-aarch64-linux-gnu, to link for ARM machines"),

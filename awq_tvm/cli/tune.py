@@ -15,6 +15,8 @@ from awq_tvm.cli.tune_pack import import_file, make_pack
 from awq_tvm.errors import UsageError
 
 if TYPE_CHECKING:
+    from awq_tvm.compile.tuning.local import LocalMeasurer
+    from awq_tvm.compile.tuning.rpc import RpcMeasurer
     from awq_tvm.compile.tuning.shapes import Wanted
     from awq_tvm.compile.tuning.tuner import TuneReport
     from awq_tvm.targets import Target
@@ -30,7 +32,8 @@ def command(
         ),
     ] = None,
     target: Annotated[
-        str, typer.Option(help="auto, or a name; this machine must run its code, except with --pack.")
+        str,
+        typer.Option(help="auto, or a name; this machine must run its code, except with --rpc or --pack."),
     ] = "auto",
     activations: Annotated[str, typer.Option(help="As for `compile`.")] = "auto",
     vocabulary_bits: Annotated[
@@ -44,6 +47,18 @@ def command(
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="That the kernels run on while they are timed.")] = 1,
     again: Annotated[bool, typer.Option("--again", help="Measure what has a record already, too.")] = False,
+    rpc: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            show_default=False,
+            help="Measure on a device of TVM's tracker at this address.",
+        ),
+    ] = None,
+    key: Annotated[
+        str | None,
+        typer.Option(show_default=False, help="Of the tracker's devices; --target says what they are."),
+    ] = None,
     pack: Annotated[
         Path | None,
         typer.Option(
@@ -77,13 +92,17 @@ def command(
     from awq_tvm.targets import resolve
 
     if results is not None:
-        if what is not None or pack is not None:
-            raise UsageError("--import takes no model, no shapes and no --pack", where=str(what or pack))
+        if what is not None or pack is not None or rpc is not None:
+            raise UsageError("--import takes no model, no shapes, no --pack and no --rpc", where="--import")
         report, file, chip = import_file(results, None if target == "auto" else resolve(target), out)
         _finish(report, file, chip, 0, json_output)
         return
     if what is None:
         raise UsageError("there is nothing to tune", where="MODEL_OR_SHAPES", fix="name a model or shapes")
+    if (rpc is None) != (key is None) or (rpc is not None and pack is not None):
+        raise UsageError(
+            "--rpc goes with --key, and not with --pack", where="--rpc", fix="see docs/tuning-devices.md"
+        )
     if pack is not None and seconds is not None:
         raise UsageError("--pack has no --seconds", where="--seconds", fix="--trials says how much is tried")
     chip = resolve(target)
@@ -101,10 +120,9 @@ def command(
         make_pack(pack, problems, chip, known=known, trials=trials, threads=threads, json_output=json_output)
         return
     from awq_tvm.compile.tuning.limits import limits_of_this_machine
-    from awq_tvm.compile.tuning.local import LocalMeasurer
     from awq_tvm.compile.tuning.tuner import tune
 
-    with LocalMeasurer(chip, threads=threads) as measurer, ProgressDisplay() as display:
+    with _measurer(chip, rpc, key, threads) as measurer, ProgressDisplay() as display:
         wanted = wanted_here()
         problems = [one.problem for one in wanted if one.problem is not None]
         say("note: measure on a quiet machine; what else runs here makes the choice less sure")
@@ -115,10 +133,20 @@ def command(
             known=known,
             trials=trials,
             seconds=seconds,
-            limits=partial(limits_of_this_machine, threads),
+            limits=partial(limits_of_this_machine, threads) if rpc is None else lambda: None,
             progress=display.update,
         )
     _finish(report, file, chip, len(wanted) - len(problems), json_output)
+
+
+def _measurer(chip: Target, rpc: str | None, key: str | None, threads: int) -> LocalMeasurer | RpcMeasurer:
+    """This machine, or a device behind a tracker."""
+    from awq_tvm.compile.tuning.local import LocalMeasurer
+    from awq_tvm.compile.tuning.rpc import RpcMeasurer, tracker_address
+
+    if rpc is None or key is None:
+        return LocalMeasurer(chip, threads=threads)
+    return RpcMeasurer(chip, tracker_address(rpc), key, threads=threads)
 
 
 def _finish(report: TuneReport, file: Path, chip: Target, untuned: int, json_output: bool) -> None:

@@ -70,7 +70,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("pack") / "tuning.pack"
     _, *others = real().parts
     known = [real().key(part) for part in others]
-    report = write_pack([FAULTY, real()], HERE, file, known=known, trials=9, limit=2.0, seconds=0.01)
+    report = write_pack([FAULTY, real()], HERE, file, known=known, trials=9, limit=4.0, seconds=0.01)
     assert (report.parts, report.known) == (2, len(others))
     assert len(report.refused) == 1
     assert "this candidate cannot be built" in report.refused[0]

@@ -24,6 +24,7 @@ from tests.bundle.conftest import make_bundle
 from tests.support import native_runner as native
 from tests.support import tiny_decoder as tiny
 from tests.support.devices import put_tool
+from tests.support.rpc_devices import arm_server_program
 
 pytestmark = native.needs_cmake
 SYSROOT = "/usr/aarch64-linux-gnu"
@@ -137,18 +138,8 @@ def arm_runner(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.fixture
 def arm_port(arm_runner: Path, tmp_path: Path) -> Iterator[int]:
     """The port of a server on an emulated ARM machine."""
-    work, program = tmp_path / "work", tmp_path / "rpc_server"
+    work, program = tmp_path / "work", arm_server_program(tmp_path)
     work.mkdir()
-    wheels = native.AARCH64_WHEELS
-    libraries = [wheels / "tvm" / "lib" / "libtvm_runtime.so", wheels / "tvm_ffi" / "lib" / "libtvm_ffi.so"]
-    folders = ":".join(str(path.parent) for path in libraries)
-    native.run_tool(
-        [
-            "aarch64-linux-gnu-g++", "-std=c++17", "-O1", f"-I{wheels / 'tvm_ffi' / 'include'}",
-            Path(native.__file__).with_name("rpc_server.cc"), "-o", program,
-            "-Wl,--no-as-needed", *libraries, f"-Wl,-rpath,{folders}", f"-Wl,-rpath-link,{folders}",
-        ]
-    )  # fmt: skip
     server = subprocess.Popen(
         ["qemu-aarch64", "-cpu", "max", "-L", SYSROOT, program, work], stdout=subprocess.PIPE, text=True
     )

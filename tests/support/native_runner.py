@@ -42,15 +42,20 @@ def installed_runner(factory: pytest.TempPathFactory) -> Path:
 
 def installed_aarch64_runner(factory: pytest.TempPathFactory) -> Path:
     """The same for 64-bit ARM Linux; the test is skipped where something for it is missing."""
+    skip_without_aarch64()
+    toolchain = SOURCES / "aarch64-linux.cmake"
+    return _build(
+        "aarch64", factory, f"-DCMAKE_TOOLCHAIN_FILE={toolchain}", f"-DAWQ_TVM_WHEELS={AARCH64_WHEELS}"
+    )
+
+
+def skip_without_aarch64() -> None:
+    """Skip the test where something is missing that builds and runs programs for 64-bit ARM Linux."""
     for tool in ("aarch64-linux-gnu-g++", "qemu-aarch64"):
         if not shutil.which(tool):
             pytest.skip(f"{tool} is not installed")
     if not (AARCH64_WHEELS / "tvm_ffi").is_dir():
         pytest.skip(f"TVM for ARM is not in {AARCH64_WHEELS}: `make arm-wheels`")
-    toolchain = SOURCES / "aarch64-linux.cmake"
-    return _build(
-        "aarch64", factory, f"-DCMAKE_TOOLCHAIN_FILE={toolchain}", f"-DAWQ_TVM_WHEELS={AARCH64_WHEELS}"
-    )
 
 
 def _build(name: str, factory: pytest.TempPathFactory, *options: str) -> Path:

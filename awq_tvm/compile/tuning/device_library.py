@@ -82,17 +82,35 @@ def build_device_library(problem: Problem, configs: Sequence[Mapping[str, Any]],
         executable = _compiled(problem, list(funcs.values()))
     if funcs:
         with tempfile.TemporaryDirectory() as folder:
-            timer = Path(folder) / "timer.o"
-            each = " ".join(f"K({number})" for number in range(len(funcs)))
-            run_tool(
-                [
-                    *linker.command, "-std=c++17", "-O2", "-fPIC", f"-DEACH_KERNEL={each}", f"-I{_INCLUDE}",
-                    "-c", str(_TIMER), "-o", str(timer),
-                ],
-                "What times kernels on the device could not be compiled",
-            )  # fmt: skip
+            timer = _compiled_timer(linker, len(funcs), Path(folder))
             executable.export_library(str(path), fcompile=linker, addons=[str(timer)])
     return DeviceLibrary(path, {place: number for number, place in enumerate(funcs)}, refused)
+
+
+def build_describer(target: Target, path: Path) -> Path:
+    """A library without candidates, which has a device say what it is.
+
+    Raises:
+        TargetError: the target's linker is missing or fails.
+    """
+    linker = check_device(target)
+    with tempfile.TemporaryDirectory() as folder:
+        linker(str(path), [str(_compiled_timer(linker, 0, Path(folder)))])
+    return path
+
+
+def _compiled_timer(linker: Linker, count: int, folder: Path) -> Path:
+    """The object that checks and times so many kernels."""
+    timer = folder / "timer.o"
+    each = " ".join(f"K({number})" for number in range(count))
+    run_tool(
+        [
+            *linker.command, "-std=c++17", "-O2", "-fPIC", f"-DEACH_KERNEL={each}", f"-I{_INCLUDE}",
+            "-c", str(_TIMER), "-o", str(timer),
+        ],
+        "What times kernels on the device could not be compiled",
+    )  # fmt: skip
+    return timer
 
 
 def _refusal(problem: Problem, func: Any) -> Failed | None:

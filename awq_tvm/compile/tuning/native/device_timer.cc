@@ -3,7 +3,7 @@
 // where it should not takes nothing with it but that child. The process that loads this library must not have run a
 // kernel itself, since TVM's threads do not survive a fork. The C library is all that is used here.
 //
-// EACH_KERNEL is K(0) K(1) ... for the functions kernel_0, kernel_1, ... that are linked with this.
+// EACH_KERNEL is K(0) K(1) ... for the functions kernel_0, kernel_1, ... that are linked with this, if any.
 #include <dlpack/dlpack.h>
 #include <errno.h>
 #include <math.h>
@@ -32,9 +32,9 @@ EACH_KERNEL
 namespace {
 
 #define K(number) __tvm_ffi_kernel_##number,
-const TVMFFISafeCallType KERNELS[] = {EACH_KERNEL};
+const TVMFFISafeCallType KERNELS[] = {EACH_KERNEL nullptr};
 #undef K
-constexpr int64_t KERNEL_COUNT = sizeof(KERNELS) / sizeof(KERNELS[0]);
+constexpr int64_t KERNEL_COUNT = sizeof(KERNELS) / sizeof(KERNELS[0]) - 1;
 
 // As in timing.py.
 constexpr double STRETCH = 4e-4;
