@@ -280,6 +280,52 @@ class MmaFragmentsLayout(Layout):
         return code, scales[p, g, v, u], zeros[p, g, v, u]
 
 
+class SimdgroupRowsLayout(Layout):
+    """Rows of codes in the order in which a thread takes two at a time out of a 32-bit word, for Apple's GPUs.
+
+    Codes of up to 4 bits: qweight uint8 [N4, K // 2], k = 8 c + 2 a + e in the nibble a + 4 e of the little-endian
+    32-bit word c of its row; wider codes: uint8 [N4, K], k = 4 c + 2 a + e in the byte a + 2 e of word c. So one mask
+    leaves two codes next to each other in the two halves of a word. scales float16 [N4 // 4, G, 4], zeros uint8
+    [N4 // 4, G, 4]: those of four outputs side by side. N4 is N rounded up to a multiple of 4; the rows that pad N
+    have scale 0. K must be a multiple of 8.
+    """
+
+    name = "simdgroup_rows"
+
+    def arrays(self, spec: MatmulSpec) -> tuple[ArrayType, ...]:
+        """See ``Layout.arrays``."""
+        quads, k, g = -(-spec.out_features // 4), spec.in_features, spec.groups
+        return (
+            ArrayType("qweight", (4 * quads, k // 2 if spec.bits <= 4 else k), "uint8"),
+            ArrayType("scales", (quads, g, 4), "float16"),
+            ArrayType("zeros", (quads, g, 4), "uint8"),
+        )
+
+    def pack(self, spec: MatmulSpec, q: Array, scales: Array, zeros: Array) -> tuple[Array, ...]:
+        """See ``Layout.pack``."""
+        padding = ((0, -len(q) % 4), (0, 0))
+        q, scales, zeros = (np.pad(array, padding) for array in (q, scales, zeros))
+        rows, k = q.shape
+        # Axes n, c, a, e become n, c, e, a: nibbles, or bytes, of a word in their order.
+        codes = q.reshape(rows, -1, 4 if spec.bits <= 4 else 2, 2).swapaxes(2, 3).reshape(rows, k)
+        if spec.bits <= 4:
+            codes = codes[:, 0::2] | (codes[:, 1::2] << 4)
+        by_group = (
+            np.ascontiguousarray(a.reshape(-1, 4, spec.groups).swapaxes(1, 2)) for a in (scales, zeros)
+        )
+        return (np.ascontiguousarray(codes), *by_group)
+
+    def elements(self, spec: MatmulSpec, arrays: tuple[Any, ...], n: Any, k: Any) -> tuple[Any, Any, Any]:
+        """See ``Layout.elements``."""
+        qweight, scales, zeros = arrays
+        a, e, g = k // 2 % (4 if spec.bits <= 4 else 2), k % 2, k // spec.group_size
+        if spec.bits <= 4:
+            code = (qweight[n, k // 8 * 4 + 2 * e + a // 2] >> (a % 2 * 4).astype("uint8")) & 15
+        else:
+            code = qweight[n, k // 4 * 4 + 2 * e + a]
+        return code, scales[n // 4, g, n % 4], zeros[n // 4, g, n % 4]
+
+
 LAYOUTS: dict[str, Layout] = {
     layout.name: layout
     for layout in (
@@ -288,6 +334,7 @@ LAYOUTS: dict[str, Layout] = {
         SignedBlocksLayout(),
         BitPlanesLayout(),
         MmaFragmentsLayout(),
+        SimdgroupRowsLayout(),
     )
 }
 

@@ -200,6 +200,14 @@ FAULTS = {
         "divergent",
         "metal",
     ),
+    "metal: a lane is missing from a sum": Planted(
+        "if (threadIdx % 32 < {0}) y_ptr[threadIdx] = simd_sum(x_ptr[threadIdx]);\n"
+        "else threadgroup_barrier(mem_flags::mem_threadgroup);",
+        "32",
+        "31",
+        "divergent",
+        "metal",
+    ),
     "metal: beyond a buffer": Planted(
         "y_ptr[threadIdx] = x_ptr[threadIdx + {0}];", "0", "1", "out of bounds", "metal"
     ),

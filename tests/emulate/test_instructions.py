@@ -233,8 +233,7 @@ def test_a_launch_that_no_device_would_take_is_refused(emulated) -> None:
     assert "no blocks" in error.value.why
 
 
-def test_simdgroup_matrices(emulated) -> None:
-    source = """// Function: k
+METAL_FRAME = """// Function: k
 #include <metal_stdlib>
 using namespace metal;
 kernel void k(  device float* a_ptr [[ buffer(0) ]],
@@ -242,15 +241,30 @@ kernel void k(  device float* a_ptr [[ buffer(0) ]],
   device float* y_ptr [[ buffer(2) ]],
   uint threadIdx [[thread_position_in_threadgroup]]
 ) {
+BODY
+}
+"""
+
+
+def test_sums_of_a_simd_group_and_dot_products(emulated) -> None:
+    body = "y_ptr[threadIdx] = simd_sum(dot(((device float4*)a_ptr)[threadIdx], ((device float4*)b_ptr)[threadIdx]));"
+    a, b = halves(2, 256).astype(np.float32)
+    y = np.zeros(64, np.float32)
+    emulated(METAL_FRAME.replace("BODY", body), "metal").launch("k", [a, b, y], (1, 1, 1), (64, 1, 1))
+    expected = (a.astype(float) * b).reshape(2, -1).sum(1)
+    np.testing.assert_allclose(y, np.repeat(expected, 32), rtol=1e-4, atol=1e-4)
+
+
+def test_simdgroup_matrices(emulated) -> None:
+    body = """
   simdgroup_float8x8 a[1], b[1], c[1];
   c[0] = make_filled_simdgroup_matrix<float, 8, 8>(1.0f);
   simdgroup_load(a[0], a_ptr, 16, 0, false);
   simdgroup_load(b[0], b_ptr, 8, 0, true);
   simdgroup_multiply_accumulate(c[0], a[0], b[0], c[0]);
   simdgroup_store(c[0], y_ptr, 8, 0, false);
-}
 """
     a, b = halves(8, 16).astype(np.float32), halves(8, 8).astype(np.float32)
     y = np.zeros((8, 8), np.float32)
-    emulated(source, "metal").launch("k", [a, b, y], (1, 1, 1), (32, 1, 1))
+    emulated(METAL_FRAME.replace("BODY", body), "metal").launch("k", [a, b, y], (1, 1, 1), (32, 1, 1))
     np.testing.assert_allclose(y, a[:, :8] @ b.T + 1, rtol=1e-5)

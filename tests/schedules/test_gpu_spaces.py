@@ -18,6 +18,7 @@ from awq_tvm.schedules.config_fields import from_fields, to_fields
 from awq_tvm.schedules.cuda.config import FewConfig, TensorCoreConfig, TiledConfig
 from awq_tvm.schedules.cuda.cost import Gpu, few_work, tiled_work
 from awq_tvm.schedules.gpu.config import GpuMatmulConfig
+from awq_tvm.schedules.metal.config import SimdgroupConfig
 from awq_tvm.schedules.spec import MatmulSpec
 from awq_tvm.targets import Target, all_targets, resolve
 from tests.support.gpu_kernels import build_for
@@ -37,6 +38,8 @@ def problem_of(spec: MatmulSpec = SPEC, target: Target = A100) -> Problem:
 def shared_bytes(config: Any, spec: MatmulSpec) -> int:
     if isinstance(config, GpuMatmulConfig):
         return config.shared_bytes
+    if isinstance(config, SimdgroupConfig):
+        return config.threadgroup_bytes
     assert isinstance(config, TensorCoreConfig)
     return config.shared_bytes(spec.bits, spec.group_size)
 

@@ -11,7 +11,7 @@ from awq_tvm.schedules.layout import LAYOUTS
 from awq_tvm.schedules.spec import LEGAL_BITS, MatmulSpec
 
 Array = np.ndarray[Any, Any]
-MATMUL_LAYOUTS = ("row", "paired_blocks", "signed_blocks", "bit_planes", "mma_fragments")
+MATMUL_LAYOUTS = ("row", "paired_blocks", "signed_blocks", "bit_planes", "mma_fragments", "simdgroup_rows")
 
 
 def _weight(spec: MatmulSpec, seed: int = 0) -> tuple[Array, Array, Array]:

@@ -94,8 +94,10 @@ def random_arrays(case: MatmulSpec, m: int, layout: Layout) -> dict[str, np.ndar
     return arrays
 
 
-def reference(case: MatmulSpec, a: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """y in float64, and how far a kernel may be off.
+def reference(
+    case: MatmulSpec, a: dict[str, np.ndarray], rounded: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """y in float64, and how far a kernel may be off; of weights that are rounded to float16 first if asked.
 
     The bound: one rounding of the result to the output's dtype, and float32 sums of K products; no
     elementwise function here is steeper than 1.13.
@@ -103,6 +105,8 @@ def reference(case: MatmulSpec, a: dict[str, np.ndarray]) -> tuple[np.ndarray, n
     W = (a["q"].astype(float) - np.repeat(a["z"], case.group_size, 1)) * np.repeat(
         a["s"].astype(float), case.group_size, 1
     )
+    if rounded:
+        W = W.astype(np.float16).astype(float)
     x = a["x"].astype(float)
     bias = a["bias"].astype(float) if case.has_bias else 0.0
     v = x @ W.T + bias
@@ -120,9 +124,9 @@ def reference(case: MatmulSpec, a: dict[str, np.ndarray]) -> tuple[np.ndarray, n
     return y, rounding * np.abs(y) + 4 * case.in_features**0.5 * 2.0**-24 * magnitude + 1e-6
 
 
-def check(kernels: Emulated, built: Built, case: MatmulSpec, m: int) -> None:
+def check(kernels: Emulated, built: Built, case: MatmulSpec, m: int, rounded: bool = False) -> None:
     arrays = random_arrays(case, m, LAYOUTS[built.func.attrs[ir_attrs.LAYOUT]])
     kernels.run(built, arrays, m)
-    expected, bound = reference(case, arrays)
+    expected, bound = reference(case, arrays, rounded)
     assert (np.abs(arrays["y"] - expected) <= bound).all(), np.abs(arrays["y"] - expected).max()
     assert np.isnan(arrays["guarded"][[0, -1]]).all()
