@@ -46,6 +46,14 @@ def command(
         float | None, typer.Option(min=0, show_default=False, help="After so many, try nothing new.")
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="That the kernels run on while they are timed.")] = 1,
+    limit: Annotated[
+        float,
+        typer.Option(
+            min=1,
+            metavar="SECONDS",
+            help="For the few candidates that are measured together; a slow device needs more.",
+        ),
+    ] = 60,
     again: Annotated[bool, typer.Option("--again", help="Measure what has a record already, too.")] = False,
     rpc: Annotated[
         str | None,
@@ -117,12 +125,21 @@ def command(
     known = () if again else read_records(files).by_key().keys()
     if pack is not None:
         problems = [one.problem for one in wanted_here() if one.problem is not None]
-        make_pack(pack, problems, chip, known=known, trials=trials, threads=threads, json_output=json_output)
+        make_pack(
+            pack,
+            problems,
+            chip,
+            known=known,
+            trials=trials,
+            threads=threads,
+            limit=limit,
+            json_output=json_output,
+        )
         return
     from awq_tvm.compile.tuning.limits import limits_of_this_machine
     from awq_tvm.compile.tuning.tuner import tune
 
-    with _measurer(chip, rpc, key, threads) as measurer, ProgressDisplay() as display:
+    with _measurer(chip, rpc, key, threads, limit) as measurer, ProgressDisplay() as display:
         wanted = wanted_here()
         problems = [one.problem for one in wanted if one.problem is not None]
         say("note: measure on a quiet machine; what else runs here makes the choice less sure")
@@ -139,14 +156,16 @@ def command(
     _finish(report, file, chip, len(wanted) - len(problems), json_output)
 
 
-def _measurer(chip: Target, rpc: str | None, key: str | None, threads: int) -> LocalMeasurer | RpcMeasurer:
+def _measurer(
+    chip: Target, rpc: str | None, key: str | None, threads: int, limit: float
+) -> LocalMeasurer | RpcMeasurer:
     """This machine, or a device behind a tracker."""
     from awq_tvm.compile.tuning.local import LocalMeasurer
     from awq_tvm.compile.tuning.rpc import RpcMeasurer, tracker_address
 
     if rpc is None or key is None:
-        return LocalMeasurer(chip, threads=threads)
-    return RpcMeasurer(chip, tracker_address(rpc), key, threads=threads)
+        return LocalMeasurer(chip, threads=threads, limit=limit)
+    return RpcMeasurer(chip, tracker_address(rpc), key, threads=threads, limit=limit)
 
 
 def _finish(report: TuneReport, file: Path, chip: Target, untuned: int, json_output: bool) -> None:

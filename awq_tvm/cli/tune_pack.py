@@ -25,6 +25,7 @@ def make_pack(
     known: Collection[KernelKey],
     trials: int,
     threads: int,
+    limit: float,
     json_output: bool,
 ) -> None:
     """Build a pack and say how to run it."""
@@ -38,6 +39,7 @@ def make_pack(
             known=known,
             trials=trials,
             threads=threads,
+            limit=limit,
             progress=display.update,
         )
     if json_output:

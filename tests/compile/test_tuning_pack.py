@@ -372,9 +372,27 @@ def test_the_verb_builds_and_imports(
 ) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     file = tmp_path / "made.pack"
-    assert run(["tune", "64x48", "--group-size", "32", "--trials", "1", "--pack", str(file), "--json"]) == 0
+    assert (
+        run(
+            [
+                "tune",
+                "64x48",
+                "--group-size",
+                "32",
+                "--trials",
+                "1",
+                "--limit",
+                "90",
+                "--pack",
+                str(file),
+                "--json",
+            ]
+        )
+        == 0
+    )
     document = json.loads(capsys.readouterr().out)
     assert (document["file"], document["bytes"]) == (str(file), file.stat().st_size)
+    assert Pack(file).content["limit"] == 90
     assert len(Pack(file).content["parts"]) == document["parts"] == document["candidates"]
     assert run(["tune", "--import", str(results), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
