@@ -17,12 +17,13 @@ import pytest
 from awq_tvm.compile.driver import compile_model
 from awq_tvm.errors import ResourceError, TargetError, UsageError
 from awq_tvm.push.address import Address
-from awq_tvm.push.push import push_bundle
+from awq_tvm.push.push import DEFAULT_PROMPT, push_bundle
 from awq_tvm.runtime.engine import Engine
 from awq_tvm.runtime.sampler import SamplingOptions
 from tests.bundle.conftest import make_bundle
 from tests.support import native_runner as native
 from tests.support import tiny_decoder as tiny
+from tests.support.demo_bundle import make_demo_bundle
 from tests.support.devices import put_tool
 from tests.support.rpc_devices import arm_server_program
 
@@ -171,3 +172,15 @@ def test_an_emulated_arm_machine_generates_what_this_machine_does(
     assert (again.bytes_sent, again.runner_bytes_sent) == (0, 0)
     with pytest.raises(TargetError, match="found aarch64"):
         push_bundle(bundles["cpu"], device, prompt="w5", max_tokens=1)
+
+
+@pytest.mark.slow
+def test_a_real_model_on_an_emulated_arm_machine(arm_runner: Path, arm_port: int, tmp_path: Path) -> None:
+    here = make_demo_bundle(tmp_path, "armv8.2-dotprod")
+    device = address(arm_port, tmp_path / "there" / "demo", arm_runner)
+    report = push_bundle(tmp_path / "armv8.2-dotprod", device)
+    with Engine.load(here) as engine:
+        expected = engine.generate(DEFAULT_PROMPT, SamplingOptions(max_tokens=16)).token_ids
+    assert report.test is not None
+    assert (report.test.same_as_here, report.test.token_ids) == (None, expected)
+    assert push_bundle(tmp_path / "armv8.2-dotprod", device).bytes_sent == 0

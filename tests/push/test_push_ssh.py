@@ -23,6 +23,7 @@ from tests.bundle.conftest import make_bundle, make_draft
 from tests.cli.conftest import ROOT, awq_tvm
 from tests.support import native_runner as native
 from tests.support import tiny_decoder as tiny
+from tests.support.demo_bundle import make_demo_bundle
 from tests.support.devices import SshHost, needs_sshd, put_tool, ssh_host
 
 pytestmark = needs_sshd
@@ -171,6 +172,17 @@ def test_the_device_generates_what_this_machine_does(
     assert "; 0 of " in again.stdout
     assert "of the runner" not in again.stdout
     assert "awq_tvm_run generated 12 tokens there (as this machine does): " in again.stdout
+
+
+@pytest.mark.slow
+def test_a_real_model(host: SshHost, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    bundle = make_demo_bundle(tmp_path)
+    runner = native.installed_runner(tmp_path_factory)
+    address = find_device("box", host.devices(tmp_path, f"{tmp_path}/there/demo", runner=str(runner)))
+    report = push_bundle(bundle, address, max_tokens=32)
+    assert report.test is not None
+    assert (report.bytes_sent, report.test.same_as_here) == (size_of(bundle), True)
+    assert push_bundle(bundle, address).bytes_sent == 0
 
 
 def test_python_of_the_device_serves_where_there_is_no_runner(

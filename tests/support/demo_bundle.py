@@ -11,8 +11,13 @@ from awq_tvm.errors import AwqTvmError
 from tests.cli.conftest import awq_tvm
 
 
-def make_demo_bundle(folder: Path) -> Path:
-    """Round the demo model to 4 bits and compile it; the test is skipped where the model cannot be had."""
+def make_demo_bundle(folder: Path, *others: str) -> Path:
+    """Round the demo model to 4 bits and compile it; the test is skipped where the model cannot be had.
+
+    Args:
+        folder: where to.
+        others: targets for which it is compiled too, into folders beside the bundle that have their names.
+    """
     try:
         open_checkpoint("demo")
     except AwqTvmError as error:
@@ -20,6 +25,7 @@ def make_demo_bundle(folder: Path) -> Path:
     for command in (
         ("quantize", "demo", "-o", folder / "quantized", "--method", "rtn"),
         ("compile", folder / "quantized", "-o", folder / "bundle"),
+        *(("compile", folder / "quantized", "-o", folder / name, "--target", name) for name in others),
     ):
         done = awq_tvm(*command, timeout=1500)
         assert done.returncode == 0, done.stderr
