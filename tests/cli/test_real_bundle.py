@@ -157,6 +157,11 @@ class _Terminal:
                 pytest.fail(f"the program ended before {text!r}; seen: {self.seen!r}")
         self._taken = self.seen.index(text, self._taken) + len(text)
 
+    def read_some(self) -> None:
+        """Read what comes next."""
+        select.select([self._handle], [], [], 60)
+        self.seen += os.read(self._handle, 4096).decode(errors="replace")
+
     def type(self, text: str) -> None:
         os.write(self._handle, text.encode())
 
@@ -174,7 +179,11 @@ def test_chat_on_a_terminal(real: Paths) -> None:
     terminal = _Terminal("chat", real["bundle"], "--max-tokens", 4)
     terminal.wait_for("> ")
     terminal.type("hello\n")
+    terminal.wait_for("first token after")
     terminal.wait_for("written in")
+    terminal.wait_for("> ")
+    terminal.type("/help\n")
+    terminal.wait_for("/stats")
     terminal.wait_for("> ")
     terminal.type("\x03")
     terminal.wait_for("/exit to leave")
@@ -182,7 +191,37 @@ def test_chat_on_a_terminal(real: Paths) -> None:
     terminal.type("/stats\n")
     terminal.wait_for("1 answers, 2 turns kept")
     terminal.wait_for("> ")
+    terminal.type("/reset\n")
+    terminal.wait_for("forgotten")
+    terminal.wait_for("> ")
+    terminal.type("/stats\n")
+    terminal.wait_for("1 answers, 0 turns kept")
+    terminal.wait_for("> ")
     terminal.type("\x04")
+    assert terminal.end() == 0
+
+
+def test_interrupt_on_a_terminal_stops_the_answer_alone(real: Paths) -> None:
+    """The answer takes a tenth of a second, so it may be there before the key is; one of many is caught."""
+    terminal = _Terminal("chat", real["bundle"], "--max-tokens", 100, "--threads", 1)
+    for number in range(30):
+        terminal.wait_for("> ")
+        terminal.type(f"hello {number}\n")
+        terminal.wait_for(f"hello {number}\r\n")
+        terminal.read_some()  # the first piece of the answer
+        terminal.type("\x03")
+        terminal.wait_for("\r\n")
+        terminal.type("/stats\n")
+        terminal.wait_for("turns kept")
+        if "[stopped]" in terminal.seen:
+            break
+    else:
+        pytest.fail(f"no answer was stopped; seen: {terminal.seen!r}")
+    terminal.wait_for("> ")
+    terminal.type("once more\n")
+    terminal.wait_for("first token after")
+    terminal.wait_for("> ")
+    terminal.type("/exit\n")
     assert terminal.end() == 0
 
 
