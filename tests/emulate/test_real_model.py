@@ -27,7 +27,7 @@ VOCABULARY_BITS, GREEDY = 8, 8
 
 PARTS: dict[str, list[Part]] = {
     "cuda": [(129, "all"), (33, "all"), (17, "all"), (9, "all")],
-    "metal": [(17, "all"), (9, "all")],
+    "metal": [(33, "all"), (17, "all"), (9, "all"), (5, "all"), (2, "all")],
 }
 """So many tokens at once that each kernel of every linear has its turn."""
 
