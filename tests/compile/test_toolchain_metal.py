@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 import tvm
 from tvm import relax
@@ -22,9 +24,9 @@ def test_metal_library_carries_its_source(tmp_path) -> None:
     (source,) = built.files
     text = source.read_text()
     names = [kernel.name for kernel in built.kernels]
-    assert sorted(names) == [
-        "linear_kernel", "linear_kernel_1", "linear_kernel_2", "rms_norm_kernel", "take_kernel",
-    ]  # fmt: skip
+    # A linear has a kernel for each range of tokens.
+    assert {re.sub(r"_\d+$", "", name) for name in names} == {"linear_kernel", "rms_norm_kernel", "take_kernel"}
+    assert names.count("rms_norm_kernel") == names.count("take_kernel") == 1
     for name in names:
         assert f"kernel void {name}(" in text
         assert f"kernel void {name}(".encode() in library
