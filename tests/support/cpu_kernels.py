@@ -14,8 +14,8 @@ from awq_tvm.schedules.rule import MatmulRule, select
 from awq_tvm.schedules.spec import MatmulSpec
 from awq_tvm.targets import Target, detect, missing_features, resolve
 
-TARGETS = ("cpu", "x86-64-v4", "x86-64-v3")
-"""This machine with all it has, then AVX-512 without VNNI, then AVX2."""
+TARGETS = ("cpu", "x86-64-v4", "x86-64-v3-vnni", "x86-64-v3")
+"""This machine with all it has, then AVX-512 without VNNI, AVX2 with VNNI, and AVX2 alone."""
 
 
 def target_or_none(name: str) -> Target | None:
