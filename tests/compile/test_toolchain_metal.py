@@ -25,7 +25,11 @@ def test_metal_library_carries_its_source(tmp_path) -> None:
     text = source.read_text()
     names = [kernel.name for kernel in built.kernels]
     # A linear has a kernel for each range of tokens.
-    assert {re.sub(r"_\d+$", "", name) for name in names} == {"linear_kernel", "rms_norm_kernel", "take_kernel"}
+    assert {re.sub(r"_\d+$", "", name) for name in names} == {
+        "linear_kernel",
+        "rms_norm_kernel",
+        "take_kernel",
+    }
     assert names.count("rms_norm_kernel") == names.count("take_kernel") == 1
     for name in names:
         assert f"kernel void {name}(" in text
