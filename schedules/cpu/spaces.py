@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import product
 from statistics import geometric_mean
 from typing import TYPE_CHECKING, Any
 
-from awq_tvm.errors import UnsupportedError
 from awq_tvm.schedules.cpu.cost import dense_cycles, dot_cycles, float_row_cycles, float_rows_cycles
 from awq_tvm.schedules.cpu.dot_matmul import Tile
 from awq_tvm.schedules.cpu.plane_codes import planes
 from awq_tvm.schedules.cpu.vectors import LANES
+from awq_tvm.schedules.ranking import ranked
 from awq_tvm.schedules.rule import Part
 
 if TYPE_CHECKING:
@@ -180,18 +180,7 @@ def dense_parts(spec: DenseSpec, target: Target, default: DenseConfig) -> tuple[
 
 
 def _ranked(default: Any, changes: Iterable[dict[str, Any]], cost: Callable[[Any], float]) -> tuple[Any, ...]:
-    """The default, then all other configurations that the target can hold, the cheapest first."""
-    possible = dict.fromkeys(_possible(default, changes))
-    possible.pop(default, None)
-    return (default, *sorted(possible, key=cost))
-
-
-def _possible(default: Any, changes: Iterable[dict[str, Any]]) -> Iterator[Any]:
-    for change in changes:
-        try:
-            yield replace(default, **change)
-        except UnsupportedError:
-            continue  # the tile does not fit the registers
+    return ranked(default, lambda change: replace(default, **change), changes, cost)
 
 
 def _blocks(out_features: int, largest: int) -> range:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import product
 from statistics import geometric_mean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from awq_tvm.errors import UnsupportedError
 from awq_tvm.schedules.cuda.config import FewConfig, TensorCoreConfig, TiledConfig
 from awq_tvm.schedules.cuda.cost import Gpu, few_work, middle_seconds, tiled_work
+from awq_tvm.schedules.ranking import ranked, with_place
 from awq_tvm.schedules.rule import Part
 
 if TYPE_CHECKING:
@@ -47,14 +47,14 @@ def tensor_core_parts(spec: MatmulSpec, target: Target, default: TensorCoreConfi
 def _few_part(spec: MatmulSpec, gpu: Gpu, default: TensorCoreConfig, place: int, first: int) -> Part:
     """A kernel for so many eights of tokens: the range stays, how its block works is chosen."""
     base = default.few[place]
-    found = (
-        lambda tiles=tiles, warps=warps, stages=stages: replace(
-            default,
-            few=_with(default.few, place, FewConfig(base.eights, tiles, warps, stages)),
-        )
-        for tiles, warps, stages in product(TILES, WARPS, STAGES)
-    )
-    configs = _ranked(default, found, lambda c: few_work(spec, c.few[place]).seconds(gpu))
+
+    def changed(sizes: tuple[int, int, int]) -> TensorCoreConfig:
+        return replace(default, few=with_place(default.few, place, FewConfig(base.eights, *sizes)))
+
+    def seconds(config: TensorCoreConfig) -> float:
+        return few_work(spec, config.few[place]).seconds(gpu)
+
+    configs = ranked(default, changed, product(TILES, WARPS, STAGES), seconds)
     last = base.most_tokens
     return Part(first, last, (f"few.{place}",), configs, _ends(first, last), _ends(first, last), ("stages",))
 
@@ -63,16 +63,12 @@ def _middle_part(spec: MatmulSpec, gpu: Gpu, default: TensorCoreConfig, first: i
     """All kernels of the middle: their tokens stay, and they share what is chosen."""
     tokens = [tiled.tokens for tiled in default.middle]
 
-    def changed(tiles: int, token_warps: int, row_warps: int, stages: int, split: int) -> TensorCoreConfig:
+    def changed(sizes: tuple[int, int, int, int, int]) -> TensorCoreConfig:
+        tiles, token_warps, row_warps, stages, split = sizes
         middle = tuple(
             TiledConfig(_eights(many, token_warps), tiles, token_warps, row_warps, stages) for many in tokens
         )
         return replace(default, middle=middle, split_blocks=split)
-
-    found = (
-        lambda chosen=chosen: changed(*chosen)
-        for chosen in product(TILES, TOKEN_WARPS, ROW_WARPS, STAGES, SPLIT_BLOCKS)
-    )
 
     def seconds(config: TensorCoreConfig) -> float:
         return geometric_mean(
@@ -80,7 +76,8 @@ def _middle_part(spec: MatmulSpec, gpu: Gpu, default: TensorCoreConfig, first: i
         )
 
     fields = (*(f"middle.{place}" for place in range(len(tokens))), "split_blocks")
-    configs = _ranked(default, found, seconds)
+    every = product(TILES, TOKEN_WARPS, ROW_WARPS, STAGES, SPLIT_BLOCKS)
+    configs = ranked(default, changed, every, seconds)
     return Part(
         first, tokens[-1], fields, configs, tuple(tokens), (first, *tokens), ("stages", "split_blocks")
     )
@@ -89,23 +86,15 @@ def _middle_part(spec: MatmulSpec, gpu: Gpu, default: TensorCoreConfig, first: i
 def _many_part(spec: MatmulSpec, gpu: Gpu, default: TensorCoreConfig) -> Part:
     """The kernel for many tokens; at some M of its range the last one of the middle may still do the work."""
 
-    def changed(eights: int, tiles: int, token_warps: int, row_warps: int, stages: int) -> TensorCoreConfig:
-        return replace(default, many=TiledConfig(eights, tiles, token_warps, row_warps, stages))
-
-    found = (
-        lambda chosen=chosen: changed(*chosen)
-        for chosen in product((2, 4, 8, 16), TILES, TOKEN_WARPS, ROW_WARPS, STAGES)
-    )
+    def changed(sizes: tuple[int, int, int, int, int]) -> TensorCoreConfig:
+        return replace(default, many=TiledConfig(*sizes))
 
     def seconds(config: TensorCoreConfig) -> float:
         return geometric_mean([tiled_work(spec, config.many, rows).seconds(gpu) for rows in MANY])
 
     first = default.middle[-1].tokens + 1
-    return Part(first, None, ("many",), _ranked(default, found, seconds), MANY, (first, *MANY), ("stages",))
-
-
-def _with(tiles: tuple[FewConfig, ...], place: int, other: FewConfig) -> tuple[FewConfig, ...]:
-    return (*tiles[:place], other, *tiles[place + 1 :])
+    configs = ranked(default, changed, product((2, 4, 8, 16), TILES, TOKEN_WARPS, ROW_WARPS, STAGES), seconds)
+    return Part(first, None, ("many",), configs, MANY, (first, *MANY), ("stages",))
 
 
 def _eights(tokens: int, warps: int) -> int:
@@ -121,21 +110,3 @@ def _eights(tokens: int, warps: int) -> int:
 
 def _ends(first: int, last: int) -> tuple[int, ...]:
     return tuple(dict.fromkeys((first, last)))
-
-
-def _ranked(
-    default: TensorCoreConfig,
-    found: Iterable[Callable[[], TensorCoreConfig]],
-    seconds: Callable[[TensorCoreConfig], float],
-) -> tuple[Any, ...]:
-    """The default, then all others that are consistent and that an SM holds, the fastest by the model first."""
-    possible = {}
-    for make in found:
-        try:
-            config = make()
-        except UnsupportedError:
-            continue  # the sizes do not fit each other
-        possible[config] = seconds(config)
-    possible.pop(default, None)
-    fitting = [config for config, time in possible.items() if time < float("inf")]
-    return (default, *sorted(fitting, key=lambda config: possible[config]))

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import product
-from math import ceil
+from math import ceil, inf
 from statistics import geometric_mean
 from typing import TYPE_CHECKING, Any
 
-from awq_tvm.errors import UnsupportedError
 from awq_tvm.schedules.gpu.config import THREADS_PER_TILE, GpuMatmulConfig
+from awq_tvm.schedules.ranking import ranked
 from awq_tvm.schedules.rule import Part
 
 if TYPE_CHECKING:
@@ -107,24 +107,17 @@ def _ranked(
     target: Target,
     changes: Iterable[dict[str, Any]],
     seconds: Callable[[GpuMatmulConfig], float],
-) -> tuple[Any, ...]:
-    """The default, then all others that the target can hold, the fastest by the model first."""
-    possible = dict.fromkeys(_possible(default, target, changes))
-    possible.pop(default, None)
-    return (default, *sorted(possible, key=seconds))
+) -> tuple[GpuMatmulConfig, ...]:
+    return ranked(
+        default,
+        lambda change: replace(default, **change),
+        changes,
+        lambda config: seconds(config) if _holds(target, config) else inf,
+    )
 
 
-def _possible(
-    default: GpuMatmulConfig, target: Target, changes: Iterable[dict[str, Any]]
-) -> Iterator[GpuMatmulConfig]:
+def _holds(target: Target, config: GpuMatmulConfig) -> bool:
+    sums = config.tile_m * config.tile_n // THREADS_PER_TILE
     registers = target.registers_per_sm or REGISTERS_A_CORE
-    for change in changes:
-        try:
-            config = replace(default, **change)
-        except UnsupportedError:
-            continue  # the sizes do not fit each other
-        sums = config.tile_m * config.tile_n // THREADS_PER_TILE
-        if config.shared_bytes > (target.shared_memory_bytes or 0):
-            continue
-        if THREADS_PER_TILE * (sums + BESIDE_SUMS) <= registers:
-            yield config
+    fits_shared = config.shared_bytes <= (target.shared_memory_bytes or 0)
+    return fits_shared and THREADS_PER_TILE * (sums + BESIDE_SUMS) <= registers

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import product
-from math import ceil
+from math import ceil, inf
 from statistics import geometric_mean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from awq_tvm.errors import UnsupportedError
 from awq_tvm.schedules.metal.config import LANES, SIDE, FewConfig, SimdgroupConfig, TileConfig
+from awq_tvm.schedules.ranking import ranked, with_place
 from awq_tvm.schedules.rule import Part
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def _few_part(spec: MatmulSpec, target: Target, default: SimdgroupConfig, place:
     last = default.few[place].tokens
 
     def changed(sizes: tuple[int, ...]) -> SimdgroupConfig:
-        return replace(default, few=_with(default.few, place, FewConfig(last, *sizes)))
+        return replace(default, few=with_place(default.few, place, FewConfig(last, *sizes)))
 
     def seconds(config: SimdgroupConfig) -> float:
         return _few_seconds(spec, target, config.few[place])
@@ -67,7 +67,7 @@ def _tile_part(spec: MatmulSpec, target: Target, default: SimdgroupConfig, place
     timed = MANY if last is None else (last,)
 
     def changed(sizes: tuple[int, ...]) -> SimdgroupConfig:
-        return replace(default, tiles=_with(default.tiles, place, TileConfig(tokens, *sizes)))
+        return replace(default, tiles=with_place(default.tiles, place, TileConfig(tokens, *sizes)))
 
     def seconds(config: SimdgroupConfig) -> float:
         return geometric_mean([_tile_seconds(spec, target, config.tiles[place], rows) for rows in timed])
@@ -109,25 +109,12 @@ def _measures(target: Target) -> tuple[int, float]:
     return target.num_sms or ASSUMED_CORES, 1e9 * (target.fp32_gflops or ASSUMED_GFLOPS) / 2
 
 
-def _with(before: tuple[Any, ...], place: int, other: Any) -> tuple[Any, ...]:
-    return (*before[:place], other, *before[place + 1 :])
-
-
 def _ranked(
     default: SimdgroupConfig,
     target: Target,
     changed: Callable[[tuple[int, ...]], SimdgroupConfig],
     every: Iterable[tuple[int, ...]],
     seconds: Callable[[SimdgroupConfig], float],
-) -> tuple[Any, ...]:
-    """The default, then all others that are consistent and fit, the fastest by the model first."""
-    possible = {}
-    for sizes in every:
-        try:
-            config = changed(sizes)
-        except UnsupportedError:
-            continue  # the sizes do not fit each other
-        if config.threadgroup_bytes <= (target.shared_memory_bytes or 0):
-            possible[config] = seconds(config)
-    possible.pop(default, None)
-    return (default, *sorted(possible, key=lambda config: possible[config]))
+) -> tuple[SimdgroupConfig, ...]:
+    room = target.shared_memory_bytes or 0
+    return ranked(default, changed, every, lambda c: seconds(c) if c.threadgroup_bytes <= room else inf)
