@@ -30,7 +30,7 @@ from awq_tvm.targets import Target, resolve
 from .counts import counts_of
 from .machine_code import count, disassemble
 from .model_build import LLAMA_3_8B, build_model
-from .pack import Case, Launch, Pack
+from .pack import Case, Pack
 
 SHAPES = ((4096, 4096), (4096, 11008), (4096, 14336), (8192, 8192), (8192, 28672))
 """(K, N)."""
@@ -70,7 +70,7 @@ def build_case(spec: MatmulSpec, target: Target, tokens: Sequence[int], folder: 
     source = folder / f"{spec.in_features}x{spec.out_features}-w{spec.bits}-g{spec.group_size}-{arch}.cu"
     source.write_text(host.source, encoding="utf-8")
     image, kernels = compile_cubin(source, arch)
-    launches = {m: tuple(Launch(**vars(one)) for one in host.launches({"m": m})) for m in tokens}
+    launches = {m: host.launches({"m": m}) for m in tokens}
     return Case(
         spec=asdict(spec),
         layout=layout,

@@ -6,10 +6,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from awq_tvm.compile.toolchain.launch import Launch
 from awq_tvm.schedules.layout import LAYOUTS
 from awq_tvm.schedules.spec import MatmulSpec
 
-from .pack import Case, Launch
+from .pack import Case
 
 Array = np.ndarray[Any, Any]
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .pack import Case, Launch
+from awq_tvm.compile.toolchain.launch import Launch
+
+from .pack import Case
 
 REGISTERS, THREADS, WARP = 65536, 2048, 32
 """Of an SM, from compute capability 8.0 on, but for 8.6 and 8.9 with 1536 threads."""

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from awq_tvm.compile.toolchain.launch import Launch
 from awq_tvm.schedules.cuda.config import FewConfig, TensorCoreConfig, TiledConfig
 from awq_tvm.schedules.cuda.fragments import BLOCK_K
 from awq_tvm.schedules.cuda.split_k import limit_of
 from awq_tvm.schedules.layout import LAYOUTS
 from awq_tvm.schedules.spec import MatmulSpec
-
-from .pack import Launch
 
 _BYTES = {"uint8": 1, "float16": 2}
 _HALF, _FLOAT = 2, 4

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from awq_tvm.compile.toolchain.launch import Launch
 from awq_tvm.errors import ResourceError, TargetError
 
-from .pack import Case, Launch
+from .pack import Case
 
 Array = np.ndarray[Any, Any]
 

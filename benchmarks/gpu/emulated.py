@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from awq_tvm.compile.toolchain.launch import Launch
 from awq_tvm.emulate import EmulatedKernels, build_kernels
 
-from .pack import Case, Launch
+from .pack import Case
 
 Array = np.ndarray[Any, Any]
 

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from awq_tvm.compile.toolchain.launch import Launch
 from awq_tvm.schedules.spec import MatmulSpec
 
 from .check import error_of, random_weight
 from .driver import Gpu
-from .pack import Case, Launch
+from .pack import Case
 from .peers import LEAST_CALLS, torch_contenders
 from .report import OURS, Limits, Row
 from .timing import LEAST_ROTATED_BYTES, Contender, copies_beyond, interleaved

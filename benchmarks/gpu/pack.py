@@ -7,40 +7,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from awq_tvm.compile.toolchain.launch import Launch
 from awq_tvm.errors import BundleError
 
 SCHEMA_VERSION = 1
 PACK_NAME = "pack.json"
-
-
-@dataclass(frozen=True)
-class Launch:
-    """One launch of a kernel.
-
-    Attributes:
-        kernel: its name in the image.
-        arguments: names of buffers, and integers of 64 bits.
-        grid: blocks along x, y and z.
-        block: threads of a block.
-        shared_bytes: dynamic shared memory of a block.
-    """
-
-    kernel: str
-    arguments: tuple[str | int, ...]
-    grid: tuple[int, int, int]
-    block: tuple[int, int, int]
-    shared_bytes: int
-
-    @property
-    def blocks(self) -> int:
-        """Of the whole grid."""
-        return self.grid[0] * self.grid[1] * self.grid[2]
-
-    @staticmethod
-    def of(fields: dict[str, Any]) -> Launch:
-        """Read back what ``asdict`` and JSON made."""
-        lists = {name: tuple(fields[name]) for name in ("arguments", "grid", "block")}
-        return Launch(**{**fields, **lists})
 
 
 @dataclass(frozen=True)
@@ -79,7 +50,7 @@ class Case:
     @staticmethod
     def of(fields: dict[str, Any]) -> Case:
         """Read back what ``asdict`` and JSON made."""
-        launches = {int(m): tuple(map(Launch.of, found)) for m, found in fields["launches"].items()}
+        launches = {int(m): tuple(map(_launch, found)) for m, found in fields["launches"].items()}
         counts = {int(m): found for m, found in fields["counts"].items()}
         return Case(**{**fields, "launches": launches, "counts": counts})
 
@@ -138,3 +109,9 @@ class Pack:
                 why=f"{type(error).__name__}: {error}",
                 fix="make one: python -m benchmarks.gpu.build -o PACK",
             ) from None
+
+
+def _launch(fields: dict[str, Any]) -> Launch:
+    """Read back what ``asdict`` and JSON made."""
+    lists = {name: tuple(fields[name]) for name in ("arguments", "grid", "block")}
+    return Launch(**{**fields, **lists})

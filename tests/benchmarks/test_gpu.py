@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from awq_tvm.compile.toolchain.launch import Launch
 from awq_tvm.emulate import EmulatedKernels, build_kernels
 from awq_tvm.errors import BundleError, ResourceError, TargetError, UnsupportedError
 from awq_tvm.schedules.cuda.config import default_config
@@ -31,7 +32,7 @@ from benchmarks.gpu.machine_code import count
 from benchmarks.gpu.measure import measure_limits, measure_rows
 from benchmarks.gpu.model import Parameter, lines, measure_model, random_weights, write_random_bundle
 from benchmarks.gpu.model_build import LLAMA_3_8B, build_model
-from benchmarks.gpu.pack import Launch, Pack
+from benchmarks.gpu.pack import Pack
 from benchmarks.gpu.timing import Contender, copies_beyond, interleaved, timed
 from tests.support.emulated_bundle import run_in_emulator
 

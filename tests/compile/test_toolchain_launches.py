@@ -6,7 +6,8 @@ import pytest
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from awq_tvm.compile.toolchain.launches import HostPart, Launch
+from awq_tvm.compile.toolchain.launch import Launch
+from awq_tvm.compile.toolchain.launches import HostPart
 from awq_tvm.errors import UnsupportedError
 from awq_tvm.targets import resolve
 

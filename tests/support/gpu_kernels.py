@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from awq_tvm import ir_attrs
-from awq_tvm.compile.toolchain.launches import HostPart, Launch
+from awq_tvm.compile.toolchain.launch import Launch
+from awq_tvm.compile.toolchain.launches import HostPart
 from awq_tvm.emulate import EmulatedKernels, build_kernels
 from awq_tvm.schedules.layout import LAYOUTS, Layout
 from awq_tvm.schedules.rule import Match, MatmulRule

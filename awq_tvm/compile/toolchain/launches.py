@@ -3,41 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import tvm
 from tvm import tirx
 from tvm.sym import Analyzer
 
+from awq_tvm.compile.toolchain.launch import Launch
 from awq_tvm.errors import UnsupportedError
 from awq_tvm.targets import Target
 
 _DYNAMIC_SHARED = "tirx.use_dyn_shared_memory"
-
-
-@dataclass(frozen=True)
-class Launch:
-    """One launch of a kernel.
-
-    Attributes:
-        kernel: its name in the device source.
-        arguments: in its order; the name of a buffer, or an integer of 64 bits.
-        grid: blocks along x, y and z.
-        block: threads of a block.
-        shared_bytes: dynamic shared memory of a block.
-    """
-
-    kernel: str
-    arguments: tuple[str | int, ...]
-    grid: tuple[int, int, int]
-    block: tuple[int, int, int]
-    shared_bytes: int
-
-    @property
-    def blocks(self) -> int:
-        """Of the whole grid."""
-        return self.grid[0] * self.grid[1] * self.grid[2]
 
 
 class HostPart:

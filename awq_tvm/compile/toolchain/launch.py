@@ -1,0 +1,29 @@
+"""One launch of a GPU kernel. No more than the standard library: machines without TVM read launches too."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch of a kernel.
+
+    Attributes:
+        kernel: its name in the device source.
+        arguments: in its order; the name of a buffer, or an integer of 64 bits.
+        grid: blocks along x, y and z.
+        block: threads of a block.
+        shared_bytes: dynamic shared memory of a block.
+    """
+
+    kernel: str
+    arguments: tuple[str | int, ...]
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    shared_bytes: int
+
+    @property
+    def blocks(self) -> int:
+        """Of the whole grid."""
+        return self.grid[0] * self.grid[1] * self.grid[2]
