@@ -16,6 +16,7 @@ from urllib.parse import unquote
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from awq_tvm.errors import UsageError
+from awq_tvm.rpc_session import LOOPBACK
 
 Scheme = Literal["ssh", "adb", "rpc"]
 _SCHEMES = ("ssh", "adb", "rpc")
@@ -25,7 +26,6 @@ _HOST = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9._-]*|\[[0-9A-Fa-f:.%a-z]+\])\Z")
 _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._@-]*\Z")
 _SERIAL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._:-]*\Z")
 # Whoever reaches TVM's RPC server can run anything there, and nothing is encrypted.
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +144,7 @@ def parse_url(url: str) -> Address:
     if scheme == "rpc":
         if port is None:
             raise _bad_url(url, "it names no port; TVM's RPC server says which it listens at")
-        if host not in _LOOPBACK:
+        if host not in LOOPBACK:
             raise UsageError(
                 "TVM's RPC is only spoken with this machine itself.",
                 where=url,

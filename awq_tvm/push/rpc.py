@@ -6,7 +6,6 @@ does. It travels with every push, and its file is removed as soon as it is loade
 
 from __future__ import annotations
 
-import secrets
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from awq_tvm.errors import ResourceError, TargetError, UsageError
 from awq_tvm.progress import ProgressCallback, ProgressEvent
 from awq_tvm.push.address import Address
 from awq_tvm.push.device import PIECE_BYTES, Device, Finished
+from awq_tvm.rpc_session import last_line, load_library
 
 LIBRARY = "lib/libawq_tvm_rpc.so"
 
@@ -86,17 +86,12 @@ class RpcDevice(Device):
         except Exception as error:  # A different class in every version of TVM.
             raise self._lost(error) from None
         try:
-            # A server may be one process for all sessions: what it has loaded must not be written over.
-            name = f"{secrets.token_hex(8)}.so"
-            session.upload(str(library), name)
-            module = session.load_module(name)
-            session.remove(name)
-            return module
+            return load_library(session, library)
         except Exception as error:
             raise TargetError(
                 "The device cannot load the runner's library.",
                 where=str(library),
-                why=_last_line(error),
+                why=last_line(error),
                 fix="build the runner for the device: docs/user-guide.md, Without Python",
             ) from None
 
@@ -104,15 +99,11 @@ class RpcDevice(Device):
         try:
             return function(*arguments)
         except Exception as error:
-            message = _last_line(error)
+            message = last_line(error)
             # The library's own errors begin with the path they are about.
             if arguments and message.startswith(f"{arguments[0]}: "):
                 raise self.failed(message) from None
             raise self._lost(error) from None
 
     def _lost(self, error: Exception) -> ResourceError:
-        return self.unreachable(_last_line(error), "see that the server runs: python -m tvm.exec.rpc_server")
-
-
-def _last_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[-1][:300]
+        return self.unreachable(last_line(error), "see that the server runs: python -m tvm.exec.rpc_server")

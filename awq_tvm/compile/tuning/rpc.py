@@ -13,6 +13,7 @@ from awq_tvm.compile.tuning.local import LIMIT_S
 from awq_tvm.compile.tuning.measurement import Failed, Outcome, Trial, outcome_from_json
 from awq_tvm.compile.tuning.worker_process import WorkerProcess
 from awq_tvm.errors import TargetError, UsageError
+from awq_tvm.rpc_session import LOOPBACK
 from awq_tvm.targets import Target
 
 WAIT_S = 60.0
@@ -20,9 +21,6 @@ WAIT_S = 60.0
 
 _BUILD_S = 180.0
 """More than importing TVM, building the candidates of a trial, and sending the operands of a large linear takes."""
-
-# Whoever reaches TVM's RPC server can run anything there, and nothing is encrypted.
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def tracker_address(text: str) -> tuple[str, int]:
@@ -35,7 +33,7 @@ def tracker_address(text: str) -> tuple[str, int]:
     host = host.strip("[]")
     if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
         raise UsageError(f"{text!r} is no address of a tracker", where="--rpc", fix="write 127.0.0.1:9190")
-    if host not in _LOOPBACK:
+    if host not in LOOPBACK:
         raise UsageError(
             "the tracker must be on this machine",
             where="--rpc",

@@ -11,7 +11,6 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import secrets
 import socket
 import sys
 import tempfile
@@ -30,6 +29,7 @@ from awq_tvm.compile.tuning.device_library import DeviceLibrary, build_describer
 from awq_tvm.compile.tuning.measurement import Failed, Trial
 from awq_tvm.compile.tuning.numbers import Numbers
 from awq_tvm.errors import AwqTvmError
+from awq_tvm.rpc_session import last_line, load_library
 from awq_tvm.targets import Target
 
 _ANSWER_S = 10.0
@@ -94,7 +94,7 @@ class RpcDevice:
                     return self._measure(trial, library)
                 except Exception as error:
                     # Of what class depends on what broke, and on the version of TVM.
-                    why = _last_line(error)
+                    why = last_line(error)
                     self._session = self._kept = None
                     if attempt:
                         return {
@@ -116,7 +116,7 @@ class RpcDevice:
         )
         times = self._send(device_plan.room_for_times(chosen, trial.rows))
         status = self._send(device_plan.room_for_status())
-        module = self._load(library.path)
+        module = load_library(self._session, library.path)
         module["measure"](self._send(plan), x, expected, allowed, times, status, *weights)
         outcome = device_plan.outcome_of(status.numpy(), times.numpy(), self._limit)
         load = device_plan.described(self._describe(module)).get("load")
@@ -136,14 +136,6 @@ class RpcDevice:
 
     def _send(self, array: Any) -> Any:
         return tvm.runtime.tensor(array, self._session.cpu(0))
-
-    def _load(self, path: Path) -> Any:
-        # A server may be one process for all sessions: what it has loaded must not be written over.
-        name = f"{secrets.token_hex(8)}.so"
-        self._session.upload(str(path), name)
-        module = self._session.load_module(name)
-        self._session.remove(name)
-        return module
 
     def _describe(self, module: Any) -> str:
         text = self._send(np.zeros(device_plan.DESCRIPTION_BYTES, np.uint8))
@@ -170,7 +162,7 @@ class RpcDevice:
                     raise
                 why = str(error)
             except Exception as error:
-                free, why, self._session = 0, _last_line(error), None
+                free, why, self._session = 0, last_line(error), None
             finally:
                 tracker.close()
             if time.monotonic() > deadline or (free is None and not again):
@@ -182,10 +174,10 @@ class RpcDevice:
         with tempfile.TemporaryDirectory() as folder:
             path = build_describer(self._target, Path(folder) / "describer.so")
             try:
-                module = self._load(path)
+                module = load_library(self._session, path)
             except Exception as error:
                 raise LostError(
-                    f"it cannot load a library for {self._target.name}: {_last_line(error)}"
+                    f"it cannot load a library for {self._target.name}: {last_line(error)}"
                 ) from error
             return self._describe(module)
 
@@ -195,7 +187,7 @@ class RpcDevice:
             socket.create_connection(self._address, _ANSWER_S).close()
             return rpc.connect_tracker(host, port)
         except Exception as error:
-            raise LostError(f"no tracker answers at {host}:{port}: {_last_line(error)}") from error
+            raise LostError(f"no tracker answers at {host}:{port}: {last_line(error)}") from error
 
     def _free(self, tracker: Any) -> tuple[int | None, list[str]]:
         """How many devices of the key are free, None where there are none at all; and the keys that there are."""
@@ -204,10 +196,6 @@ class RpcDevice:
         if self._key not in keys:
             return None, keys
         return int(summary["queue_info"].get(self._key, {}).get("free", 0)), keys
-
-
-def _last_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[-1][:300]
 
 
 def serve(device: RpcDevice, requests: BinaryIO, answers: BinaryIO) -> None:
