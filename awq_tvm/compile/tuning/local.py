@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
+from awq_tvm.compile.tuning.device_plan import described
 from awq_tvm.compile.tuning.measurement import Failed, Outcome, Trial, outcome_from_json
 from awq_tvm.compile.tuning.worker_process import WorkerProcess
 from awq_tvm.errors import TargetError, UsageError
@@ -87,10 +88,9 @@ class LocalMeasurer:
 def processor_name() -> str:
     """What the operating system calls the processor, at most 512 characters."""
     try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() == "model name":
-                return value.strip()[:512]
+        found = described(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace"))
     except OSError:
-        pass
+        found = {}
+    if "model name" in found:
+        return found["model name"][:512]
     return (platform.processor() or platform.machine())[:512]

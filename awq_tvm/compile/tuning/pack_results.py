@@ -7,11 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from awq_tvm.compile.tuning.measurement import Failed, Failure, Timed
 from awq_tvm.compile.tuning.problem import Problem
-from awq_tvm.compile.tuning.record import KernelKey, Microseconds, Text, TunedRecord, Word
+from awq_tvm.compile.tuning.record import (
+    Closed,
+    KernelKey,
+    Microseconds,
+    Text,
+    TunedRecord,
+    Word,
+    first_fault,
+)
 from awq_tvm.compile.tuning.sealed_line import unsealed
 from awq_tvm.compile.tuning.search import Search, decide, take_times
 from awq_tvm.compile.tuning.tuner import TuneReport, take
@@ -27,26 +35,22 @@ Place = Annotated[int, Field(ge=0, lt=1 << 20)]
 Load = Annotated[float, Field(ge=0, lt=1e6, allow_inf_nan=False, strict=False)]
 
 
-class _Closed(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, hide_input_in_errors=True)
-
-
-class _Timed(_Closed):
+class _Timed(Closed):
     cold: list[list[Microseconds]]
     hot: list[list[Microseconds]]
 
 
-class _Failed(_Closed):
+class _Failed(Closed):
     kind: Failure
     why: Text
 
 
-class _Trial(_Closed):
+class _Trial(Closed):
     places: list[Place] = Field(min_length=1, max_length=64)
     outcome: _Timed | _Failed
 
 
-class _PartResult(_Closed):
+class _PartResult(Closed):
     pack: Hash
     part: Place
     at: Time
@@ -55,12 +59,12 @@ class _PartResult(_Closed):
     final: _Trial | None
 
 
-class _Problem(_Closed):
+class _Problem(Closed):
     problem: str
     arrays: list[str]
 
 
-class _Part(_Closed):
+class _Part(Closed):
     problem: Place
     title: str
     key: KernelKey
@@ -71,7 +75,7 @@ class _Part(_Closed):
     checked_rows: list[Place]
 
 
-class _Header(_Closed):
+class _Header(Closed):
     kind: Literal["awq_tvm tuning results"]
     schema_version: Literal[1]
     pack: Hash
@@ -138,7 +142,7 @@ def read_results(path: Path) -> Results:
         header = _Header.model_validate(unsealed(first))
         target = Target.from_dict(header.target)
     except ValidationError as error:
-        raise _no_results(path, _first(error)) from None
+        raise _no_results(path, first_fault(error)) from None
     except (ValueError, TypeError, AttributeError, AwqTvmError) as error:
         raise _no_results(path, str(error)) from None
     lacking = sorted(target.features - set(header.features))
@@ -158,7 +162,7 @@ def read_results(path: Path) -> Results:
                 raise ValueError("it is of another pack")
             lines.append(found)
         except ValidationError as error:
-            bad.append(f"line {number}: {_first(error)}")
+            bad.append(f"line {number}: {first_fault(error)}")
         except ValueError as error:
             bad.append(f"line {number}: {error}")
     return Results(path, target, header, tuple(lines), tuple(bad))
@@ -249,12 +253,6 @@ def _check(trial: _Trial, candidates: int, rows: int) -> None:
 
 def _timed(outcome: _Timed) -> Timed:
     return Timed(tuple(map(tuple, outcome.cold)), tuple(map(tuple, outcome.hot)))
-
-
-def _first(error: ValidationError) -> str:
-    first = error.errors(include_url=False, include_input=False)[0]
-    field = ".".join(map(str, first["loc"]))
-    return f"{field}: {first['msg']}" if field else str(first["msg"])
 
 
 def _no_results(path: Path, why: str) -> UsageError:

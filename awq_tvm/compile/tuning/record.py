@@ -23,11 +23,13 @@ Number = Annotated[int, Field(ge=-(1 << 40), le=1 << 40)]
 Fields = dict[Word, bool | Number | Word]
 
 
-class _Closed(BaseModel):
+class Closed(BaseModel):
+    """Takes what it names and nothing else, and of its very types."""
+
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
-class KernelKey(_Closed):
+class KernelKey(Closed):
     """What is tuned, on which hardware: equal keys ask the same question.
 
     Attributes:
@@ -77,7 +79,7 @@ class KernelKey(_Closed):
         return f"{shape} {weights} {self.activations}, M {self.rows}, {self.rule} v{self.rule_version}"
 
 
-class Times(_Closed):
+class Times(Closed):
     """Of one call: the lower quartile of many short stretches; of several M the geometric mean.
 
     Attributes:
@@ -89,7 +91,7 @@ class Times(_Closed):
     hot: Microseconds
 
 
-class Measured(_Closed):
+class Measured(Closed):
     """How a record came to be.
 
     Attributes:
@@ -113,7 +115,7 @@ class Measured(_Closed):
     tvm: Word
 
 
-class TunedRecord(_Closed):
+class TunedRecord(Closed):
     """One line.
 
     Attributes:
@@ -149,9 +151,14 @@ def parse_line(line: bytes) -> TunedRecord:
     try:
         return TunedRecord.model_validate_json(line)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        field = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{field}: {first['msg']}" if field else str(first["msg"])) from None
+        raise ValueError(first_fault(error)) from None
+
+
+def first_fault(error: ValidationError) -> str:
+    """What is wrong, in words for people: the first field that does not fit, and why."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    field = ".".join(map(str, first["loc"]))
+    return f"{field}: {first['msg']}" if field else str(first["msg"])
 
 
 def range_of_rows(text: str) -> tuple[int, int | None]:

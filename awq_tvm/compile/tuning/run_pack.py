@@ -18,6 +18,7 @@ import time
 import zipfile
 import zlib
 from pathlib import Path
+from statistics import geometric_mean
 from typing import Any, BinaryIO
 
 from awq_tvm.bundle.machine import architecture, parse_cpuinfo
@@ -208,7 +209,7 @@ def measure_part(device: Device, part: dict[str, Any], search: dict[str, Any]) -
             return measure([]) and all([measure([place]) for place in places])
         trials.append({"places": [0, *places], "outcome": outcome})
         if "cold" in outcome:
-            means = [_geometric_mean(times) for times in outcome["cold"]]
+            means = [geometric_mean(times) for times in outcome["cold"]]
             ratios.update({place: mean / means[0] for place, mean in zip(places, means[1:], strict=True)})
         return "cold" in outcome or bool(places)
 
@@ -221,12 +222,6 @@ def measure_part(device: Device, part: dict[str, Any], search: dict[str, Any]) -
         places = [0, *sorted(ratios, key=lambda place: ratios[place])[: search["finalists"]]]
         final = {"places": places, "outcome": device.measure(part, places, search["seconds_at_last"])}
     return {"trials": trials, "final": final}
-
-
-def _geometric_mean(values: list[float]) -> float:
-    import math
-
-    return math.exp(sum(map(math.log, values)) / len(values))
 
 
 def run(pack_path: Path, results: Path) -> None:
@@ -310,7 +305,7 @@ def _standing(found: dict[str, Any]) -> str:
     words = f", {len(failed)} did not survive" if failed else ""
     if found["final"] is None or "kind" in found["final"]["outcome"]:
         return f"the default cannot be measured{words}"
-    cold = [_geometric_mean(times) for times in found["final"]["outcome"]["cold"]]
+    cold = [geometric_mean(times) for times in found["final"]["outcome"]["cold"]]
     return f"default {cold[0]:.1f} us, best {min(cold):.1f}{words}"
 
 
