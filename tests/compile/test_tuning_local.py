@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-import tests.support.faulty_rules  # noqa: F401  (registers the family here too)
 from awq_tvm.compile.tuning.local import LocalMeasurer
 from awq_tvm.compile.tuning.measurement import (
     Failed,
@@ -27,6 +26,7 @@ from awq_tvm.errors import TargetError, UsageError
 from awq_tvm.schedules.config_fields import to_fields
 from awq_tvm.schedules.spec import DenseSpec, MatmulSpec
 from awq_tvm.targets import Target, detect, resolve
+from tests.support.faulty_rules import TOLD
 
 FAULTY = Problem(MatmulSpec(88, 24, 4, 8, "float32"), detect(), "test.faulty")
 LIMIT = 6.0
@@ -56,17 +56,7 @@ def is_alive(measurer: LocalMeasurer) -> bool:
     return isinstance(outcome, Timed) and all(0 < t < 1e5 for t in (*outcome.hot[0], *outcome.cold[0]))
 
 
-@pytest.mark.parametrize(
-    ("fault", "kind", "why"),
-    [
-        ("abort", "died", "SIGABRT"),
-        ("segfault", "died", "SIGSEGV"),
-        ("exit", "died", "ended with code 0"),
-        ("wrong", "wrong", "at M = 1"),
-        ("nan", "wrong", "off by nan"),
-        ("refused", "refused", "this candidate cannot be built"),
-    ],
-)
+@pytest.mark.parametrize(("fault", "kind", "why"), TOLD)
 def test_a_faulty_candidate_is_survived(measurer: LocalMeasurer, fault: str, kind: str, why: str) -> None:
     outcome = measurer.measure(trial(fault))
     assert isinstance(outcome, Failed)

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-import tests.support.faulty_rules  # noqa: F401  (registers the family here too)
 from awq_tvm.cli.main import run
 from awq_tvm.compile.tuning.measurement import Failed, Timed, Trial
 from awq_tvm.compile.tuning.problem import Problem
@@ -24,6 +23,7 @@ from awq_tvm.errors import TargetError, UsageError
 from awq_tvm.schedules.spec import MatmulSpec
 from awq_tvm.targets import detect, resolve
 from tests.support import rpc_devices as devices
+from tests.support.faulty_rules import TOLD
 
 for _needed in ("cloudpickle", "tornado"):
     pytest.importorskip(_needed, reason="TVM's tracker takes it: the extra rpc")
@@ -70,18 +70,7 @@ def is_alive(measurer: RpcMeasurer) -> bool:
     return isinstance(outcome, Timed) and all(0 < t < 1e6 for t in (*outcome.hot[0], *outcome.cold[0]))
 
 
-@pytest.mark.parametrize(
-    ("fault", "kind", "why"),
-    [
-        ("hang", "slow", "no result after 5 s"),
-        ("abort", "died", "SIGABRT"),
-        ("segfault", "died", "SIGSEGV"),
-        ("exit", "died", "ended with code 0"),
-        ("wrong", "wrong", "at M = 1"),
-        ("nan", "wrong", "off by nan"),
-        ("refused", "refused", "this candidate cannot be built"),
-    ],
-)
+@pytest.mark.parametrize(("fault", "kind", "why"), [("hang", "slow", "no result after 5 s"), *TOLD])
 def test_a_faulty_candidate_is_survived(measurer: RpcMeasurer, fault: str, kind: str, why: str) -> None:
     outcome = measurer.measure(trial("none", fault))
     assert isinstance(outcome, Failed)

@@ -17,6 +17,7 @@ from awq_tvm.serve.job import Failure, Job, Progress
 from awq_tvm.serve.prefixes import PrefixCache, names_of_parts
 from awq_tvm.serve.scheduler import Scheduler, SchedulerLimits
 from tests.support import tiny_decoder as tiny
+from tests.support.fewer_pages import FewerPages
 
 PART = 64
 
@@ -150,22 +151,8 @@ def test_prompts_read_at_the_same_time_each_count_their_pages(engine: Engine, ex
     _clear(scheduler)
 
 
-class _Smaller:
-    """The bundle's executor with fewer pages than it has."""
-
-    def __init__(self, executor: Executor, pages: int) -> None:
-        self._executor, self._hidden = executor, executor.free_pages - pages
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._executor, name)
-
-    @property
-    def free_pages(self) -> int:
-        return self._executor.free_pages - self._hidden
-
-
 def test_the_longest_unused_goes_when_pages_are_short(engine: Engine, executor: Executor) -> None:
-    smaller = _Smaller(executor, 21)
+    smaller = FewerPages(executor, 21)
     scheduler = Scheduler(smaller)  # type: ignore[arg-type]
     prompts = [tiny.tokens(65, seed=n) for n in range(4)]  # five pages each, of which four are kept
     for prompt in prompts:

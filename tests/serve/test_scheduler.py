@@ -17,6 +17,7 @@ from awq_tvm.serve.job import Failure, Job, Progress, pages_to_come
 from awq_tvm.serve.scheduler import BusyError, Scheduler, SchedulerLimits
 from awq_tvm.serve.worker import Worker
 from tests.support import tiny_decoder as tiny
+from tests.support.fewer_pages import FewerPages
 
 
 @pytest.fixture(scope="module")
@@ -180,23 +181,9 @@ def test_worst_case_of_pages_is_kept(engine: Engine, scheduler: Scheduler) -> No
         assert len(ask.told) == n * limit
 
 
-class _Smaller:
-    """The bundle's executor with fewer pages than it has: it was compiled with enough for all of its sequences."""
-
-    def __init__(self, executor: Executor, pages: int) -> None:
-        self._executor, self._hidden = executor, executor.free_pages - pages
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._executor, name)
-
-    @property
-    def free_pages(self) -> int:
-        return self._executor.free_pages - self._hidden
-
-
 def test_admission_goes_by_pages(engine: Engine, scheduler: Scheduler) -> None:
     """Places are free, yet a job waits until the pages that it may need are, and overtakes nobody."""
-    scheduler.executor = _Smaller(_executor(engine), 16)
+    scheduler.executor = FewerPages(_executor(engine), 16)
     asks = [Ask(engine, tiny.tokens(90, seed=n), max_tokens=30) for n in range(3)]  # eight pages each
     small = Ask(engine, [1], max_tokens=2)
     at_once = 0

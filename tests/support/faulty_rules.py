@@ -20,6 +20,15 @@ from awq_tvm.schedules.spec import MatmulSpec
 from awq_tvm.targets import Target, detect
 
 FAULTS = ("none", "hang", "abort", "segfault", "exit", "wrong", "nan", "refused")
+TOLD = (
+    ("abort", "died", "SIGABRT"),
+    ("segfault", "died", "SIGSEGV"),
+    ("exit", "died", "ended with code 0"),
+    ("wrong", "wrong", "at M = 1"),
+    ("nan", "wrong", "off by nan"),
+    ("refused", "refused", "this candidate cannot be built"),
+)
+"""Of each fault that does not take its time, what kind it is and what is said of it."""
 
 
 @dataclass(frozen=True)
