@@ -63,7 +63,8 @@ class Job:
 
     Attributes:
         cached: tokens of the prompt that were in the cache already when its place was given.
-        runs: pieces of the cache its prompt's parts lie in, see `PrefixCache`.
+        names: of its prompt's whole parts, see `PrefixCache`; set when it is submitted, where beginnings are kept.
+        runs: pieces of the cache these parts lie in.
         cancelled: whether nobody wants the answers any more; set by `cancel`.
     """
 
@@ -80,6 +81,7 @@ class Job:
         self.listener = listener
         self.seconds = seconds
         self.cached = 0
+        self.names: tuple[bytes, ...] = ()
         self.runs: tuple[int, ...] = ()
         self.cancelled = False
         self._deadline = None if seconds is None else time.monotonic() + seconds

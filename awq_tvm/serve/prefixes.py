@@ -85,9 +85,12 @@ class PrefixCache:
         """How many beginnings are kept."""
         return len(self._kept)
 
-    def find(self, prompt: Sequence[int]) -> tuple[Kept, int] | None:
-        """What shares most of a prompt, and how many tokens; the last token is always left to be read."""
-        names = names_of_parts(prompt[:-1], self.part)
+    def find(self, names: Sequence[bytes]) -> tuple[Kept, int] | None:
+        """What shares most of a prompt, and how many tokens.
+
+        Args:
+            names: of its whole parts before the last token, which is always left to be read.
+        """
         for count in range(len(names), 0, -1):
             holders = self._holders.get(names[count - 1])
             if holders:
@@ -99,15 +102,14 @@ class PrefixCache:
         """Numbers for parts that were read anew."""
         return tuple(itertools.islice(self._numbers, count))
 
-    def keep(self, sequence: int, prompt: Sequence[int], runs: Sequence[int]) -> None:
+    def keep(self, sequence: int, names: tuple[bytes, ...], runs: Sequence[int]) -> None:
         """Keep a sequence's whole parts.
 
         Args:
-            sequence: whose first tokens are `prompt`; it goes on as it was.
-            prompt: at least a part of tokens.
-            runs: of its parts.
+            sequence: that begins with them; it goes on as it was.
+            names: of the parts, at least one.
+            runs: of them, and maybe of more.
         """
-        names = names_of_parts(prompt, self.part)
         # Forked even if it is kept already: the fork is what makes this sequence one of two runs.
         fork = self._executor.fork_sequence(sequence, len(names) * self.part, kept=True)
         holders = self._holders.get(names[-1])

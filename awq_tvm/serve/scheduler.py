@@ -17,7 +17,7 @@ import numpy as np
 
 from awq_tvm.errors import AwqTvmError, ResourceError, UsageError
 from awq_tvm.serve.job import Branch, Failure, Job, Progress, pages_to_come
-from awq_tvm.serve.prefixes import PrefixCache
+from awq_tvm.serve.prefixes import PrefixCache, names_of_parts
 
 _PART = 64  # tokens: smaller parts share more and are read slower, at 64 a tenth slower than in one piece
 
@@ -136,6 +136,9 @@ class Scheduler:
             UsageError: it needs more than there is even when nothing else runs.
         """
         self._check_size(job)
+        if self.prefixes is not None:
+            # Here and once: a job may be asked many times whether there is room for it.
+            job.names = names_of_parts(job.prompt, self.part)
         with self._lock:
             if len(self._waiting) >= self.max_waiting:
                 raise BusyError(
@@ -229,9 +232,10 @@ class Scheduler:
     def _place(self, job: Job) -> bool:
         """Give a job its place in the cache, and up what is kept where pages are short; return whether it has one."""
         size, prefixes = self.executor.page_size, self.prefixes
+        before_last = job.names[: (len(job.prompt) - 1) // self.part]
         promised = sum(pages_to_come(other, size) for other in self.running)
         while True:
-            found = prefixes.find(job.prompt) if prefixes is not None else None
+            found = prefixes.find(before_last) if prefixes is not None else None
             kept, shared = found or (None, 0)
             if pages_to_come(job, size, shared) <= self.executor.free_pages - promised:
                 break
@@ -246,7 +250,7 @@ class Scheduler:
             job.runs = kept.runs[: shared // self.part]
             self.counts.cached_tokens += shared
         if prefixes is not None:
-            job.runs += prefixes.new_runs(len(job.prompt) // self.part - len(job.runs))
+            job.runs += prefixes.new_runs(len(job.names) - len(job.runs))
         return True
 
     def _read_prompts(self, jobs: Sequence[Job]) -> None:
@@ -275,7 +279,7 @@ class Scheduler:
         if self.prefixes is None or first.sequence is None:
             return
         if first.length == self.part or (first.length > self.part and not job.prefilling):
-            self.prefixes.keep(first.sequence, job.prompt[: first.length], job.runs)
+            self.prefixes.keep(first.sequence, job.names[: first.length // self.part], job.runs)
 
     def _start_answers(self, job: Job, logits: np.ndarray) -> None:
         first, *others = job.branches
