@@ -78,8 +78,8 @@ def measure(url: str, streams: int, tokens: int) -> tuple[float, float]:
 
 
 @contextmanager
-def started(command: str, threads: str, seconds: float = 120) -> Iterator[tuple[str, int]]:
-    """URL and process of a server that a command starts; it is ended afterwards.
+def started(command: str, threads: str, seconds: float = 120) -> Iterator[str]:
+    """URL of a server that a command starts; it is ended afterwards.
 
     Raises:
         SystemExit: it does not answer in time.
@@ -96,12 +96,12 @@ def started(command: str, threads: str, seconds: float = 120) -> Iterator[tuple[
                 if process.poll() is not None or time.monotonic() > deadline:
                     raise SystemExit(f"no server came of: {shlex.join(words)}")
                 time.sleep(0.2)
-            yield url, process.pid
+            yield url
         finally:
             process.terminate()
 
 
-def start_ours(bundle: str, threads: str) -> AbstractContextManager[tuple[str, int]]:
+def start_ours(bundle: str, threads: str) -> AbstractContextManager[str]:
     """Our server on a bundle, as `started`."""
     words = [sys.executable, "-m", "awq_tvm", "serve", bundle]
     return started(f"{shlex.join(words)} --port {{port}} --threads {{threads}}", threads)
@@ -129,9 +129,9 @@ def main() -> None:
     arguments = parser.parse_args()
     counts = [int(count) for count in arguments.streams.split(",")]
     with ExitStack() as stack:
-        urls = {"awq_tvm": stack.enter_context(start_ours(arguments.bundle, arguments.threads))[0]}
+        urls = {"awq_tvm": stack.enter_context(start_ours(arguments.bundle, arguments.threads))}
         for name, command in (peer.split("=", 1) for peer in arguments.start):
-            urls[name] = stack.enter_context(started(command, arguments.threads))[0]
+            urls[name] = stack.enter_context(started(command, arguments.threads))
         urls |= dict(peer.split("=", 1) for peer in arguments.peer)
         rows: dict[tuple[str, int], list[tuple[float, float]]] = {}
         for url in urls.values():
