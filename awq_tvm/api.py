@@ -182,20 +182,28 @@ def compile(
     return report if made is None else replace(report, notes=(f"quantized first, into {made}", *report.notes))
 
 
-def load(bundle: str | Path, *, threads: int | None = None) -> Model:
+def load(
+    bundle: str | Path, *, threads: int | None = None, require_signature: str | Path | None = None
+) -> Model:
     """Verify a bundle in full, then load it.
 
     Args:
         bundle: the directory that `compile` wrote.
         threads: of the CPU, 1 to 1024; None for one a core.
+        require_signature: a public key; only what it signed is loaded, as `<bundle>.sig` says.
 
     Raises:
-        UsageError: threads that cannot be meant.
-        BundleError: the bundle is damaged, incomplete or of another version.
+        UsageError: threads that cannot be meant, or no such key.
+        UnsupportedError: a signature is required and the library for them is not installed.
+        BundleError: the bundle is damaged, incomplete, of another version, or not what was signed.
         TargetError: it is for another machine.
     """
     from awq_tvm.runtime.engine import Engine
 
+    if require_signature is not None:
+        from awq_tvm.bundle.signature import check_signature
+
+        check_signature(Path(bundle), Path(require_signature))
     return Model(Engine.load(bundle, threads=threads))
 
 

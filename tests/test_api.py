@@ -64,8 +64,8 @@ def test_editors_see_what_they_take() -> None:
     [
         (api.quantize, quantize_verb.command, {"json_output"}),
         (api.compile, compile_verb.command, {"json_output", "explain"}),
-        (api.Model.generate, generate.command, {"json_output", "bundle", "threads"}),
-        (api.Model.stream, generate.command, {"json_output", "bundle", "threads"}),
+        (api.Model.generate, generate.command, {"json_output", "bundle", "threads", "require_signature"}),
+        (api.Model.stream, generate.command, {"json_output", "bundle", "threads", "require_signature"}),
     ],
 )
 def test_the_words_and_defaults_are_those_of_the_command_line(

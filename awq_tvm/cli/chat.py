@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from awq_tvm.cli.generate import describe
-from awq_tvm.cli.options import BundlePath, Json, Threads
+from awq_tvm.cli.options import BundlePath, Json, RequireSignature, Threads, check_signed
 from awq_tvm.cli.output import print_json, say
 from awq_tvm.errors import AwqTvmError, UsageError
 
@@ -38,6 +38,7 @@ def command(
     top_p: Annotated[float, typer.Option(help="Draw among the most likely with this probability.")] = 1.0,
     repetition_penalty: Annotated[float, typer.Option(help="Above 1: repeat less.")] = 1.0,
     seed: Annotated[int | None, typer.Option(help="Of the draws.", show_default=False)] = None,
+    require_signature: RequireSignature = None,
     threads: Threads = None,
     json_output: Json = False,
 ) -> None:
@@ -52,6 +53,7 @@ def command(
         repetition_penalty=repetition_penalty,
         seed=seed,
     )
+    check_signed(bundle, require_signature)
     with Engine.load(bundle, threads=threads) as engine:
         engine.encode("hello", chat=True)  # a model without a chat template is refused before the first line
         Conversation(engine, options, system=system, as_json=json_output).run()

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from awq_tvm.cli.options import BundlePath, Json, Threads
+from awq_tvm.cli.options import BundlePath, Json, RequireSignature, Threads, check_signed
 from awq_tvm.cli.output import print_json, say
 
 
@@ -28,6 +28,7 @@ def command(
     chat: Annotated[
         bool, typer.Option("--chat", help="Put the prompt through the model's chat template.")
     ] = False,
+    require_signature: RequireSignature = None,
     threads: Threads = None,
     json_output: Json = False,
 ) -> None:
@@ -45,6 +46,7 @@ def command(
         seed=seed,
         stop=tuple(stop or ()),
     )
+    check_signed(bundle, require_signature)
     with Engine.load(bundle, threads=threads) as engine:
         if json_output:
             answer = engine.generate(prompt, options, chat=chat)

@@ -23,6 +23,30 @@ Threads = Annotated[
     int | None, typer.Option("--threads", help="CPU threads; one a core by default.", show_default=False)
 ]
 
+RequireSignature = Annotated[
+    Path | None,
+    typer.Option(
+        "--require-signature",
+        metavar="PUBLIC_KEY",
+        show_default=False,
+        help="Take only a bundle that this key signed, as BUNDLE.sig says.",
+    ),
+]
+
+
+def check_signed(bundle: Path, public_key: Path | None) -> None:
+    """Refuse a bundle that the owner of a key did not sign; None asks for no signature.
+
+    Raises:
+        UnsupportedError: the library is not installed.
+        UsageError: no such key.
+        BundleError: no signature, another key's, or one of something else.
+    """
+    if public_key is not None:
+        from awq_tvm.bundle.signature import check_signature
+
+        check_signature(bundle, public_key)
+
 
 def whole_numbers(text: str, option: str) -> tuple[int, ...]:
     """Read "128,512".

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from awq_tvm.cli.options import BundlePath, Json
+from awq_tvm.cli.options import BundlePath, Json, RequireSignature, check_signed
 from awq_tvm.cli.output import in_bytes, print_json, say
 from awq_tvm.cli.progress_bar import ProgressDisplay
 
@@ -38,6 +38,7 @@ def command(
     smoke_test: Annotated[
         bool, typer.Option("--smoke-test/--no-smoke-test", help="Generate there once.")
     ] = True,
+    require_signature: RequireSignature = None,
     json_output: Json = False,
 ) -> None:
     """Bring a bundle onto a device: send what changed, check it there, and generate there once."""
@@ -47,6 +48,7 @@ def command(
     address = find_device(device, devices)
     if runner is not None:
         address = replace(address, runner=runner)
+    check_signed(bundle, require_signature)
     with ProgressDisplay() as display:
         report = push_bundle(
             bundle,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from awq_tvm.cli.options import BundlePath, Json, Threads
+from awq_tvm.cli.options import BundlePath, Json, RequireSignature, Threads, check_signed
 from awq_tvm.cli.output import print_json, say
 from awq_tvm.errors import UnsupportedError
 
@@ -42,14 +42,7 @@ def command(
         ),
     ] = True,
     request_seconds: Annotated[float, typer.Option(help="Longest time a request may take.")] = 600.0,
-    require_signature: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="PUBLIC_KEY",
-            show_default=False,
-            help="Serve only what this key signed, as BUNDLE.sig says.",
-        ),
-    ] = None,
+    require_signature: RequireSignature = None,
     threads: Threads = None,
     json_output: Json = False,
 ) -> None:
@@ -73,10 +66,7 @@ def command(
         ) from None
     from awq_tvm.serve.scheduler import SchedulerLimits
 
-    if require_signature is not None:
-        from awq_tvm.bundle.signature import check_signature
-
-        check_signature(bundle, require_signature)
+    check_signed(bundle, require_signature)
 
     def ready(url: str, name: str) -> None:
         if json_output:

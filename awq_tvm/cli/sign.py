@@ -22,7 +22,7 @@ def command(
     ] = None,
     json_output: Json = False,
 ) -> None:
-    """Sign a bundle with a key; `verify --public-key` and `serve --require-signature` check it."""
+    """Sign a bundle with a key; `verify --public-key` and the verbs with --require-signature check it."""
     from awq_tvm.bundle.signature import sign_bundle
 
     made = sign_bundle(bundle, private_key, signature)

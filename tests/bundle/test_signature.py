@@ -17,10 +17,13 @@ pytest.importorskip("model_signing", reason="needs model-signing: pip install 'a
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
+from awq_tvm import api
 from awq_tvm.bundle.signature import check_signature, sign_bundle, signature_of
 from awq_tvm.bundle.verify import verify_bundle
 from awq_tvm.cli.main import run
 from awq_tvm.errors import BundleError, ResourceError, UnsupportedError, UsageError
+from awq_tvm.push import push
+from awq_tvm.runtime.engine import Engine
 from tests.bundle.conftest import make_bundle
 from tests.support import native_runner as native
 
@@ -206,18 +209,39 @@ def test_the_verbs(bundle: Path, keys: Keys, other_keys: Keys, capsys: pytest.Ca
     assert "Hash mismatch for 'tokenizer.json'" in capsys.readouterr().err
 
 
-def test_what_is_not_signed_is_not_served(
-    signed: Path, keys: Keys, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("verb", ["generate", "chat", "push", "serve"])
+def test_what_is_not_signed_is_not_used(
+    verb: str, signed: Path, keys: Keys, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server = pytest.importorskip("awq_tvm.serve.server", reason="needs awq-tvm[serve]")
-    served: list[Path] = []
-    monkeypatch.setattr(server, "run_server", lambda bundle, *_: served.append(bundle))
-    command = ["serve", str(signed), "--require-signature", str(keys[1])]
-    assert run(command) == 0
-    assert served == [signed]
+    used: list[Path] = []
+
+    def use(bundle: Path, *_: object, **__: object) -> None:
+        used.append(bundle)
+        raise UnsupportedError("It got this far.")
+
+    if verb == "serve":
+        server = pytest.importorskip("awq_tvm.serve.server", reason="needs awq-tvm[serve]")
+        monkeypatch.setattr(server, "run_server", use)
+    monkeypatch.setattr(push, "push_bundle", use)
+    monkeypatch.setattr(Engine, "load", use)
+    more = {"generate": ["--prompt", "x"], "push": ["ssh://here/folder"]}.get(verb, [])
+    command = [verb, str(signed), *more, "--require-signature", str(keys[1])]
+    assert run(command) == 4
+    assert used == [signed]
     replace_and_reseal(signed)
     assert run(command) == 6
     assert "not what was signed" in capsys.readouterr().err
     signature_of(signed).unlink()
     assert run(command) == 6
-    assert served == [signed]
+    assert "is not signed" in capsys.readouterr().err
+    assert used == [signed]
+
+
+def test_what_is_not_signed_is_not_loaded(signed: Path, keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[Path] = []
+    monkeypatch.setattr(Engine, "load", lambda bundle, **_: used.append(bundle))
+    api.load(signed, require_signature=keys[1])
+    signature_of(signed).unlink()
+    with pytest.raises(BundleError, match="is not signed"):
+        api.load(str(signed), require_signature=str(keys[1]))
+    assert used == [signed]
