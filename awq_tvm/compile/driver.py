@@ -111,7 +111,7 @@ def compile_model(
 
     clock = _Clock(progress)
     with clock.stage("export"), tvm.target.Target(chip.tvm_target_with_host) as tvm_target:
-        mod = export_model(config, precision, limits, tvm_target)
+        mod = export_model(config, precision, limits, tvm_target, chip.num_sms)
     with clock.stage("passes"):
         mod = pipeline.run(
             mod,

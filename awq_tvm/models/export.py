@@ -73,13 +73,18 @@ def require_family(model_type: str) -> None:
 
 
 def export_model(
-    config: ModelConfig, precision: Precision, limits: Limits, target: tvm.target.Target
+    config: ModelConfig,
+    precision: Precision,
+    limits: Limits,
+    target: tvm.target.Target,
+    gpu_cores: int | None = None,
 ) -> tvm.IRModule:
     """The Relax module with ``forward`` and ``create_kv_cache``, its weights in the row layout.
 
     ``forward(input_ids int32[n], logit_positions int32[m], kv_cache, *weights) -> (float32[m, vocab], kv_cache)``.
     The module carries the weights' ``ParameterPlan`` under ``ir_attrs.PARAMETER_PLAN`` and facts for the runtime
-    under ``ir_attrs.METADATA``.
+    under ``ir_attrs.METADATA``. ``gpu_cores`` are the GPU's SMs or cores, None where
+    they are unknown.
 
     Raises:
         UnsupportedError: the family is unknown, or its attention does not fit in ``limits``.
@@ -92,7 +97,7 @@ def export_model(
             fix=f"compile with --context-length {config.sliding_window} or less",
         )
     model = FAMILIES[config.model_type](config, precision)
-    wrapper = _Exported(model, config, precision, limits, target)
+    wrapper = _Exported(model, config, precision, limits, target, gpu_cores)
     mod, parameters = wrapper.export_tvm(
         {
             "forward": {
@@ -156,10 +161,12 @@ class _Exported(nn.Module):
         precision: Precision,
         limits: Limits,
         target: tvm.target.Target,
+        gpu_cores: int | None,
     ) -> None:
         super().__init__()
         setattr(self, _MODEL, model)
         self.config, self.precision, self.limits, self.target = config, precision, limits, target
+        self.gpu_cores = gpu_cores
 
     def forward(self, input_ids: nn.Tensor, logit_positions: nn.Tensor, kv_cache: Any) -> Any:
         return getattr(self, _MODEL)(input_ids, logit_positions, kv_cache), kv_cache
@@ -179,5 +186,6 @@ class _Exported(nn.Module):
             rope=config.rope,
             dtype=self.precision.attention_dtype,
             target=self.target,
+            gpu_cores=self.gpu_cores,
             int8_pages=self.precision.int8_cache,
         )

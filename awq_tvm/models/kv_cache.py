@@ -1,7 +1,7 @@
 """The paged KV cache of a compiled model.
 
 The cache itself (pages, sequences, forks) is TVM's runtime object; what it calls to compute is compiled into
-the model: our kernels on CPUs, TVM's own on GPUs, our rotation table on both.
+the model: our kernels on CPUs; on GPUs ours for rotating, decoding and merging, and TVM's for the rest.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from tvm.target import Target
 from awq_tvm.errors import UnsupportedError
 from awq_tvm.models.rope import RopeConfig
 from awq_tvm.schedules.attention import decode, merge, pages, prefill, rotary
+from awq_tvm.schedules.attention.gpu.config import default_decode_config
+from awq_tvm.schedules.attention.gpu.decode import decode_paged
 from awq_tvm.schedules.attention.shape import PAGE_SIZE, AttentionShape
 
 STOCK_PAGE_SIZE = 16
@@ -36,6 +38,7 @@ def create_kv_cache(
     rope: RopeConfig,
     dtype: str,
     target: Target,
+    gpu_cores: int | None = None,
     sliding_window: int | None = None,
     int8_pages: bool = False,
 ) -> PagedKVCache:
@@ -55,6 +58,7 @@ def create_kv_cache(
         rope: the rotary embedding.
         dtype: of qkv and the attention's output, and of the cache unless that is int8.
         target: what the kernels are for.
+        gpu_cores: SMs or cores of a GPU, None where they are unknown: contexts are divided among them.
         sliding_window: newest tokens that a query of any layer sees, itself included; None for all. The cache
             keeps the older ones all the same.
         int8_pages: keep keys and values as int8 with a scale a token and head.
@@ -78,7 +82,11 @@ def create_kv_cache(
         raise UnsupportedError(
             "a KV cache in int8 has no GPU kernel", where="attention", fix="keep the cache in float16"
         )
-    kernels = _cpu_kernels if on_cpu else _stock_gpu_kernels
+    kernels = (
+        _cpu_kernels(shape, num_hidden_layers, target)
+        if on_cpu
+        else _gpu_kernels(shape, num_hidden_layers, target, gpu_cores)
+    )
     return PagedKVCache(
         _expr=relax.call_pure_packed(
             "vm.builtin.paged_attention_kv_cache_create",
@@ -95,7 +103,7 @@ def create_kv_cache(
             relax.prim_value(rope.theta),
             relax.const(rope.inverse_frequencies(), "float32"),
             relax.op.zeros((), dtype),
-            *kernels(shape, num_hidden_layers, target),
+            *kernels,
             ty_args=relax.AnyType(),
         ),
         _name="paged_kv_cache",
@@ -141,13 +149,14 @@ def _cpu_kernels(shape: AttentionShape, layers: int, target: Target) -> list[Any
     ]
 
 
-def _stock_gpu_kernels(shape: AttentionShape, layers: int, target: Target) -> list[Any]:
-    """TVM's kernels for CUDA and Metal, in the order of the runtime's parameters."""
+def _gpu_kernels(shape: AttentionShape, layers: int, target: Target, gpu_cores: int | None) -> list[Any]:
+    """Kernels for CUDA and Metal, TVM's but for those of ``schedules``, in the order of the runtime's parameters."""
     h, h_kv, d, dtype = shape.heads, shape.kv_heads, shape.head_dim, shape.dtype
     no_rope: dict[str, Any] = {}
     ragged = stock._attention_prefill_ragged(h_kv, h, d, d, dtype, no_rope, target)
     paged = stock._attention_prefill(h_kv, h, d, dtype, False, no_rope, target)
-    paged_decode = stock._attention_decode(h_kv, h, d, dtype, False, no_rope, target)
+    config = default_decode_config(shape, target.kind.name, gpu_cores)
+    paged_decode = decode_paged(shape, target, config)
     return [
         _add(stock._kv_cache_transpose_append(h_kv, d, dtype), "kv_cache_append"),
         relax.prim_value(0),

@@ -112,7 +112,7 @@ class Gpu:
     def launch(self, image: ctypes.c_void_p, launch: Launch, buffers: dict[str, Any]) -> None:
         """See ``check.Device``."""
         function = self._function(image, launch)
-        values = [buffers[one] if isinstance(one, str) else ctypes.c_int64(one) for one in launch.arguments]
+        values = [buffers[one] if isinstance(one, str) else _number(one) for one in launch.arguments]
         pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
         shared = ctypes.c_uint(launch.shared_bytes)
         self._call(
@@ -179,6 +179,11 @@ def best_arch(arch: str, there: Sequence[str]) -> str | None:
     number = int(arch.removeprefix("sm_"))
     fit = [one for one in there if one.removeprefix("sm_")[:-1] == arch.removeprefix("sm_")[:-1]]
     return max((one for one in fit if int(one.removeprefix("sm_")) <= number), default=None)
+
+
+def _number(value: int | float) -> Any:
+    """A scalar parameter, as kernels take it."""
+    return ctypes.c_float(value) if isinstance(value, float) else ctypes.c_int64(value)
 
 
 def _size(size: int) -> ctypes.c_size_t:

@@ -98,7 +98,7 @@ def build_model(
     precision = Precision(target.compute_dtype, "float16", "float", shapes, target.compute_dtype)
     model, limits = ModelConfig.from_hugging_face(checkpoint.config), Limits(context_length)
     with tvm.target.Target(target.tvm_target_with_host) as tvm_target:
-        mod = export_model(model, precision, limits, tvm_target)
+        mod = export_model(model, precision, limits, tvm_target, target.num_sms)
     mod = pipeline.run(mod, target, 2)
     plan = ParameterPlan.from_json(mod.attrs[ir_attrs.PARAMETER_PLAN])
     kernels = json.loads(mod.attrs[ir_attrs.COVERAGE])

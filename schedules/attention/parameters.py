@@ -49,13 +49,14 @@ def build(name: str, emit: Callable[[], None]) -> tirx.PrimFunc:
 
 def tensor(name: str, shape: tuple[Any, ...], dtype: str = "float32") -> Any:
     """A tensor parameter that starts at its data pointer."""
-    return T.match_buffer(T.arg(name, T.handle()), shape, dtype)
+    return IRBuilder.name(name, T.match_buffer(T.arg(f"{name}_handle", T.handle()), shape, dtype))
 
 
 def indices(name: str, shape: tuple[Any, ...]) -> Any:
     """An int32 parameter that may lie anywhere in a larger array, as the runtime packs them."""
     offset = tirx.Var(f"{name}_offset", "int32")
-    return T.match_buffer(T.arg(name, T.handle()), shape, "int32", elem_offset=offset)
+    handle = T.arg(f"{name}_handle", T.handle())
+    return IRBuilder.name(name, T.match_buffer(handle, shape, "int32", elem_offset=offset))
 
 
 def scalar(name: str, dtype: str) -> Any:

@@ -39,6 +39,8 @@ NEVER_LAUNCHED = {
     "copy_single_page_kernel",
     "compact_kv_copy_kernel",
     "tir_kv_cache_debug_get_kv_kernel",
+    # Decoding so many sequences that they fill the GPU undivided.
+    "attention_decode_paged_kernel_2",
     # The compiler turns reshapes into views, and leaves their kernels where they are.
     "reshape_kernel",
     "reshape1_kernel",

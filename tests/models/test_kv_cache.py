@@ -357,7 +357,7 @@ def _sources(module: Any) -> str:
     ids=["cuda", "metal"],
 )
 def test_gpu_kernels_compile(target: tvm.target.Target, kernel: str) -> None:
-    """TVM's attention and our rotation become device code, with no device at hand."""
+    """TVM's attention over many tokens, and our decoding and rotation, become device code, with no device at hand."""
     from tvm.s_tir import dlight
 
     mod = _export(Case(8, 2, 64, "float16"), target)
@@ -366,6 +366,7 @@ def test_gpu_kernels_compile(target: tvm.target.Target, kernel: str) -> None:
     executable = tvm.compile(mod, target)
     device_code = _sources(executable.mod)
     assert "split_rotary" in device_code
+    assert "attention_decode_paged" in device_code
     assert {"cuda": "__global__", "metal": "kernel void"}[kernel] in device_code
 
 

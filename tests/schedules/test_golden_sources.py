@@ -7,7 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tvm.target import Target
 
+from awq_tvm.compile.toolchain.launches import HostPart
+from awq_tvm.schedules.attention.gpu.config import DecodeConfig
+from awq_tvm.schedules.attention.gpu.decode import decode_paged
+from awq_tvm.schedules.attention.shape import AttentionShape
 from awq_tvm.schedules.cuda.tensor_core import TensorCoreRule
 from awq_tvm.schedules.rule import rules_for
 from awq_tvm.schedules.spec import MatmulSpec
@@ -30,10 +35,14 @@ CASES = {
 
 
 def source_of(target: str, tensor_core: bool, index: int) -> str:
-    """One kernel of the small linear, without what TVM writes before all of them."""
+    """One kernel of the small linear."""
     chip = resolve(target)
     rule = TensorCoreRule() if tensor_core else rules_for(chip)[-1]
-    source = build_for(rule, SMALL, chip).source
+    return one_kernel(build_for(rule, SMALL, chip).source, index)
+
+
+def one_kernel(source: str, index: int) -> str:
+    """One kernel of a source, without what TVM writes before all of them."""
     starts = [match.start() for match in KERNEL.finditer(source)]
     kernel = source[starts[index] : [*starts[1:], len(source)][index]]
     # TVM counts such names on from kernel to kernel: what changes in one must not show in another.
@@ -45,6 +54,18 @@ def source_of(target: str, tensor_core: bool, index: int) -> str:
 @pytest.mark.parametrize("name", CASES)
 def test_generated_source_is_what_was_reviewed(name: str, golden: Callable[[str, str], None]) -> None:
     golden(name, source_of(*CASES[name]))
+
+
+ATTENTION = AttentionShape(2, 1, 16, "float16")
+ATTENTION_SIZES = DecodeConfig(lanes=2, pieces=1, heads=2, head_warps=1, key_warps=2, unroll=1, blocks=4)
+
+
+@pytest.mark.parametrize(("index", "name"), [(0, "decode"), (1, "merge")])
+def test_attention_is_what_was_reviewed(index: int, name: str, golden: Callable[[str, str], None]) -> None:
+    chip = resolve("metal")
+    func = decode_paged(ATTENTION, Target(chip.tvm_target_with_host), ATTENTION_SIZES)
+    source = HostPart(func.with_attr("global_symbol", "attend"), chip).source
+    golden(f"metal_attention_{name}.metal", one_kernel(source, index))
 
 
 def test_a_difference_is_shown(tmp_path: Path) -> None:

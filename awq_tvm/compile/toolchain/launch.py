@@ -11,14 +11,14 @@ class Launch:
 
     Attributes:
         kernel: its name in the device source.
-        arguments: in its order; the name of a buffer, or an integer of 64 bits.
+        arguments: in its order; the name of a buffer, an integer of 64 bits, or a float32.
         grid: blocks along x, y and z.
         block: threads of a block.
         shared_bytes: dynamic shared memory of a block.
     """
 
     kernel: str
-    arguments: tuple[str | int, ...]
+    arguments: tuple[str | int | float, ...]
     grid: tuple[int, int, int]
     block: tuple[int, int, int]
     shared_bytes: int

@@ -46,11 +46,11 @@ class HostPart:
         (self._scope,) = _scopes(entry.body)
         self.workspaces: dict[str, int] = dict(_workspaces(self._scope))
 
-    def launches(self, values: Mapping[str, int]) -> tuple[Launch, ...]:
+    def launches(self, values: Mapping[str, int | float]) -> tuple[Launch, ...]:
         """What is launched, in order.
 
         Args:
-            values: of the symbolic extents.
+            values: of the symbolic extents and of parameters that are numbers.
 
         Raises:
             UnsupportedError: the host part holds a statement that is not known here.
@@ -86,7 +86,7 @@ class HostPart:
         parameters = self._parameters[str(name.value)]
         tags = [str(tag) for tag in call.attrs["launch_params"]]
         given = [
-            parameter.removesuffix("_ptr") if parameter.endswith("_ptr") else values.of(argument)
+            parameter.removesuffix("_ptr") if parameter.endswith("_ptr") else values.number(argument)
             for parameter, argument in zip(parameters, arguments, strict=False)
         ]
         extents = dict(zip(tags, map(values.of, arguments[len(parameters) :]), strict=True))
@@ -106,20 +106,26 @@ def _three(extents: Mapping[str, int], kind: str) -> tuple[int, int, int]:
 class _Values:
     """What the host part's variables are."""
 
-    def __init__(self, values: Mapping[str, int]) -> None:
+    def __init__(self, values: Mapping[str, int | float]) -> None:
         self._by_name, self._analyzer = values, Analyzer()
 
     def bind(self, variable: Any, value: Any) -> None:
         """Give a variable the value of an expression."""
-        self._analyzer.bind(variable, tirx.const(self.of(value), variable.ty.dtype), allow_override=True)
+        known = tirx.const(self.number(value), variable.ty.dtype)
+        self._analyzer.bind(variable, known, allow_override=True)
 
     def of(self, expression: Any) -> int:
+        """The value of an integer expression."""
+        return int(self.number(expression))
+
+    def number(self, expression: Any) -> int | float:
         """The value of an expression."""
         for variable in tirx.analysis.undefined_vars(expression):
             if variable.name in self._by_name:
-                value = tirx.const(self._by_name[variable.name], "int64")
+                value = tirx.const(self._by_name[variable.name], variable.ty.dtype)
                 self._analyzer.bind(variable, value, allow_override=True)
-        return int(self._analyzer.simplify(expression))
+        found = self._analyzer.simplify(expression)
+        return float(found) if str(expression.ty.dtype).startswith("float") else int(found)
 
 
 def _scopes(statement: Any) -> Iterator[Any]:

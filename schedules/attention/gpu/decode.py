@@ -1,0 +1,362 @@
+"""Attention of one new token a sequence to its pages, on CUDA and Metal; the roof is the bandwidth of the pages.
+
+A block takes a sequence and one key-value head, so that keys and values are read once for all query heads of the
+group. Lanes that are neighbours read one key, 16 bytes each, and add up its scores by exchanging with each other; a
+warp reads as many keys at once as it has such groups of lanes, and a few of each group before it reckons with any.
+Each group of lanes has a softmax of its own over the keys that it saw, in float32: m, l and O of ``attention.tile``.
+They meet at the end: those of a warp by exchanging, those of a block's warps in shared memory, and those of the
+blocks that share a long context in a second kernel, as in flash decoding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.target import Target
+from tvm.tirx.script import builder as T
+
+from awq_tvm.schedules.attention.gpu.config import DecodeConfig, vector_length
+from awq_tvm.schedules.attention.gpu.lanes import (
+    WARP,
+    Exchange,
+    as_words,
+    exchange_of,
+    held,
+    load_vector,
+    registers,
+    unpack,
+)
+from awq_tvm.schedules.attention.gpu.splits import Splits, Whole, merge_splits
+from awq_tvm.schedules.attention.parameters import LOG2_E, History, build, indices, scalar, size, tensor
+from awq_tvm.schedules.attention.shape import PAGE_SIZE, AttentionShape
+from awq_tvm.schedules.attention.tile import NOTHING, f32, i32
+
+_MASKED = -3e38
+
+
+def decode_paged(shape: AttentionShape, target: Target, config: DecodeConfig) -> tirx.PrimFunc:
+    """One token a sequence, q [batch, heads, D], against its cached tokens, itself among them -> output, log_sum.
+
+    Args:
+        shape: of the attention; pages are [pages, 2, kv_heads, PAGE_SIZE, D], as TVM's own kernels fill them.
+        target: a GPU.
+        config: sizes.
+    """
+
+    def emit() -> None:
+        batch = size("batch")
+        rows = (batch, shape.heads, shape.head_dim)
+        q = tensor("q", rows, shape.dtype)
+        history = History(shape, batch)
+        q_position = indices("q_position", (batch,))
+        output = tensor("output", rows, shape.dtype)
+        log_sum = tensor("log_sum", (batch, shape.heads))
+        scalar("rotary_mode", "int32")
+        scalar("rope_scale", "float32")
+        scalar("rope_theta", "float32")
+        softmax_scale = scalar("softmax_scale", "float32")
+
+        def span(sequence: Any) -> tuple[Any, Any]:
+            """The page-aligned key to begin with, and the end of the keys."""
+            length = held("length", history.length(sequence))
+            if shape.sliding_window is None:
+                return i32(0), length
+            first = _first_seen(shape, history, q_position, sequence)
+            return held("page_start", tirx.truncdiv(first, i32(PAGE_SIZE)) * i32(PAGE_SIZE)), length
+
+        kernel = _Kernel(shape, config, exchange_of(target), history, q, q_position, softmax_scale, span)
+        whole = Whole(output, log_sum)
+        most_shared = config.blocks // (2 * shape.kv_heads)
+        if most_shared < 1:
+            kernel.launch(batch, whole)
+            return
+        splits = Splits(shape, config, batch)
+        with T.If(batch <= most_shared):
+            with T.Then():
+                kernel.launch(batch, splits)
+                merge_splits(splits, batch, span, output, log_sum)
+            with T.Else():
+                kernel.launch(batch, whole)
+
+    return build("attention_decode_paged", emit)
+
+
+def _first_seen(shape: AttentionShape, history: History, q_position: Any, sequence: Any) -> Any:
+    """The first key within the sliding window."""
+    own = q_position[sequence] - history.key_position[sequence]
+    return held("first_seen", tirx.max(own - i32((shape.sliding_window or 0) - 1), i32(0)))
+
+
+@dataclass(frozen=True)
+class _Kernel:
+    """The kernel that reads keys and values, and its parameters."""
+
+    shape: AttentionShape
+    config: DecodeConfig
+    exchange: Exchange
+    history: History
+    q: Any
+    q_position: Any
+    softmax_scale: Any
+    span: Callable[[Any], tuple[Any, Any]]
+
+    def launch(self, batch: Any, splits: Splits | Whole) -> None:
+        """Emit the kernel."""
+        shape, config = self.shape, self.config
+        with (
+            T.launch_thread("blockIdx.x", batch) as sequence,
+            T.launch_thread("blockIdx.y", shape.kv_heads) as kv_head,
+            T.launch_thread("blockIdx.z", splits.count) as split,
+            T.launch_thread("threadIdx.x", config.threads) as thread,
+        ):
+            warp = thread // WARP
+            lane = _Lane(shape, config, thread % WARP, warp // config.head_warps, warp % config.head_warps)
+            begin, length = self.span(sequence)
+            start, end = splits.run(split, begin, length)
+            with T.If(T.Or(start < end, split == 0)), T.Then():
+                first = None
+                if shape.sliding_window is not None:
+                    first = _first_seen(shape, self.history, self.q_position, sequence)
+                found = _Softmax(config, lane, vector_length(shape))
+                queries = self._queries(sequence, kv_head, lane)
+                self._read(found, queries, lane, sequence, kv_head, first, start, end)
+                found.meet_in_warp(self.exchange)
+                self._meet_in_block(found, lane, thread, (sequence, kv_head, split), splits)
+
+    def _queries(self, sequence: Any, kv_head: Any, lane: _Lane) -> Any:
+        """Emit the loads of a lane's features of its query heads; scaled, in float32."""
+        shape, config, length = self.shape, self.config, vector_length(self.shape)
+        vectors = shape.head_dim // length
+        flat = as_words(self.q, self.q.shape[0] * (shape.heads * vectors))
+        queries = registers("queries", config.heads * config.pieces * length)
+        scale = held("scale", self.softmax_scale * f32(LOG2_E), "float32")
+        words = registers("words", 4, "uint32")
+        for h in range(config.heads):
+            own = lane.first_head + h
+            if config.heads * config.head_warps > shape.group:
+                own = tirx.min(own, i32(shape.group - 1))
+            head = kv_head * shape.group + own
+            for piece in range(config.pieces):
+                vector = (sequence * shape.heads + head) * vectors + lane.vector(piece)
+                load_vector(words, 0, flat, vector)
+                for i, value in enumerate(unpack(words, 0, shape.dtype)):
+                    # Lanes beyond the features have none of the scores.
+                    own = T.Select(lane.has(piece), value * scale, f32(0))
+                    T.buffer_store(queries, own, [(h * config.pieces + piece) * length + i])
+        return queries
+
+    def _read(
+        self,
+        found: _Softmax,
+        queries: Any,
+        lane: _Lane,
+        sequence: Any,
+        kv_head: Any,
+        first: Any,
+        start: Any,
+        end: Any,
+    ) -> None:
+        """Emit the loop over the keys of a warp, chunk by chunk."""
+        shape, config = self.shape, self.config
+        vectors = shape.head_dim // vector_length(shape)
+        half = shape.kv_heads * PAGE_SIZE * vectors
+        flat = as_words(self.history.pages.buffer, self.history.pages.count * (2 * half))
+        page_begin = held("page_begin", self.history.page_indptr[sequence])
+
+        def page_of(key: Any) -> Any:
+            inside = tirx.min(key, end - 1)
+            return self.history.page_values[page_begin + tirx.shift_right(inside, i32(4))]
+
+        turn = config.chunk * config.key_warps
+        own_start = held("own_start", start + lane.key_warp * config.chunk)
+        page = registers("page", 1, "int32")
+        with T.If(own_start < end), T.Then():
+            T.buffer_store(page, page_of(own_start), [0])
+        with T.serial(tirx.truncdiv(end - start + i32(turn - 1), i32(turn))) as number:
+            base = held("base", own_start + number * turn)
+            with T.If(base < end), T.Then():
+                places = []
+                for u in range(config.unroll):
+                    # Keys beyond the last are read as the last, and count for nothing.
+                    key = held("key", tirx.min(base + lane.slot + u * config.slots, end - 1))
+                    own_page = page[0] if config.chunk <= PAGE_SIZE else page_of(key)
+                    row = tirx.bitwise_and(key, i32(PAGE_SIZE - 1))
+                    head = own_page * i32(2 * half) + (kv_head * PAGE_SIZE + row) * vectors
+                    places.append(held("vector_at", head))
+                keys = self._load(flat, places, lane)
+                values = self._load(flat, [place + half for place in places], lane)
+                with T.If(base + turn < end), T.Then():
+                    T.buffer_store(page, page_of(base + turn), [0])
+                numbers = [base + lane.slot + u * config.slots for u in range(config.unroll)]
+                seen = [number < end for number in numbers]
+                if first is not None:
+                    seen = [T.And(s, number >= first) for s, number in zip(seen, numbers, strict=True)]
+                found.see(queries, keys, values, seen, self.exchange, shape.dtype)
+
+    def _load(self, flat: Any, places: list[Any], lane: _Lane) -> Any:
+        """Emit the loads of a lane's vectors of some keys, or values."""
+        pieces = self.config.pieces
+        words = registers("words", 4 * pieces * len(places), "uint32")
+        for u, place in enumerate(places):
+            for piece in range(pieces):
+                at = 4 * (u * pieces + piece)
+                load_vector(words, at, flat, place + lane.vector(piece))
+        return words
+
+    def _meet_in_block(
+        self, found: _Softmax, lane: _Lane, thread: Any, place: tuple[Any, Any, Any], splits: Splits | Whole
+    ) -> None:
+        """Emit the meeting of the warps in shared memory, and the store of what they found together."""
+        shape, config, length = self.shape, self.config, vector_length(self.shape)
+        group, head_dim = shape.group, shape.head_dim
+        warps = config.key_warps * group
+        sums = IRBuilder.name("warp_sums", T.alloc_buffer((warps * head_dim,), "float32", scope="shared"))
+        states = IRBuilder.name("warp_states", T.alloc_buffer((warps * 2,), "float32", scope="shared"))
+        for h in range(config.heads):
+            head = lane.first_head + h
+            row = lane.key_warp * group + head
+            with T.If(T.And(lane.slot == 0, head < group)), T.Then():
+                for piece in range(config.pieces):
+                    with T.If(lane.has(piece)), T.Then():
+                        for i in range(length):
+                            feature = lane.vector(piece) * length + i
+                            value = found.sums[found.at(h, piece, i)]
+                            T.buffer_store(sums, value, [row * head_dim + feature])
+                with T.If(lane.place == 0), T.Then():
+                    T.buffer_store(states, found.maximum[h], [2 * row])
+                    T.buffer_store(states, found.total[h], [2 * row + 1])
+        T.evaluate(T.tvm_storage_sync("shared"))
+        sequence, kv_head, split = place
+        for number in range(0, group * head_dim, config.threads):
+            index = number + thread
+            with T.If(index < group * head_dim), T.Then():
+                head, feature = held("head", index // head_dim), held("feature", index % head_dim)
+                maximum, total, value = registers("maximum", 1), registers("total", 1), registers("value", 1)
+                T.buffer_store(maximum, states[2 * head], [0])
+                for w in range(1, config.key_warps):
+                    T.buffer_store(maximum, T.max(maximum[0], states[2 * (w * group + head)]), [0])
+                T.buffer_store(total, f32(0), [0])
+                T.buffer_store(value, f32(0), [0])
+                for w in range(config.key_warps):
+                    row = w * group + head
+                    weight = held("weight", tirx.exp2(states[2 * row] - maximum[0]), "float32")
+                    T.buffer_store(total, total[0] + weight * states[2 * row + 1], [0])
+                    T.buffer_store(value, value[0] + weight * sums[row * head_dim + feature], [0])
+                own = (sequence, kv_head * group + head, split)
+                splits.store(own, feature, value[0], maximum[0], total[0])
+
+
+class _Lane:
+    """Where a thread stands: which features of which keys and query heads are its own."""
+
+    def __init__(
+        self, shape: AttentionShape, config: DecodeConfig, lane: Any, key_warp: Any, head_warp: Any
+    ) -> None:
+        self._vectors, self._lanes = shape.head_dim // vector_length(shape), config.lanes
+        self._whole = config.lanes * config.pieces == self._vectors
+        self.place, self.slot = held("place", lane % config.lanes), held("slot", lane // config.lanes)
+        self.key_warp = held("key_warp", key_warp)
+        self.first_head = held("first_head", head_warp * config.heads) if config.head_warps > 1 else i32(0)
+
+    def has(self, piece: int) -> Any:
+        """Whether a vector of the lane is one of the head's."""
+        if self._whole:
+            return tirx.const(True, "bool")
+        return self.place + piece * self._lanes < self._vectors
+
+    def vector(self, piece: int) -> Any:
+        """Which vector of a head's a lane reads; lanes beyond them read the last."""
+        own = self.place + piece * self._lanes
+        return own if self._whole else tirx.min(own, i32(self._vectors - 1))
+
+
+class _Softmax:
+    """m, l and O of the keys that a lane's group has seen, O of the lane's features; for some query heads."""
+
+    def __init__(self, config: DecodeConfig, lane: _Lane, length: int) -> None:
+        self._config, self._length = config, length
+        self.maximum, self.total = registers("maximum", config.heads), registers("total", config.heads)
+        self.sums = registers("sums", config.heads * config.pieces * length)
+        for h in range(config.heads):
+            T.buffer_store(self.maximum, f32(NOTHING), [h])
+            T.buffer_store(self.total, f32(0), [h])
+        for i in range(config.heads * config.pieces * length):
+            T.buffer_store(self.sums, f32(0), [i])
+
+    def at(self, head: int, piece: int, i: int) -> int:
+        """Where O of a head and feature is, and q."""
+        return (head * self._config.pieces + piece) * self._length + i
+
+    def see(
+        self, queries: Any, keys: Any, values: Any, seen: list[Any], exchange: Exchange, dtype: str
+    ) -> None:
+        """Emit what ``unroll`` keys of the group of lanes change.
+
+        Args:
+            queries: of the lane's heads and features.
+            keys: words of the lane's features.
+            values: the same.
+            seen: whether a key counts.
+            exchange: how lanes add up.
+            dtype: of keys and values.
+        """
+        config = self._config
+        scores = registers("scores", config.heads * config.unroll)
+        for u in range(config.unroll):
+            for piece in range(config.pieces):
+                key = unpack(keys, 4 * (u * config.pieces + piece), dtype)
+                for h in range(config.heads):
+                    at = h * config.unroll + u
+                    for i, feature in enumerate(key):
+                        product = queries[self.at(h, piece, i)] * feature
+                        old = scores[at] + product if piece or i else product
+                        T.buffer_store(scores, old, [at])
+        for h in range(config.heads):
+            own = range(h * config.unroll, (h + 1) * config.unroll)
+            highest = registers("highest", 1)
+            T.buffer_store(highest, self.maximum[h], [0])
+            for u, at in enumerate(own):
+                distance = config.lanes // 2
+                while distance:
+                    T.buffer_store(scores, scores[at] + exchange(scores[at], distance), [at])
+                    distance //= 2
+                T.buffer_store(scores, T.Select(seen[u], scores[at], f32(_MASKED)), [at])
+                T.buffer_store(highest, T.max(highest[0], scores[at]), [0])
+            shrink = held("shrink", tirx.exp2(self.maximum[h] - highest[0]), "float32")
+            T.buffer_store(self.maximum, highest[0], [h])
+            T.buffer_store(self.total, self.total[h] * shrink, [h])
+            for at in own:
+                T.buffer_store(scores, tirx.exp2(scores[at] - highest[0]), [at])
+                T.buffer_store(self.total, self.total[h] + scores[at], [h])
+            for i in range(config.pieces * self._length):
+                T.buffer_store(self.sums, self.sums[self.at(h, 0, i)] * shrink, [self.at(h, 0, i)])
+        for u in range(config.unroll):
+            for piece in range(config.pieces):
+                value = unpack(values, 4 * (u * config.pieces + piece), dtype)
+                for h in range(config.heads):
+                    weight = scores[h * config.unroll + u]
+                    for i, feature in enumerate(value):
+                        at = self.at(h, piece, i)
+                        T.buffer_store(self.sums, self.sums[at] + weight * feature, [at])
+
+    def meet_in_warp(self, exchange: Exchange) -> None:
+        """Emit the meeting of the warp's groups of lanes: then each has what all saw."""
+        config = self._config
+        distance = config.lanes
+        while distance < WARP:
+            for h in range(config.heads):
+                other = held("other", exchange(self.maximum[h], distance), "float32")
+                both = held("both", T.max(self.maximum[h], other), "float32")
+                own_weight = held("own_weight", tirx.exp2(self.maximum[h] - both), "float32")
+                other_weight = held("other_weight", tirx.exp2(other - both), "float32")
+                T.buffer_store(self.maximum, both, [h])
+                places = [(self.total, h)]
+                places += [(self.sums, self.at(h, 0, i)) for i in range(config.pieces * self._length)]
+                for buffer, at in places:
+                    more = exchange(buffer[at], distance) * other_weight
+                    T.buffer_store(buffer, buffer[at] * own_weight + more, [at])
+            distance *= 2
