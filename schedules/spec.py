@@ -26,7 +26,7 @@ class MatmulSpec:
         out_features: N.
         bits: width of a code q, one of 2, 3, 4, 8.
         group_size: k per scale and zero point; divides K.
-        dtype: of x, bias, residual and y, "float32" or "float16".
+        dtype: of x, bias, residual and y, "float32", "float16" or "bfloat16".
         has_bias: whether bias[N] is added.
         activation_function: None, or the elementwise function f.
         has_residual: whether residual[M, N] is added last.

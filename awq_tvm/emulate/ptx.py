@@ -232,6 +232,8 @@ _INSTRUCTIONS = (
     _instruction(r"sub\.(?:rn\.)?f16x2", _call("sub_f16x2")),
     _instruction(r"mul\.(?:rn\.)?f16x2", _call("mul_f16x2")),
     _instruction(r"fma\.rn\.f16x2", _call("fma_f16x2")),
+    _instruction(r"fma\.rn\.bf16x2", _call("fma_bf16x2")),
+    _instruction(r"cvt\.rn\.bf16x2\.f32", _call("pack_bf16x2")),
     _instruction(r"mma\.sync\.aligned\.m16n8k16\.row\.col\.f32\.(b?f16)\.\1\.f32", _mma),
     _instruction(r"ldmatrix\.sync\.aligned\.m8n8\.x([124])(\.trans)?\.shared(?:::cta)?\.b16", _ldmatrix),
     _instruction(r"ld\.global(?:\.nc)?(?:\.L1::\w+)?(?:\.L2::\w+)?(?:\.v([24]))?\.(b32|u32|f32)", _load),

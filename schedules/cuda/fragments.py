@@ -3,10 +3,6 @@
 Codes, scales and zero points of some tiles and one block of k are copied to shared memory asynchronously, 16 bytes
 at a time, because a copy stays where it stands: loads to registers are moved down to their use by the assembler, and
 then too few are under way.
-
-A code q of up to 4 bits becomes float16 by its bits: 0x6400 | q is 1024 + q, 0x6400 | q << 4 is 1024 + 16 q, so
-that one subtraction or one fma by 1/16 gives q - z, exactly. Four codes need no more than a mask each and a shift for
-two; wider codes are spread by byte permutes. (The bit trick is that of Kim et al., arXiv:2211.10017.)
 """
 
 from __future__ import annotations
@@ -17,6 +13,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from awq_tvm.schedules.cuda import ptx
+from awq_tvm.schedules.cuda.codes import BROAD_BITS, codes_for
 from awq_tvm.schedules.cuda.config import GROUP_BYTES, ROWS, tile_bytes
 from awq_tvm.schedules.gpu.weights import local
 from awq_tvm.schedules.spec import MatmulSpec
@@ -33,10 +30,6 @@ _CHUNK = 4
 _SCALE_WORDS = 8
 """Words of a tile's scales of one group; behind them come its zero points."""
 
-_BIAS = 0x6400
-_SIXTEENTH = 0x2C002C00
-_MINUS_64 = 0xD400D400
-
 
 class Fragments:
     """The weight of one linear.
@@ -50,7 +43,8 @@ class Fragments:
         self.spec = spec
         self.tiles = -(-spec.out_features // ROWS)
         self.blocks = spec.in_features // BLOCK_K
-        self.wide = spec.bits > 4
+        self.wide = spec.bits > BROAD_BITS
+        self.format = codes_for(spec)
         self.scales, self.zeros = arguments["scales"], arguments["zeros"]
         shape = (self.tiles, self.blocks, self.lane_words // _CHUNK, 32, _CHUNK)
         qweight = arguments["qweight"]
@@ -122,15 +116,7 @@ class Fragments:
         packed = local("zero_pair", 1, "uint32")
         word = shared[base + self._scales_at(part) + _SCALE_WORDS + lane // 8]
         T.buffer_store(packed, word >> T.Cast("uint32", lane // 4 % 2 * 16), [0])
-        zeros = local("zero", 2, "uint32")
-        ptx.permute_bytes(zeros[0], packed[0], 0x01010101 * (_BIAS >> 8), 0x4040)
-        if self.wide:
-            ptx.permute_bytes(zeros[1], packed[0], 0x01010101 * (_BIAS >> 8), 0x4141)
-        else:
-            # 64 + z in float16 is 0x5400 | z << 4.
-            ptx.permute_bytes(zeros[1], packed[0], 0, 0x4141)
-            T.buffer_store(zeros, (zeros[1] << T.uint32(4)) | T.uint32(_MINUS_64), [1])
-        return scales, zeros
+        return scales, self.format.zeros(packed)
 
     def decode(self, raw: Any, half: int, zeros: Any) -> Any:
         """Emit the decoding of half a block; returns eight registers, 4 j + i is register i of the fragment j.
@@ -141,25 +127,10 @@ class Fragments:
             zeros: from ``read_group``.
         """
         into = local("w", 8, "uint32")
+        words = self.lane_words // 4
         for j in range(2):
-            if self.wide:
-                for a in range(2):
-                    word = raw[4 * half + 2 * j + a]
-                    for u, selector in enumerate((0x4140, 0x4342)):
-                        register = into[4 * j + 2 * a + u]
-                        ptx.permute_bytes(register, word, 0x01010101 * (_BIAS >> 8), selector)
-                        ptx.subtract_halves(register, register, zeros[u])
-                continue
-            word = local("word", 1, "uint32")
-            T.buffer_store(word, raw[2 * half + j], [0])
-            for a in range(2):
-                if a:
-                    T.buffer_store(word, word[0] >> T.uint32(8), [0])
-                low, high = into[4 * j + 2 * a], into[4 * j + 2 * a + 1]
-                ptx.and_or(low, word[0], 0x000F000F, _BIAS << 16 | _BIAS)
-                ptx.subtract_halves(low, low, zeros[0])
-                ptx.and_or(high, word[0], 0x00F000F0, _BIAS << 16 | _BIAS)
-                ptx.fma_halves(high, high, T.uint32(_SIXTEENTH), zeros[1])
+            first = words * (2 * half + j)
+            self.format.pairs(into, 4 * j, [raw[first + a] for a in range(words)], zeros)
         return into
 
     def _tile(self, first: Any, number: Any) -> Any:

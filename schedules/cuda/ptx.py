@@ -1,6 +1,6 @@
 """The PTX instructions that the tensor-core kernels are made of, each as one statement of the IR.
 
-Registers are elements of local uint32 buffers, each two float16 or four codes; semantics are those of the PTX ISA.
+Registers are elements of local uint32 buffers: two float16 or bfloat16, or codes. Semantics are those of the PTX ISA.
 """
 
 from __future__ import annotations
@@ -14,9 +14,17 @@ _AND_OR = 0xEA
 """The truth table of (a & b) | c."""
 
 
-def mma(d: Sequence[Any], a: Sequence[Any], b: Sequence[Any]) -> None:
-    """Emit D[16, 8] += A[16, 16] @ B[16, 8] in float32, A and B float16: 4, 4 and 2 registers of every lane."""
-    T.evaluate(T.ptx["mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"](*d, *a, *b, *d))
+def mma(d: Sequence[Any], a: Sequence[Any], b: Sequence[Any], dtype: str) -> None:
+    """Emit D[16, 8] += A[16, 16] @ B[16, 8] in float32: 4, 4 and 2 registers of every lane.
+
+    Args:
+        d: of D.
+        a: of A.
+        b: of B.
+        dtype: of A and B, "float16" or "bfloat16".
+    """
+    kind = {"float16": "f16", "bfloat16": "bf16"}[dtype]
+    T.evaluate(T.ptx[f"mma.sync.aligned.m16n8k16.row.col.f32.{kind}.{kind}.f32"](*d, *a, *b, *d))
 
 
 def and_or(d: Any, a: Any, mask: int, bits: int) -> None:
@@ -37,6 +45,16 @@ def subtract_halves(d: Any, a: Any, b: Any) -> None:
 def fma_halves(d: Any, a: Any, b: Any, c: Any) -> None:
     """Emit d = a * b + c of two float16 each, rounded once."""
     T.evaluate(T.ptx["fma.rn.f16x2"](d, a, b, c))
+
+
+def fma_bfloats(d: Any, a: Any, b: Any, c: Any) -> None:
+    """Emit d = a * b + c of two bfloat16 each, rounded once."""
+    T.evaluate(T.ptx["fma.rn.bf16x2"](d, a, b, c))
+
+
+def pack_bfloats(d: Any, low: Any, high: Any) -> None:
+    """Emit d = two float32 rounded to bfloat16."""
+    T.evaluate(T.ptx["cvt.rn.bf16x2.f32"](d, high, low))
 
 
 def copy_async(into: Any, address: Any) -> None:

@@ -21,16 +21,18 @@ LEAST_ARCH = 80
 
 
 class TensorCoreRule(MatmulRule):
-    """Weights as the left operand of `mma.m16n8k16`, x in float16, sums in float32."""
+    """Weights as the left operand of `mma.m16n8k16`, x in float16 or bfloat16, sums in float32."""
 
     name = "cuda_tensor_core_matmul"
     version = 3
 
     def applies(self, spec: MatmulSpec, target: Target) -> Match | NotApplicable:
-        """Every spec of whole blocks of k in float16, on a GPU that has the instructions and the shared memory."""
+        """Every spec of whole blocks of k in 16 bits, on a GPU that has the instructions and the shared memory."""
         config = default_config(spec, target.num_sms, target.shared_memory_bytes)
-        if spec.activations != "float" or spec.dtype != "float16":
-            return NotApplicable(f"activations are {spec.activations} in {spec.dtype}, and it takes float16")
+        if spec.activations != "float" or spec.dtype not in ("float16", "bfloat16"):
+            return NotApplicable(
+                f"activations are {spec.activations} in {spec.dtype}, and it takes float16 and bfloat16"
+            )
         if spec.in_features % BLOCK_K or spec.group_size % HALF_K:
             return NotApplicable(
                 f"K = {spec.in_features} in groups of {spec.group_size} is not whole blocks of {BLOCK_K} in "

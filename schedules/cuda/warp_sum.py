@@ -49,21 +49,20 @@ def add_block(
                 read_chunk(registers, 0, shared, x_place(eight, half))
                 right.append(registers)
             for i, (scale, tile) in enumerate(zip(scales, left, strict=True)):
-                products = _multiply(tile, right)
+                products = _multiply(tile, right, weights.spec.dtype)
                 for d in range(4):
                     at = _at(i, eight, eights, d)
                     T.buffer_store(sums, sums[at] + scale[d // 2] * products[d], [at])
 
 
-def _multiply(left: list[Any], right: list[Any]) -> Any:
+def _multiply(left: list[Any], right: list[Any], dtype: str) -> Any:
     """Emit the product of some half blocks of a tile and of eight tokens; returns its four registers."""
     products = local("products", 4, "float32")
     clear(products, 4)
     for w, x in zip(left, right, strict=True):
         for j in range(HALF_K // 16):
-            ptx.mma(
-                [products[d] for d in range(4)], [w[4 * j + r] for r in range(4)], [x[2 * j], x[2 * j + 1]]
-            )
+            a, b = [w[4 * j + r] for r in range(4)], [x[2 * j], x[2 * j + 1]]
+            ptx.mma([products[d] for d in range(4)], a, b, dtype)
     return products
 
 

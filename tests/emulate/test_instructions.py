@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -76,6 +77,40 @@ def test_arithmetic_of_pairs_rounds_once(name: str, emulated) -> None:
         "fma": wide[0] * wide[1] + wide[2],
     }[name]
     np.testing.assert_array_equal(d.view(np.float16), expected.astype(np.float16))
+
+
+def test_bfloat16_rounds_once_to_even(emulated) -> None:
+    """Numbers between two bfloat16, halfway, and just above by less than float32 shows."""
+    wide = np.float32([1 + 2.0**-8, 1 + 3 * 2.0**-8, -1 - 2.0**-8, 1 + 2.0**-8 + 2.0**-23, 3e37, 0])
+    a = np.resize(wide.astype(ml_dtypes.bfloat16), 64)
+    b = np.resize(np.float32([1, 1 + 2.0**-7, 3, 2.0**-7]).astype(ml_dtypes.bfloat16), 64)
+    c = np.resize(np.float32([2.0**-8, -1, 2.0**-24, 0, 5]).astype(ml_dtypes.bfloat16), 64)
+    d, low, high = np.zeros(32, np.uint32), np.resize(wide, 32), np.resize(wide[::-1], 32)
+    packed = np.zeros(32, np.uint32)
+    launch(
+        emulated,
+        'asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d[t]) : "r"(a[t]), "r"(b[t]), "r"(c[t]));\n'
+        'asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed[t]) : "f"(high[t]), "f"(low[t]));',
+        {
+            **{"a": a.view(np.uint32), "b": b.view(np.uint32), "c": c.view(np.uint32), "d": d},
+            **{"packed": packed, "low": low, "high": high},
+        },
+    )
+    exact = a.astype(float) * b.astype(float) + c.astype(float)
+    np.testing.assert_array_equal(d.view(np.uint16), _nearest_bfloat16(exact))
+    both = np.stack([low, high], 1).astype(ml_dtypes.bfloat16)
+    np.testing.assert_array_equal(packed.view(ml_dtypes.bfloat16), both.ravel())
+
+
+def _nearest_bfloat16(exact: np.ndarray) -> np.ndarray:
+    """Bits of the bfloat16 nearest to each float64, to even where two are; found among neighbours."""
+    guess = exact.astype(np.float32).view(np.uint32) >> 16
+    neighbours = np.stack([guess + step for step in (0, 1)])
+    values = (neighbours << 16).astype(np.uint32).view(np.float32).astype(float)
+    distance = np.abs(values - exact)
+    even = neighbours % 2 == 0
+    best = np.where(distance[0] == distance[1], np.where(even[0], 0, 1), np.argmin(distance, 0))
+    return np.take_along_axis(neighbours, best[None], 0)[0].astype(np.uint16)
 
 
 @pytest.mark.parametrize("kind", ["f16", "bf16"])

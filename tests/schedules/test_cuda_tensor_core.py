@@ -36,6 +36,9 @@ CASES = {
     "8 bits, short groups": spec(128, 17, 8, 32),
     "3 bits, channel": spec(192, 9, 3, 192),
     "2 bits, one block": spec(64, 16, 2, 64),
+    "bfloat16": spec(192, 100, 4, 64, dtype="bfloat16", **EVERYTHING),
+    "bfloat16, short groups": spec(128, 17, 4, 32, dtype="bfloat16"),
+    "bfloat16, 8 bits": spec(128, 40, 8, 64, dtype="bfloat16", has_bias=True),
 }
 
 

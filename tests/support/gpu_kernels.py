@@ -121,7 +121,7 @@ def reference(
     }[case.activation_function]
     y = f + (a["residual"].astype(float) if case.has_residual else 0.0)
     magnitude = np.abs(x) @ np.abs(W).T + np.abs(bias) + np.abs(y)
-    rounding = 2.0**-11 if case.dtype == "float16" else 2.0**-24
+    rounding = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}[case.dtype]
     return y, rounding * np.abs(y) + 4 * case.in_features**0.5 * 2.0**-24 * magnitude + 1e-6
 
 

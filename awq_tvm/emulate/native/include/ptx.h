@@ -61,6 +61,25 @@ inline float bf16(std::uint32_t pair, int i) {
   return f;
 }
 
+inline std::uint32_t nearest_bf16(double value) {
+  // To float32 first: by the round-to-odd of a double that is not exact there, the second rounding finds no false tie.
+  float f = static_cast<float>(value);
+  std::uint32_t bits;
+  std::memcpy(&bits, &f, 4);
+  if (std::isnan(f)) return 0x7fff;
+  if (double(f) != value) {
+    if (std::fabs(double(f)) > std::fabs(value)) --bits;
+    bits |= 1;
+  }
+  return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+inline std::uint32_t fma_bf16x2(std::uint32_t a, std::uint32_t b, std::uint32_t c) {
+  // As with float16: the product is exact in double.
+  const auto one = [&](int i) { return nearest_bf16(double(bf16(a, i)) * bf16(b, i) + bf16(c, i)); };
+  return one(0) | one(1) << 16;
+}
+inline std::uint32_t pack_bf16x2(float high, float low) { return nearest_bf16(low) | nearest_bf16(high) << 16; }
+
 // A lane's part of the operands of mma.m16n8k16, widened.
 struct Mma {
   float a[8], b[4];
