@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from awq_tvm.emulate.ptx import translate_asm
-from awq_tvm.emulate.unit import in_units, place_array, wrapper
+from awq_tvm.emulate.unit import FIRST_ARRAY, in_units, place_array, wrapper
 from awq_tvm.errors import UnsupportedError
 
 _KERNEL = re.compile(
@@ -50,12 +50,12 @@ def _wrapper(kernel: str) -> str:
 
 
 def _place_static_arrays(source: str) -> str:
-    before = "0"
+    before = FIRST_ARRAY
 
     def place(match: re.Match[str]) -> str:
         nonlocal before
         if match["kind"] is None:
-            before = "0"
+            before = FIRST_ARRAY
             return match[0]
         placed, before = place_array(match["kind"], match["name"], match["length"], before)
         return placed

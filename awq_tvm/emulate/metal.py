@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from awq_tvm.emulate.unit import in_units, place_array, wrapper
+from awq_tvm.emulate.unit import FIRST_ARRAY, in_units, place_array, wrapper
 from awq_tvm.errors import UnsupportedError
 
 _KERNEL = re.compile(r"^kernel void (\w+)\((.*?)\) \{$", re.M | re.S)
@@ -63,7 +63,7 @@ def _kernel(number: int, text: str) -> str:
 
 
 def _place_arrays(body: str) -> str:
-    before = "0"
+    before = FIRST_ARRAY
 
     def place(match: re.Match[str]) -> str:
         nonlocal before

@@ -207,6 +207,15 @@ def _ldmatrix(found: re.Match[str], operands: Operands) -> str:
     return _into_registers(operands[0], "std::uint32_t", call)
 
 
+def _wgmma(found: re.Match[str], operands: Operands) -> str:
+    """Only A in registers, B by its k in shared memory, nothing negated."""
+    accumulators, a = _many(operands[0]), _many(operands[1])
+    b, add, *modes = (_one(operand) for operand in operands[2:])
+    if len(accumulators) != int(found.group(1)) // 2 or len(a) != 4 or modes != ["1", "1", "0"]:
+        raise _unknown("a form of wgmma", f"{found.group(0)} {operands[1:]}")
+    return f"ptx::wgmma({', '.join([*a, b, add, *accumulators])});"
+
+
 def _load(found: re.Match[str], operands: Operands) -> str:
     kind = {"f32": "float", "b32": "std::uint32_t", "u32": "std::uint32_t"}[found.group(2)]
     count = int(found.group(1) or 1)
@@ -235,6 +244,11 @@ _INSTRUCTIONS = (
     _instruction(r"fma\.rn\.bf16x2", _call("fma_bf16x2")),
     _instruction(r"cvt\.rn\.bf16x2\.f32", _call("pack_bf16x2")),
     _instruction(r"mma\.sync\.aligned\.m16n8k16\.row\.col\.f32\.(b?f16)\.\1\.f32", _mma),
+    _instruction(r"wgmma\.mma_async\.sync\.aligned\.m64n(\d+)k16\.f32\.f16\.f16", _wgmma),
+    _instruction(r"wgmma\.fence\.sync\.aligned", lambda _, o: "emulator::wgmma_fence();"),
+    _instruction(r"wgmma\.commit_group\.sync\.aligned", lambda _, o: "emulator::wgmma_commit();"),
+    _instruction(r"wgmma\.wait_group\.sync\.aligned", lambda _, o: f"emulator::wgmma_wait({_one(o[0])});"),
+    _instruction(r"fence\.proxy\.async(?:\.shared::cta)?", lambda _, o: "emulator::fence_proxy();"),
     _instruction(r"ldmatrix\.sync\.aligned\.m8n8\.x([124])(\.trans)?\.shared(?:::cta)?\.b16", _ldmatrix),
     _instruction(r"ld\.global(?:\.nc)?(?:\.L1::\w+)?(?:\.L2::\w+)?(?:\.v([24]))?\.(b32|u32|f32)", _load),
     _instruction(r"cp\.async\.c[ag]\.shared(?:::cta)?\.global(?:\.L2::\w+)?", _copy),

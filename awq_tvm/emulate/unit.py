@@ -7,6 +7,9 @@ from collections.abc import Sequence
 UNIT_CHARACTERS = 64 * 1024
 """From this length on a unit takes no more kernels: several are compiled at a time, and few are when one changes."""
 
+FIRST_ARRAY = "emulator::kStatic"
+"""Where static arrays begin, a C++ constant."""
+
 
 def in_units(kernels: Sequence[str]) -> list[list[str]]:
     """Kernels in their order, cut into runs for one translation unit each; one empty run where there is none."""
@@ -39,7 +42,7 @@ def place_array(kind: str, name: str, length: str, before: str) -> tuple[str, st
         kind: of its elements.
         name: its name.
         length: its length.
-        before: a C++ constant, where the array before it ends: "0" for the first.
+        before: a C++ constant, where the array before it ends: ``FIRST_ARRAY`` for the first.
 
     Returns:
         The declaration, and the constant where this one ends.
@@ -48,7 +51,7 @@ def place_array(kind: str, name: str, length: str, before: str) -> tuple[str, st
     declaration = (
         f"constexpr unsigned {name}_at = emulator::aligned({before} + emulator::kRedZone, 64); "
         f"constexpr unsigned {name}_end = {name}_at + sizeof({array}); "
-        f'static_assert({name}_end <= emulator::kDynamic, "too much shared memory"); '
+        f'static_assert({name}_end <= emulator::kArenaBytes, "too much shared memory"); '
         f"{kind} (&{name})[{length}] = *reinterpret_cast<{kind}(*)[{length}]>"
         f"(emulator::shared_array({name}_at, sizeof({array})));"
     )

@@ -232,7 +232,7 @@ def test_shuffles_within_halves_of_a_warp(direction: str, emulated) -> None:
 
 
 @pytest.mark.parametrize(
-    "instruction", ["wgmma.fence.sync.aligned;", "mul.lo.u32 %0, %1, 3;", "cp.async.bulk.commit_group;"]
+    "instruction", ["mbarrier.inval.shared.b64 [%1];", "mul.lo.u32 %0, %1, 3;", "cp.async.bulk.commit_group;"]
 )
 def test_unknown_instructions_are_named(instruction: str, emulated) -> None:
     with pytest.raises(UnsupportedError, match="does not know an instruction") as error:

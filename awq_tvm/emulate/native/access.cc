@@ -9,6 +9,12 @@
 
 namespace emulator {
 
+bool ordered(const Block& block, std::uint32_t epoch, std::uint32_t warp_epoch, unsigned other, unsigned self) {
+  if (epoch < block.epoch || other == self) return true;
+  const unsigned warp = self / kWarpSize;
+  return other / kWarpSize == warp && warp_epoch < block.warp_epochs[warp];
+}
+
 namespace {
 
 // Global memory that kernels may touch: first byte to end.
@@ -16,12 +22,6 @@ std::map<const unsigned char*, const unsigned char*> regions;
 std::shared_mutex regions_lock;
 std::uint64_t regions_version = 0;
 std::uint64_t seen_version = 0;
-
-bool ordered(const Block& block, std::uint32_t epoch, std::uint32_t warp_epoch, unsigned other, unsigned self) {
-  if (epoch < block.epoch || other == self) return true;
-  const unsigned warp = self / kWarpSize;
-  return other / kWarpSize == warp && warp_epoch < block.warp_epochs[warp];
-}
 
 // The region that begins last before `pointer`, and the first after it; null where there is none.
 struct Neighbours {
@@ -138,6 +138,7 @@ __attribute__((noinline)) void access_memory(const void* where, std::size_t byte
 inline __attribute__((always_inline)) void access(const void* where, std::size_t bytes, bool write, bool vector) {
   const auto from_stack = static_cast<std::size_t>(static_cast<const unsigned char*>(where) - running_stacks);
   if (__builtin_expect(from_stack >= kStackBytes * kMaxThreads, 0)) access_memory(where, bytes, write, vector);
+  else if (__builtin_expect(watching_registers, 0)) touch_register(*running, from_stack, bytes, write);
 }
 
 }  // namespace
@@ -172,6 +173,7 @@ void write_shared(Block& block, unsigned offset, std::size_t bytes) {
   for (std::size_t i = 0; i < bytes; ++i) {
     Shadow& s = block.shadow[offset + i];
     if (s.pending) fail("write to shared memory at %zu that an asynchronous copy is about to fill", offset + i);
+    if (s.async_reads) fail("write to shared memory at %zu that a wgmma under way reads", offset + i);
     if (s.write_epoch >= block.first_epoch &&
         !ordered(block, s.write_epoch, s.write_warp_epoch, s.writer, self))
       again = true, other = s.writer;
@@ -185,6 +187,7 @@ void write_shared(Block& block, unsigned offset, std::size_t bytes) {
     s.write_warp_epoch = block.warp_epochs[warp];
     s.writer = static_cast<std::uint16_t>(self);
     s.read_epoch = 0;
+    s.fences = static_cast<std::uint32_t>(block.fibers[self].proxy_fences.size());
   }
   if (again) expect_same(block, block.arena + offset, bytes, other);
 }

@@ -1,5 +1,6 @@
 // The block that runs, one at a time, as scheduler (runtime.cc) and memory checks (access.cc) see it.
 #pragma once
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -15,10 +16,43 @@ constexpr std::size_t kStackBytes = 128 * 1024 + 17 * 64;
 
 enum class State : unsigned char { kReady, kBarrier, kMeeting, kDone };
 
+struct Block;
+
 struct Copy {
   std::uint32_t to;
   const void* from;
   unsigned bytes, source_bytes;
+};
+
+// Bytes of shared memory that a wgmma under way reads, sixteen at a time; they are free again when the last thread of the
+// warpgroup has waited for it.
+struct AsyncReads {
+  Block& block;
+  std::vector<unsigned> chunks;
+  AsyncReads(Block& block, std::vector<unsigned> chunks);
+  ~AsyncReads();
+};
+
+// Accumulators that are under way: where they are, and what they will be when the last product is waited for.
+struct Accumulators {
+  unsigned count;
+  std::size_t group;  // the newest that adds to them
+  float* registers[128];
+  float values[128];
+};
+
+// A thread's products: groups that were committed and not waited for, and an open one.
+struct Products {
+  bool fenced = false;  // nothing was written to registers since
+  std::size_t committed = 0;
+  std::vector<std::pair<std::size_t, std::shared_ptr<AsyncReads>>> reads;  // by group
+  std::vector<Accumulators> under_way;
+  std::vector<float*> known;  // all that ever were accumulators
+};
+
+// When a thread has made its writes visible to wgmma.
+struct ProxyFence {
+  std::uint32_t epoch, warp_epoch;
 };
 
 struct Fiber {
@@ -29,6 +63,17 @@ struct Fiber {
   unsigned mask, parity;
   Index position;
   std::vector<std::vector<Copy>> copies;  // groups, the last one open
+  Products products;
+  std::vector<ProxyFence> proxy_fences;
+};
+
+// A warpgroup that comes together for a wgmma: what the first of it called, and the right operand.
+struct Warpgroup {
+  unsigned come = 0, gone = 0, columns = 0;
+  std::uint64_t descriptor = 0;
+  bool add = false;
+  std::shared_ptr<AsyncReads> reads;
+  std::vector<float> right;  // [4][16][columns / 4]: what lane % 4 multiplies, by k
 };
 
 // The last accesses to a byte of shared memory. An epoch counts the barriers passed, of the block or of the warp, and
@@ -36,6 +81,8 @@ struct Fiber {
 struct Shadow {
   std::uint32_t write_epoch, write_warp_epoch, read_epoch, read_warp_epoch;
   std::uint16_t writer, reader;
+  std::uint32_t fences;  // how many the writer had made
+  std::uint8_t async_reads;
   bool read_by_lanes, read_by_warps, pending;
 };
 
@@ -77,6 +124,9 @@ struct Block {
   unsigned char* stacks = nullptr;
   unsigned char* arena = nullptr;
   Shadow* shadow = nullptr;
+  // Of each four bytes of the stacks, what wgmma makes of it: see Register. Looked at once a launch has used wgmma.
+  unsigned char* registers = nullptr;
+  Warpgroup warpgroups[kMaxThreads / kWarpgroupSize];
   // What this launch may touch of global memory; every buffer of the device where nothing is said.
   std::vector<Buffer> buffers;
   // The one that was touched last.
@@ -89,7 +139,11 @@ struct Block {
   void report_stuck();
 };
 
+// What a word of a thread's stack is to wgmma.
+enum Register : unsigned char { kAccumulator = 1, kUnderWay = 2 };
+
 extern Block* running;
+extern bool watching_registers;
 extern const unsigned char* running_stacks;
 
 // The buffers of a launch, from what it was told of its arguments.
@@ -99,6 +153,9 @@ void judge_second_write(Block& block);
 void expect_same(Block& block, const unsigned char* where, std::size_t bytes, unsigned writer);
 void write_shared(Block& block, unsigned offset, std::size_t bytes);
 void read_shared(Block& block, unsigned offset, std::size_t bytes);
+bool ordered(const Block& block, std::uint32_t epoch, std::uint32_t warp_epoch, unsigned other, unsigned self);
+void touch_register(Block& block, std::size_t offset, std::size_t bytes, bool write);
+void forget_products(Block& block, Fiber& fiber);
 void set_pending(Block& block, unsigned offset, std::size_t bytes, bool pending);
 
 }  // namespace emulator

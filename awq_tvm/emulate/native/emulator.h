@@ -10,9 +10,11 @@ namespace emulator {
 
 constexpr unsigned kWarpSize = 32;
 constexpr unsigned kMaxThreads = 1024;
-// Static arrays begin at 0, what a launch asks for dynamically at kDynamic; both are addressed by 32 bits.
+// What a launch asks for dynamically begins at kDynamic, aligned to what generated code declares and to no more, and lies
+// within the 18 bits that a descriptor of a matrix has for an address; static arrays begin at kStatic.
 constexpr unsigned kArenaBytes = 512 * 1024;
-constexpr unsigned kDynamic = 128 * 1024;
+constexpr unsigned kDynamic = 1024 + 64;
+constexpr unsigned kStatic = 256 * 1024;
 constexpr unsigned kRedZone = 64;
 
 struct Index {
@@ -24,7 +26,9 @@ struct alignas(16) Deposit {
   unsigned char bytes[128];
 };
 
-enum class Meeting : int { kSync, kShuffle, kVote, kMma, kLoadMatrix };
+constexpr unsigned kWarpgroupSize = 128;
+
+enum class Meeting : int { kSync, kShuffle, kVote, kMma, kLoadMatrix, kWgmma };
 
 Index thread_index();
 Index block_index();
@@ -56,6 +60,16 @@ unsigned char* shared_pointer(std::uint32_t address);
 void copy_async(std::uint32_t to, const void* from, unsigned bytes, unsigned source_bytes);
 void commit_copies();
 void wait_copies(unsigned left);
+
+// Products of a warpgroup, under way until they are waited for (see wgmma.cc): of 16 k and `columns` columns. `d` are the
+// columns / 2 accumulators of the calling thread, `a` its fragment of the left operand; `b` describes the right one.
+void wgmma(float* const* d, unsigned columns, const std::uint32_t* a, std::uint64_t b, bool add);
+void wgmma_fence();
+void wgmma_commit();
+void wgmma_wait(unsigned left);
+
+// What the thread has written to shared memory is visible to wgmma, once a barrier has passed.
+void fence_proxy();
 
 // Accesses that no compiler hook sees, because the runtime makes them for the kernel.
 void check_read(const void* pointer, std::size_t bytes);

@@ -13,6 +13,7 @@
 namespace emulator {
 
 Block* running = nullptr;
+bool watching_registers = false;
 const unsigned char* running_stacks = nullptr;
 
 namespace {
@@ -40,6 +41,7 @@ void leave() {
 
 void enter() {
   running->kernel->call(running->arguments);
+  if (!running->fibers[running->current].products.reads.empty()) fail("the thread ends while a wgmma is under way");
   running->fibers[running->current].state = State::kDone;
   leave();
 }
@@ -156,12 +158,14 @@ void wait_copies(unsigned left) {
 Block::Block()
     : stacks(reserve(kStackBytes * kMaxThreads)),
       arena(reserve(kArenaBytes)),
-      shadow(reinterpret_cast<Shadow*>(reserve(kArenaBytes * sizeof(Shadow)))) {}
+      shadow(reinterpret_cast<Shadow*>(reserve(kArenaBytes * sizeof(Shadow)))),
+      registers(reserve(kStackBytes * kMaxThreads / 4)) {}
 
 Block::~Block() {
   munmap(stacks, kStackBytes * kMaxThreads);
   munmap(arena, kArenaBytes);
   munmap(shadow, kArenaBytes * sizeof(Shadow));
+  munmap(registers, kStackBytes * kMaxThreads / 4);
 }
 
 // Lets go on who waits for each other and is complete; false if nobody is.
@@ -181,9 +185,17 @@ bool Block::release() {
     ++epoch;
     return true;
   }
+  const auto at_wgmma = [](const Fiber& fiber) {
+    return fiber.state == State::kMeeting && fiber.meeting == Meeting::kWgmma;
+  };
+  for (unsigned first = 0; first + kWarpgroupSize <= threads; first += kWarpgroupSize)
+    if (std::all_of(fibers + first, fibers + first + kWarpgroupSize, at_wgmma)) {
+      for (unsigned i = first; i < first + kWarpgroupSize; ++i) fibers[i].state = State::kReady;
+      released = true;
+    }
   for (unsigned first = 0; first < threads; first += kWarpSize)
     for (unsigned i = first; i < threads && i < first + kWarpSize; ++i) {
-      if (fibers[i].state != State::kMeeting) continue;
+      if (fibers[i].state != State::kMeeting || fibers[i].meeting == Meeting::kWgmma) continue;
       const unsigned mask = fibers[i].mask;
       unsigned come = 0;
       for (unsigned j = first; j < threads && j < first + kWarpSize; ++j)
@@ -231,6 +243,11 @@ bool Block::run(Index which) {
   failed = false;
   message.clear();
   second_write.bytes = 0;
+  if (watching_registers) {
+    for (Fiber& fiber : fibers) forget_products(*this, fiber);
+    for (Warpgroup& warpgroup : warpgroups) warpgroup = {};
+    watching_registers = false;
+  }
   arrays.assign(1, {kDynamic, kDynamic + dynamic_bytes});
   for (unsigned i = 0; i < threads; ++i) {
     Fiber& fiber = fibers[i];
@@ -300,7 +317,7 @@ int awq_emulate_launch(const char* name, void** arguments, const std::uint32_t g
   if (!kernel) return refuse(std::string("there is no kernel ") + name);
   const std::uint64_t threads = std::uint64_t(block[0]) * block[1] * block[2];
   if (threads == 0 || threads > kMaxThreads) return refuse(std::string("kernel ") + name + ": a block of " + std::to_string(threads) + " threads");
-  if (dynamic_shared_bytes > kArenaBytes - kDynamic) return refuse(std::string("kernel ") + name + ": too much dynamic shared memory");
+  if (dynamic_shared_bytes > kStatic - kDynamic) return refuse(std::string("kernel ") + name + ": too much dynamic shared memory");
   const std::uint64_t blocks = std::uint64_t(grid[0]) * grid[1] * grid[2];
   if (blocks == 0) return refuse(std::string("kernel ") + name + ": a grid of no blocks");
 
