@@ -112,15 +112,15 @@ class Sampler:
             BundleError: a logit is NaN, or none is finite.
         """
         options = self.options
-        peak = float(logits.max())
-        if not math.isfinite(peak):  # max is NaN where any logit is
-            bad = int(np.argmax(~np.isfinite(logits)))
+        best = int(logits.argmax())  # where any logit is NaN, the first of those
+        if not math.isfinite(logits[best]):
             raise BundleError(
                 "The model computed a logit that is not a number.",
-                where=f"logit {bad}",
-                why=f"found {logits[bad]}",
+                where=f"logit {best}",
+                why=f"found {logits[best]}",
                 fix="run `python -m awq_tvm verify BUNDLE`, then build the bundle again",
             )
+        given = logits
         if options.repetition_penalty != 1.0 and self._seen:
             logits = logits.copy()
             seen = np.fromiter(self._seen, dtype=np.int64)
@@ -132,7 +132,12 @@ class Sampler:
             drawn = np.fromiter(self._counts, dtype=np.int64)
             times = np.fromiter(self._counts.values(), dtype=np.float32)
             logits[drawn] -= options.presence_penalty + options.frequency_penalty * times
-        token = int(logits.argmax()) if options.temperature == 0 else self._draw(logits)
+        if options.temperature > 0:
+            token = self._draw(logits)
+        elif logits is given:
+            token = best
+        else:
+            token = int(logits.argmax())
         self._seen.add(token)
         self._counts[token] += 1
         return token

@@ -53,6 +53,7 @@ class Answers:
         self.engine, self._worker, self._seconds = engine, worker, seconds
         self._grammars = grammars
         self._template = threading.Lock()  # one process renders all conversations
+        self._mailbox: Mailbox | None = None
 
     def prepare(self, request: CompletionRequest | ChatRequest) -> Prepared:
         """What a request needs before it can start. Takes time: call it in a thread.
@@ -88,7 +89,10 @@ class Answers:
             UsageError: options out of range.
             BusyError: too many requests are waiting.
         """
-        running = Running(receive)
+        loop = asyncio.get_running_loop()
+        if self._mailbox is None or self._mailbox.loop is not loop:
+            self._mailbox = Mailbox(loop)
+        running = Running(receive, self._mailbox)
         jobs = []
         for number, prompt in enumerate(prepared.prompts):
             writers = [
@@ -119,22 +123,54 @@ class Answers:
         return prompt
 
 
+Letter = tuple[int, Progress | Failure | _Gone]
+
+
+class Mailbox:
+    """Brings what the scheduler's thread tells into the event loop, which is woken once for all that a step brought.
+
+    Args:
+        loop: in which the letters are read.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self._letters: list[tuple[asyncio.Queue[Letter], Letter]] = []
+        self._lock = threading.Lock()
+
+    def post(self, queue: asyncio.Queue[Letter], letter: Letter) -> None:
+        """Put a letter into a queue of the loop; from any thread."""
+        with self._lock:
+            self._letters.append((queue, letter))
+            asleep = len(self._letters) == 1
+        if asleep:
+            with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody reads
+                self.loop.call_soon_threadsafe(self._deliver)
+
+    def _deliver(self) -> None:
+        with self._lock:
+            letters, self._letters = self._letters, []
+        for queue, letter in letters:
+            queue.put_nowait(letter)
+
+
 class Running:
     """The jobs of one request under way.
 
     Args:
         receive: of the connection; tells when the client is gone.
+        mailbox: by which jobs tell their progress.
 
     Attributes:
         jobs: that were submitted.
         open: answers that are not finished.
     """
 
-    def __init__(self, receive: Receive) -> None:
+    def __init__(self, receive: Receive, mailbox: Mailbox) -> None:
         self.jobs: list[Job] = []
         self.open = 0
-        self._loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[tuple[int, Progress | Failure | _Gone]] = asyncio.Queue()
+        self._mailbox = mailbox
+        self._events: asyncio.Queue[Letter] = asyncio.Queue()
         self._receive = receive
 
     def listener(self, first: int) -> Listener:
@@ -142,8 +178,7 @@ class Running:
 
         def listen(event: Progress | Failure) -> None:
             number = first + event.answer if isinstance(event, Progress) else first
-            with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody listens
-                self._loop.call_soon_threadsafe(self._events.put_nowait, (number, event))
+            self._mailbox.post(self._events, (number, event))
 
         return listen
 

@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from awq_tvm.errors import AwqTvmError, ResourceError, UsageError
-from awq_tvm.serve.job import Branch, Failure, Job, Progress, pages_to_come
+from awq_tvm.serve.job import Branch, Failure, Job, Listener, Progress, pages_to_come
 from awq_tvm.serve.prefixes import PrefixCache, names_of_parts
 
 _PART = 64  # tokens: smaller parts share more and are read slower, at 64 a tenth slower than in one piece
@@ -116,6 +116,7 @@ class Scheduler:
         self.counts = Counts()
         self._waiting: deque[Job] = deque()
         self._lock = threading.Lock()
+        self._news: list[tuple[Listener, Progress | Failure]] = []  # told when the step is done
         self._read_last = False  # whether the last call read prompts
 
     @property
@@ -152,9 +153,18 @@ class Scheduler:
     def step(self) -> bool:
         """Admit what there is room for and call the model once; return whether it was called.
 
+        Listeners are told at the end, all at once: what they wake computes while the next call does, and not
+        between the tokens of this one.
+
         Raises:
-            Exception: what the model's call raised; its jobs have been told, and the cache cannot be trusted.
+            Exception: what the model's call raised; the cache cannot be trusted, and `close` tells the jobs.
         """
+        try:
+            return self._step()
+        finally:
+            self._tell()
+
+    def _step(self) -> bool:
         self._drop_unwanted()
         self._admit()
         reading = [job for job in self.running if job.prefilling]
@@ -180,6 +190,7 @@ class Scheduler:
         for job in [*self.running, *waiting]:
             self._end(job, error)
         self.running = []
+        self._tell()
         if self.prefixes is not None:
             self.prefixes.clear()
 
@@ -316,14 +327,19 @@ class Scheduler:
         if writer.finish_reason is not None:
             self._free(branch)
         number = job.branches.index(branch)
-        job.listener(Progress(number, text, writer.drawn[-1], writer.finish_reason))
+        self._news.append((job.listener, Progress(number, text, writer.drawn[-1], writer.finish_reason)))
 
     def _end(self, job: Job, error: AwqTvmError | None) -> None:
         for branch in job.branches:
             self._free(branch)
         job.cancelled = True
         if error is not None:
-            job.listener(Failure(error))
+            self._news.append((job.listener, Failure(error)))
+
+    def _tell(self) -> None:
+        news, self._news = self._news, []
+        for listener, event in news:
+            listener(event)
 
     def _free(self, branch: Branch) -> None:
         if branch.sequence is not None:
