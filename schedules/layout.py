@@ -222,14 +222,13 @@ class BitPlanesLayout(PairedBlocksLayout):
 
 
 class MmaFragmentsLayout(Layout):
-    """What each lane of a warp holds of a 16 x 16 tile of W, as the left operand of `mma.m16n8k16`.
+    """What each lane of a warp holds of a 16 x 16 tile of W, as the left operand of `mma.m16n8k16` and of `wgmma`.
 
     Sixteen outputs and 64 k are a block: one 16-byte load of each of 32 lanes for codes of up to 4 bits, two for
-    wider ones. Lane l holds the outputs l / 4 and l / 4 + 8, and in each half h of the 64 k the eight k
-    32 h + 8 (l % 4) + 0..7, so that its operand of x is 16 bytes in a row: which k of a tile comes first does not
-    matter, as long as x and W agree.
+    wider ones. Lane l holds the outputs l / 4 and l / 4 + 8, and of each 16 k the two from 2 (l % 4) on and the two
+    eight further.
 
-    With n = 16 p + 8 u + v, k = 64 b + 32 h + 8 c + 4 j + 2 a + e and lane l = 4 v + c, codes of up to 4 bits:
+    With n = 16 p + 8 u + v, k = 64 b + 32 h + 16 j + 8 a + 2 c + e and lane l = 4 v + c, codes of up to 4 bits:
     qweight uint8 [N16, K // 64, 32, 16], the nibble u + 2 a + 4 e of the little-endian 32-bit word 2 h + j; wider
     codes: uint8 [N16, K // 64, 2, 32, 16], byte (p, b, h, l, 8 j + 4 a + 2 u + e). scales float16
     [N16, G, 8, 2], zeros uint8 [N16, G, 8, 2], element (p, g, v, u). N16 = ceil(N / 16); the rows that pad N have
@@ -253,14 +252,14 @@ class MmaFragmentsLayout(Layout):
         n, k = q.shape
         padding = ((0, -n % 16), (0, 0))
         q, scales, zeros = (np.pad(array, padding) for array in (q, scales, zeros))
-        # Axes: p, u, v, b, h, c, j, a, e.
-        codes = q.reshape(-1, 2, 8, k // 64, 2, 4, 2, 2, 2)
+        # Axes: p, u, v, b, h, j, a, c, e.
+        codes = q.reshape(-1, 2, 8, k // 64, 2, 2, 2, 4, 2)
         if spec.bits <= 4:
             # To p, b, v, c, h, j, then the nibbles of a word: e, a, u, the last two in one byte.
-            codes = codes.transpose(0, 3, 2, 5, 4, 6, 8, 7, 1)
+            codes = codes.transpose(0, 3, 2, 7, 4, 5, 8, 6, 1)
             codes = (codes[..., 0] | (codes[..., 1] << 4)).reshape(-1, k // 64, 32, 16)
         else:
-            codes = codes.transpose(0, 3, 4, 2, 5, 6, 7, 1, 8).reshape(-1, k // 64, 2, 32, 16)
+            codes = codes.transpose(0, 3, 4, 2, 7, 5, 6, 1, 8).reshape(-1, k // 64, 2, 32, 16)
         by_group = (
             np.ascontiguousarray(a.reshape(-1, 2, 8, spec.groups).transpose(0, 3, 2, 1))
             for a in (scales, zeros)
@@ -271,7 +270,7 @@ class MmaFragmentsLayout(Layout):
         """See ``Layout.elements``."""
         qweight, scales, zeros = arrays
         p, u, v, g = n // 16, n % 16 // 8, n % 8, k // spec.group_size
-        b, h, c, j, a, e = k // 64, k % 64 // 32, k % 32 // 8, k % 8 // 4, k % 4 // 2, k % 2
+        b, h, j, a, c, e = k // 64, k % 64 // 32, k % 32 // 16, k % 16 // 8, k % 8 // 2, k % 2
         lane = 4 * v + c
         if spec.bits <= 4:
             code = (qweight[p, b, lane, 8 * h + 4 * j + 2 * e + a] >> (u * 4).astype("uint8")) & 15

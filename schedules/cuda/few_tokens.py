@@ -83,9 +83,9 @@ def _add_up(
         with T.If(block < weights.blocks), T.Then():
             weights.copy(stages, base_of(step), first_tile, config.tiles, block, lane, 32)
             for eight in range(config.eights):
-                token = EIGHT * eight + lane // 4
+                token = EIGHT * eight + lane % 8
                 for half in range(2):
-                    k = block * BLOCK_K + HALF_K * half + lane % 4 * 8
+                    k = block * BLOCK_K + HALF_K * half + lane // 8 * 8
                     source = x.ptr_to([T.min(token, tokens - 1), k])
                     place = stages.ptr_to([x_place(step, eight, half)])
                     ptx.copy_async_or_zero(place, source, token < tokens)

@@ -57,6 +57,16 @@ def pack_bfloats(d: Any, low: Any, high: Any) -> None:
     T.evaluate(T.ptx["cvt.rn.bf16x2.f32"](d, high, low))
 
 
+def load_matrices(d: Sequence[Any], row: Any) -> None:
+    """Emit the loads of four matrices of 8 x 8 numbers of 16 bits from shared memory.
+
+    Args:
+        d: four registers; lane l gets the numbers 2 (l % 4) and the next of row l / 4.
+        row: the address of row l % 8 of matrix l / 8, 16 bytes.
+    """
+    T.evaluate(T.ptx["ldmatrix.sync.aligned.m8n8.x4.shared.b16"](*d, row))
+
+
 def copy_async(into: Any, address: Any) -> None:
     """Emit an asynchronous copy of 16 bytes, read once, to shared memory: past the first-level cache."""
     T.evaluate(T.ptx["cp.async.cg.shared.global"](into, address, 16))

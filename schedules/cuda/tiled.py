@@ -166,7 +166,7 @@ def _add_up(
 
     def work(number: Any) -> None:
         def x_of(eight: int, half: int) -> Any:
-            return x_place(number, own_token + EIGHT * eight + lane // 4, half * 4 + lane % 4)
+            return x_place(number, own_token + EIGHT * eight + lane % 8, half * 4 + lane // 8)
 
         bases = [base_of(number) + (own_tile + i) * weights.tile_words for i in range(config.tiles)]
         add_block(weights, sums, stages, bases, lane, config.eights, x_of)
@@ -216,5 +216,5 @@ def _meet(config: TiledConfig, sums: Any, shared: Any, own_k: Any, number: Any) 
 
 
 def _swizzled(token: Any, chunk: Any) -> Any:
-    """Where a token's chunk lies: halves of odd tokens are swapped, so that eight lanes meet all banks."""
-    return T.bitwise_xor(chunk, token % 2 * 4)
+    """Where a token's chunk lies: so that one chunk of eight tokens meets all banks, and as `wgmma` has it."""
+    return T.bitwise_xor(chunk, token % 8)

@@ -9,7 +9,7 @@ from tvm.script.ir_builder import tirx as T
 
 from awq_tvm.schedules.cuda import ptx
 from awq_tvm.schedules.cuda.config import EIGHT, ROWS
-from awq_tvm.schedules.cuda.fragments import HALF_K, Fragments, read_chunk
+from awq_tvm.schedules.cuda.fragments import HALF_K, Fragments
 from awq_tvm.schedules.gpu.weights import local
 
 
@@ -31,7 +31,8 @@ def add_block(
         bases: where each tile begins.
         lane: of the warp.
         eights: how many times eight tokens.
-        x_place: where a lane's 16 bytes of x are, given the eight and the half block.
+        x_place: where eight k of one token are, given the eight and the half block: of lane l those of token l % 8
+            from k = 8 (l / 8) on.
     """
     parts = weights.sums_per_block
     raw = [weights.read_codes(shared, base, lane) for base in bases]
@@ -46,7 +47,7 @@ def add_block(
             right = []
             for half in halves:
                 registers = local("x_words", 4, "uint32")
-                read_chunk(registers, 0, shared, x_place(eight, half))
+                ptx.load_matrices([registers[r] for r in range(4)], shared.ptr_to([x_place(eight, half)]))
                 right.append(registers)
             for i, (scale, tile) in enumerate(zip(scales, left, strict=True)):
                 products = _multiply(tile, right, weights.spec.dtype)

@@ -38,11 +38,11 @@ extern "C" __global__ void __launch_bounds__(128) mm_kernel(uchar* __restrict__ 
     if (((int)threadIdx.x) < 2) {
       tvm_builtin_ptx_cp_async_cg_async_cg_shared_global_16(tvm_builtin_cuda_cvta_generic_to_shared((&(stages_ptr[((((int)threadIdx.x) * 12) + 136)]))), (&(zeros_ptr[(((int)threadIdx.x) * 16)])));
     }
-    uint cse_v6 = (((((int64_t)((int)threadIdx.x)) >> (int64_t)2) < m) ? (uint)16 : (uint)0);
-    int64_t cse_v7 = (((int64_t)((int)threadIdx.x)) >> (int64_t)2);
-    int64_t cse_v8 = ((min((((int64_t)((int)threadIdx.x)) >> (int64_t)2), cse_v1) * (int64_t)64) + ((((int64_t)((int)threadIdx.x)) & (int64_t)3) * (int64_t)8));
-    tvm_builtin_ptx_cp_async_ca_src_size_async_ca_shared_global_16(tvm_builtin_cuda_cvta_generic_to_shared((&(stages_ptr[((((int)threadIdx.x) * 4) + 152)]))), (&(x_ptr[((min((((int64_t)((int)threadIdx.x)) >> (int64_t)2), cse_v1) * (int64_t)64) + ((((int64_t)((int)threadIdx.x)) & (int64_t)3) * (int64_t)8))])), (((((int64_t)((int)threadIdx.x)) >> (int64_t)2) < m) ? (uint)16 : (uint)0));
-    tvm_builtin_ptx_cp_async_ca_src_size_async_ca_shared_global_16(tvm_builtin_cuda_cvta_generic_to_shared((&(stages_ptr[((((int)threadIdx.x) * 4) + 280)]))), (&(x_ptr[(((min((((int64_t)((int)threadIdx.x)) >> (int64_t)2), cse_v1) * (int64_t)64) + ((((int64_t)((int)threadIdx.x)) & (int64_t)3) * (int64_t)8)) + (int64_t)32)])), (((((int64_t)((int)threadIdx.x)) >> (int64_t)2) < m) ? (uint)16 : (uint)0));
+    uint cse_v6 = (((((int64_t)((int)threadIdx.x)) & (int64_t)7) < m) ? (uint)16 : (uint)0);
+    int64_t cse_v7 = (((int64_t)((int)threadIdx.x)) & (int64_t)7);
+    int64_t cse_v8 = ((min((((int64_t)((int)threadIdx.x)) & (int64_t)7), cse_v1) * (int64_t)64) + ((((int64_t)((int)threadIdx.x)) >> (int64_t)3) * (int64_t)8));
+    tvm_builtin_ptx_cp_async_ca_src_size_async_ca_shared_global_16(tvm_builtin_cuda_cvta_generic_to_shared((&(stages_ptr[((((int)threadIdx.x) * 4) + 152)]))), (&(x_ptr[((min((((int64_t)((int)threadIdx.x)) & (int64_t)7), cse_v1) * (int64_t)64) + ((((int64_t)((int)threadIdx.x)) >> (int64_t)3) * (int64_t)8))])), (((((int64_t)((int)threadIdx.x)) & (int64_t)7) < m) ? (uint)16 : (uint)0));
+    tvm_builtin_ptx_cp_async_ca_src_size_async_ca_shared_global_16(tvm_builtin_cuda_cvta_generic_to_shared((&(stages_ptr[((((int)threadIdx.x) * 4) + 280)]))), (&(x_ptr[(((min((((int64_t)((int)threadIdx.x)) & (int64_t)7), cse_v1) * (int64_t)64) + ((((int64_t)((int)threadIdx.x)) >> (int64_t)3) * (int64_t)8)) + (int64_t)32)])), (((((int64_t)((int)threadIdx.x)) & (int64_t)7) < m) ? (uint)16 : (uint)0));
   }
   tvm_builtin_ptx_cp_async_commit_group_async_commit_group();
   tvm_builtin_ptx_cp_async_commit_group_async_commit_group();
@@ -84,7 +84,7 @@ extern "C" __global__ void __launch_bounds__(128) mm_kernel(uchar* __restrict__ 
     tvm_builtin_ptx_sub_half_f16x2(w_ptr[6], w_ptr[6], zero_ptr[0]);
     tvm_builtin_ptx_lop3_b32_234(w_ptr[7], word_ptr_1[0], (uint)15728880, (uint)1677747200);
     tvm_builtin_ptx_fma_half_rn_f16x2(w_ptr[7], w_ptr[7], (uint)738208768, zero_ptr[1]);
-    *(uint4*)(x_words_ptr + 0) = *(uint4*)(stages_ptr + ((((int)threadIdx.x) * 4) + 152));
+    tvm_builtin_ptx_ldmatrix_sync_aligned_m8n8_x4_shared_b16(x_words_ptr[0], x_words_ptr[1], x_words_ptr[2], x_words_ptr[3], tvm_builtin_cuda_cvta_generic_to_shared((&(stages_ptr[((((int)threadIdx.x) * 4) + 152)]))));
     products_ptr[0] = 0x0p+0f/*0.000000e+00*/;
     products_ptr[1] = 0x0p+0f/*0.000000e+00*/;
     products_ptr[2] = 0x0p+0f/*0.000000e+00*/;
@@ -124,7 +124,7 @@ extern "C" __global__ void __launch_bounds__(128) mm_kernel(uchar* __restrict__ 
     tvm_builtin_ptx_sub_half_f16x2(w_ptr_1[6], w_ptr_1[6], zero_ptr_1[0]);
     tvm_builtin_ptx_lop3_b32_234(w_ptr_1[7], word_ptr_3[0], (uint)15728880, (uint)1677747200);
     tvm_builtin_ptx_fma_half_rn_f16x2(w_ptr_1[7], w_ptr_1[7], (uint)738208768, zero_ptr_1[1]);
-    *(uint4*)(x_words_ptr_1 + 0) = *(uint4*)(stages_ptr + ((((int)threadIdx.x) * 4) + 280));
+    tvm_builtin_ptx_ldmatrix_sync_aligned_m8n8_x4_shared_b16(x_words_ptr_1[0], x_words_ptr_1[1], x_words_ptr_1[2], x_words_ptr_1[3], tvm_builtin_cuda_cvta_generic_to_shared((&(stages_ptr[((((int)threadIdx.x) * 4) + 280)]))));
     products_ptr_1[0] = 0x0p+0f/*0.000000e+00*/;
     products_ptr_1[1] = 0x0p+0f/*0.000000e+00*/;
     products_ptr_1[2] = 0x0p+0f/*0.000000e+00*/;
