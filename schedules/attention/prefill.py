@@ -104,7 +104,9 @@ def prefill_ragged(shape: AttentionShape, target: Target) -> tirx.PrimFunc:
                     return low, high
 
                 def key_vector(first: Any) -> Any:
-                    base = packed_at(first_slot + tirx.floordiv(first, i32(LANES)), head)
+                    # A register block of keys may reach beyond the last: read that again, the scores are masked.
+                    slot = tirx.min(first_slot + tirx.floordiv(first, i32(LANES)), key_slots - 1)
+                    base = packed_at(slot, head)
                     return lambda feature: packed[vector_at(base + feature * LANES)]
 
                 def value_vector(first: Any) -> Any:
