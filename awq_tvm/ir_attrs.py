@@ -23,6 +23,9 @@ OP_DENSE_MATMUL = "dense_matmul"
 OP_DENSE_TAKE = "dense_take"
 """Rows of an unquantized embedding whose weight is in the layout of a matmul."""
 
+OP_ATTENTION = "attention"
+"""A kernel of the paged cache; described in full by ``ATTENTION_SPEC``."""
+
 BITS = "awq.bits"
 GROUP_SIZE = "awq.group_size"
 LAYOUT = "awq.layout"
@@ -33,6 +36,12 @@ MATMUL_SPEC = "awq.matmul_spec"
 
 DENSE_SPEC = "awq.dense_spec"
 """JSON of ``awq_tvm.schedules.spec.DenseSpec``."""
+
+ATTENTION_SPEC = "awq.attention_spec"
+"""JSON of ``awq_tvm.schedules.attention.rule.AttentionSpec``."""
+
+LAYERS = "awq.layers"
+"""How many layers call an attention kernel: the cache runtime does, so that no call site says it."""
 
 SCHEDULE = "awq.schedule"
 """Name of the schedule rule that wrote the body of a PrimFunc."""

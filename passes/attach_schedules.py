@@ -12,7 +12,8 @@ from tvm import relax, tirx
 
 from awq_tvm import ir_attrs
 from awq_tvm.passes.rewrite import Bindings
-from awq_tvm.schedules.rule import Chooser, Defaults, Unserved, select, select_dense
+from awq_tvm.schedules.attention.rule import AttentionSpec
+from awq_tvm.schedules.rule import Chooser, Defaults, Unserved, attention_rule_for, select, select_dense
 from awq_tvm.schedules.spec import DenseSpec, MatmulSpec
 from awq_tvm.targets import Target
 
@@ -49,6 +50,8 @@ class AttachSchedules:
 
     The module's ``ir_attrs.COVERAGE`` lists what served each kernel.
 
+    Attention kernels, which come scheduled, are built anew where the chooser knows something better.
+
     Needs: RepackWeights. Leaves alone: functions that no rule serves, for the generic schedules to do.
     """
 
@@ -63,6 +66,10 @@ class AttachSchedules:
         updated = mod.clone()
         for variable, func in mod.functions_items():
             op = func.attrs.get(ir_attrs.OP) if func.attrs is not None else None
+            if op == ir_attrs.OP_ATTENTION:
+                updated[variable], kernel = self._attention(func)
+                coverage.append(kernel)
+                continue
             if op == ir_attrs.OP_DENSE_MATMUL:
                 built, kernel = self._dense(func)
             elif op == ir_attrs.OP_DEQUANTIZE_MATMUL:
@@ -96,6 +103,21 @@ class AttachSchedules:
         choice = self.chooser.choose(chosen.rule, spec, self.target, chosen.match.config)
         built = chosen.rule.build(spec, self.target, choice.config)
         return built, KernelCoverage(title, 0, choice.source, choice.reason)
+
+    def _attention(self, func: tirx.PrimFunc) -> tuple[tirx.PrimFunc, KernelCoverage]:
+        """The kernel itself, where nothing better is known, or one of the configuration that is."""
+        spec, layers = (
+            AttentionSpec.from_json(func.attrs[ir_attrs.ATTENTION_SPEC]),
+            int(func.attrs[ir_attrs.LAYERS]),
+        )
+        rule = attention_rule_for(self.target)
+        if rule is None:
+            return func, KernelCoverage(spec.title, layers, "fallback", "its own schedule")
+        default = rule.applies(spec, self.target).config
+        choice = self.chooser.choose(rule, spec, self.target, default)
+        if choice.config != default:
+            func = rule.build(spec, self.target, choice.config).with_attrs(dict(func.attrs))
+        return func, KernelCoverage(spec.title, layers, choice.source, choice.reason)
 
 
 def call_counts(mod: tvm.IRModule) -> Counter[str]:

@@ -2,6 +2,7 @@
 
 import awq_tvm.schedules.arm.dot_matmul
 import awq_tvm.schedules.arm.float_matmul
+import awq_tvm.schedules.attention.rule
 import awq_tvm.schedules.cpu.dense
 import awq_tvm.schedules.cuda.matmul
 import awq_tvm.schedules.metal.matmul

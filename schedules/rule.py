@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias
 
 if TYPE_CHECKING:
+    from awq_tvm.schedules.attention.rule import AttentionSpec
     from awq_tvm.schedules.layout import DenseLayout, Layout
     from awq_tvm.schedules.spec import DenseSpec, MatmulSpec
     from awq_tvm.targets import Target
+
+    Spec: TypeAlias = MatmulSpec | DenseSpec | AttentionSpec
 
 
 @dataclass(frozen=True)
@@ -103,8 +106,30 @@ class DenseRule(ABC):
         return ()
 
 
+class AttentionRule(ABC):
+    """A schedule family for the attention kernels of a paged cache; a target has one or none."""
+
+    name: str
+    version: int
+
+    @abstractmethod
+    def applies(self, spec: AttentionSpec, target: Target) -> Match:
+        """The configuration of the kernel when nothing was tuned."""
+
+    @abstractmethod
+    def build(self, spec: AttentionSpec, target: Target, config: Any) -> Any:
+        """The scheduled PrimFunc, parameters as the cache runtime passes them."""
+
+    @abstractmethod
+    def space(self, spec: AttentionSpec, target: Target) -> tuple[Part, ...]:
+        """See ``MatmulRule.space``."""
+
+
+Rule = MatmulRule | DenseRule | AttentionRule
+
 _RULES: dict[str, list[MatmulRule]] = {}
 _DENSE_RULES: dict[str, list[DenseRule]] = {}
+_ATTENTION_RULES: dict[str, AttentionRule] = {}
 
 
 def register(family: str, rule: MatmulRule) -> None:
@@ -115,6 +140,11 @@ def register(family: str, rule: MatmulRule) -> None:
 def register_dense(family: str, rule: DenseRule) -> None:
     """Add a rule for unquantized matmuls of a target family; earlier rules are asked first."""
     _DENSE_RULES.setdefault(family, []).append(rule)
+
+
+def register_attention(family: str, rule: AttentionRule) -> None:
+    """Name the rule for attention of a target family."""
+    _ATTENTION_RULES[family] = rule
 
 
 def rules_for(target: Target) -> tuple[MatmulRule, ...]:
@@ -130,11 +160,18 @@ def dense_rules_for(target: Target) -> tuple[DenseRule, ...]:
     return tuple(_DENSE_RULES.get(target.family, ()))
 
 
+def attention_rule_for(target: Target) -> AttentionRule | None:
+    """The rule for attention of the target's family, or None: TVM's own kernels do it then."""
+    rules_for(target)
+    return _ATTENTION_RULES.get(target.family)
+
+
 def versions(family: str) -> dict[str, int]:
     """The version of every rule of a target family, by name."""
     import awq_tvm.schedules.families  # noqa: F401  (registers every family on first use)
 
-    rules: list[MatmulRule | DenseRule] = [*_RULES.get(family, ()), *_DENSE_RULES.get(family, ())]
+    attention = [_ATTENTION_RULES[family]] if family in _ATTENTION_RULES else []
+    rules: list[Rule] = [*_RULES.get(family, ()), *_DENSE_RULES.get(family, ()), *attention]
     return {rule.name: rule.version for rule in rules}
 
 
@@ -198,14 +235,12 @@ class Choice(NamedTuple):
 class Chooser(Protocol):
     """Who picks configurations: `compile` asks one that knows tuned records."""
 
-    def choose(
-        self, rule: MatmulRule | DenseRule, spec: MatmulSpec | DenseSpec, target: Target, default: Any
-    ) -> Choice:
-        """The configuration for a linear that the rule serves.
+    def choose(self, rule: Rule, spec: Spec, target: Target, default: Any) -> Choice:
+        """The configuration for a kernel that the rule serves.
 
         Args:
             rule: the family.
-            spec: the linear.
+            spec: the linear, or the attention kernel.
             target: what it runs on.
             default: the family's own choice.
         """
@@ -214,8 +249,6 @@ class Chooser(Protocol):
 class Defaults:
     """A chooser that leaves it to the families."""
 
-    def choose(
-        self, rule: MatmulRule | DenseRule, spec: MatmulSpec | DenseSpec, target: Target, default: Any
-    ) -> Choice:
+    def choose(self, rule: Rule, spec: Spec, target: Target, default: Any) -> Choice:
         """See ``Chooser.choose``."""
         return Choice(default, "default", rule.name)

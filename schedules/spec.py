@@ -96,7 +96,11 @@ class MatmulSpec:
     @staticmethod
     def from_json(text: str) -> MatmulSpec:
         """Read back what ``to_json`` wrote."""
-        fields: dict[str, Any] = json.loads(text)
+        return MatmulSpec.from_dict(json.loads(text))
+
+    @staticmethod
+    def from_dict(fields: dict[str, Any]) -> MatmulSpec:
+        """Read back what ``asdict`` made of it."""
         return MatmulSpec(**fields)
 
 
@@ -123,5 +127,9 @@ class DenseSpec:
     @staticmethod
     def from_json(text: str) -> DenseSpec:
         """Read back what ``to_json`` wrote."""
-        fields: dict[str, Any] = json.loads(text)
+        return DenseSpec.from_dict(json.loads(text))
+
+    @staticmethod
+    def from_dict(fields: dict[str, Any]) -> DenseSpec:
+        """Read back what ``asdict`` made of it."""
         return DenseSpec(**fields)

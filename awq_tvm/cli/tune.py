@@ -15,7 +15,10 @@ from awq_tvm.cli.tune_pack import import_file, make_pack
 from awq_tvm.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from awq_tvm.compile.tuning.local import LocalMeasurer
+    from awq_tvm.compile.tuning.problem import Problem
     from awq_tvm.compile.tuning.rpc import RpcMeasurer
     from awq_tvm.compile.tuning.shapes import Wanted
     from awq_tvm.compile.tuning.tuner import TuneReport
@@ -124,7 +127,7 @@ def command(
     files = dict.fromkeys((*usual_files(), *record_files(file)))
     known = () if again else read_records(files).by_key().keys()
     if pack is not None:
-        problems = [one.problem for one in wanted_here() if one.problem is not None]
+        problems = _linears([one.problem for one in wanted_here() if one.problem is not None])
         make_pack(
             pack,
             problems,
@@ -142,6 +145,8 @@ def command(
     with _measurer(chip, rpc, key, threads, limit) as measurer, ProgressDisplay() as display:
         wanted = wanted_here()
         problems = [one.problem for one in wanted if one.problem is not None]
+        untuned = len(wanted) - len(problems)
+        problems = problems if rpc is None else _linears(problems)
         say("note: measure on a quiet machine; what else runs here makes the choice less sure")
         report = tune(
             problems,
@@ -153,7 +158,17 @@ def command(
             limits=partial(limits_of_this_machine, threads) if rpc is None else lambda: None,
             progress=display.update,
         )
-    _finish(report, file, chip, len(wanted) - len(problems), json_output)
+    _finish(report, file, chip, untuned, json_output)
+
+
+def _linears(problems: Sequence[Problem]) -> list[Problem]:
+    """What another machine can measure."""
+    found = [problem for problem in problems if problem.is_linear]
+    if len(found) < len(problems):
+        say(
+            f"note: {len(problems) - len(found)} attention kernels are left out; `tune` on the machine has them"
+        )
+    return found
 
 
 def _measurer(

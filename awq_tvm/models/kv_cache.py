@@ -14,12 +14,14 @@ from tvm.relax.frontend.nn.llm import kv_cache as stock
 from tvm.relax.frontend.nn.llm.kv_cache import AttnKind, PagedKVCache, RopeMode
 from tvm.target import Target
 
+from awq_tvm import ir_attrs
 from awq_tvm.errors import UnsupportedError
 from awq_tvm.models.rope import RopeConfig
 from awq_tvm.schedules.attention import decode, merge, pages, prefill, rotary
 from awq_tvm.schedules.attention.gpu.config import default_decode_config
 from awq_tvm.schedules.attention.gpu.decode import decode_paged
-from awq_tvm.schedules.attention.shape import PAGE_SIZE, AttentionShape
+from awq_tvm.schedules.attention.rule import AttentionSpec
+from awq_tvm.schedules.attention.shape import PAGE_SIZE, AttentionShape, Kernel, default_config
 
 STOCK_PAGE_SIZE = 16
 """Tokens of a page that TVM's GPU kernels are written for."""
@@ -128,12 +130,24 @@ def _cpu_kernels(shape: AttentionShape, layers: int, target: Target) -> list[Any
     Trees of tokens (speculative decoding) and latent attention have none: the runtime says so when they are
     asked for. A sliding window is baked into the ordinary kernels, so the runtime's own is not used.
     """
-    paged = _entry(prefill.prefill_paged(shape, target), "attention_prefill_paged")
-    paged_decode = _entry(decode.decode_paged(shape, target), "attention_decode_paged")
+
+    def described(kernel: Kernel, build: Any) -> tvm.tirx.PrimFunc:
+        """A kernel by default, and what it is, for whoever knows a better configuration."""
+        return build(shape, default_config(kernel, shape, target)).with_attrs(
+            {
+                ir_attrs.OP: ir_attrs.OP_ATTENTION,
+                ir_attrs.ATTENTION_SPEC: AttentionSpec(kernel, shape).to_json(),
+                ir_attrs.LAYERS: layers,
+            }
+        )
+
+    paged = _entry(described("prefill_paged", prefill.prefill_paged), "attention_prefill_paged")
+    paged_decode = _entry(described("decode", decode.decode_paged), "attention_decode_paged")
+    ragged = _entry(described("prefill_ragged", prefill.prefill_ragged), "attention_prefill_ragged")
     return [
         _add(pages.append(shape), "kv_cache_append"),
         relax.prim_value(0),  # append for latent attention
-        _entry(prefill.prefill_ragged(shape, target), "attention_prefill_ragged"),
+        ragged,
         paged,
         paged_decode,
         _NONE,  # prefill, the runtime's sliding window

@@ -5,29 +5,25 @@ from __future__ import annotations
 from typing import Any
 
 from tvm import tirx
-from tvm.target import Target
 from tvm.tirx.script import builder as T
 
 from awq_tvm.schedules import vector_math
 from awq_tvm.schedules.attention.parameters import LOG2_E, History, build, indices, scalar, size, tensor
-from awq_tvm.schedules.attention.shape import LANES, AttentionShape, decode_tiles
+from awq_tvm.schedules.attention.shape import LANES, AttentionConfig, AttentionShape
 from awq_tvm.schedules.attention.tile import NOTHING, Tile, columns, f32, i32, keep, load, store
-
-MIN_SPLIT_KEYS = 64
-"""A split of fewer keys costs more to merge than it saves."""
 
 MAX_SPLITS = 16
 """Splits of one sequence and head: enough to feed the cores when heads are few."""
 
 
-def decode_paged(shape: AttentionShape, target: Target) -> tirx.PrimFunc:
+def decode_paged(shape: AttentionShape, config: AttentionConfig) -> tirx.PrimFunc:
     """One token a sequence, q [batch, heads, D], against its cached tokens, itself among them.
 
     The query heads of a key-value head go together, so a page is read once. Keys are split over
     (sequence, key-value head, run of keys), each split leaves (O, m, l), and a second pass merges them. The
     roof is the bandwidth of the level of memory that the cache lies in.
     """
-    tiles = decode_tiles(shape, target)
+    tiles = config.tiles
     group, head_dim, kv_heads = shape.group, shape.head_dim, shape.kv_heads
 
     def emit() -> None:
@@ -45,7 +41,7 @@ def decode_paged(shape: AttentionShape, target: Target) -> tirx.PrimFunc:
         scale = keep(softmax_scale * tirx.const(LOG2_E, "float32"))
 
         # Sizes of scratch may depend on shapes alone, so the number of splits comes from the average length.
-        pages_a_split = batch * i32(MIN_SPLIT_KEYS // LANES)
+        pages_a_split = batch * i32(config.split_keys // LANES)
         wanted = tirx.floordiv(history.page_values.shape[0] + pages_a_split - 1, pages_a_split)
         most_splits = tirx.max(tirx.min(wanted, i32(MAX_SPLITS)), i32(1))
         partial = T.alloc_buffer((batch * shape.heads * most_splits, head_dim), "float32", scope="global")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from tvm import tirx
-from tvm.target import Target
 from tvm.tirx.script import builder as T
 
 from awq_tvm.schedules.attention.parameters import (
@@ -19,18 +18,18 @@ from awq_tvm.schedules.attention.parameters import (
     tensor,
     write_rows,
 )
-from awq_tvm.schedules.attention.shape import LANES, AttentionShape, prefill_tiles
+from awq_tvm.schedules.attention.shape import LANES, AttentionConfig, AttentionShape
 from awq_tvm.schedules.attention.tile import Tile, i32, keep, load, only_if, vector_at
 
 
-def prefill_ragged(shape: AttentionShape, target: Target) -> tirx.PrimFunc:
+def prefill_ragged(shape: AttentionShape, config: AttentionConfig) -> tirx.PrimFunc:
     """New tokens against one another: q [n, heads, D], k and v [n, kv_heads, D] -> output, log_sum.
 
     Keys are first transposed into vectors of 16, once for all query tiles. A tile takes consecutive rows of
     (token, head of the group), so it loses nothing to odd group sizes. Short and long causal tiles alternate,
     so that equal shares of slots are about equal shares of work.
     """
-    tiles = prefill_tiles(target)
+    tiles = config.tiles
     group, head_dim, kv_heads = shape.group, shape.head_dim, shape.kv_heads
 
     def emit() -> None:
@@ -124,12 +123,12 @@ def prefill_ragged(shape: AttentionShape, target: Target) -> tirx.PrimFunc:
     return build("attention_prefill_ragged", emit)
 
 
-def prefill_paged(shape: AttentionShape, target: Target) -> tirx.PrimFunc:
+def prefill_paged(shape: AttentionShape, config: AttentionConfig) -> tirx.PrimFunc:
     """New tokens q [n, heads, D] against the tokens already in the cache -> output, log_sum.
 
     Every new token sees all cached ones, but for the sliding window, which is told by absolute positions.
     """
-    tiles = prefill_tiles(target)
+    tiles = config.tiles
     group, head_dim, kv_heads = shape.group, shape.head_dim, shape.kv_heads
 
     def emit() -> None:

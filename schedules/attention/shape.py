@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from tvm.target import Target, codegen
 
@@ -16,6 +17,10 @@ SCALE_BYTES = 4
 
 LANES = 16
 """Numbers in the vectors that the kernels are written in; LLVM splits them where registers are narrower."""
+
+
+Kernel = Literal["decode", "prefill_paged", "prefill_ragged"]
+"""One new token a sequence against the cache, many against the cache, and many against each other."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +119,19 @@ class Tiles:
         return self.block_keys * self.key_blocks
 
 
+@dataclass(frozen=True)
+class AttentionConfig:
+    """What can be chosen of one attention kernel.
+
+    Args:
+        tiles: in registers and in the first-level cache.
+        split_keys: of a decode; a run of fewer keys is not split further.
+    """
+
+    tiles: Tiles
+    split_keys: int = 64
+
+
 def accumulators(target: Target) -> int:
     """Vectors of LANES float32 that fit in registers beside the operands: 16 with AVX-512, 6 elsewhere."""
     wide = str(target.kind.name) == "llvm" and bool(codegen.target_has_features("avx512f", target))
@@ -135,3 +153,8 @@ def decode_tiles(shape: AttentionShape, target: Target) -> Tiles:
     rows = -(-shape.group // row_blocks)
     vectors = max(width for width in (1, 2, 4) if width * rows <= budget or width == 1)
     return Tiles(rows=rows, vectors=vectors, row_blocks=row_blocks, key_blocks=4 // vectors)
+
+
+def default_config(kernel: Kernel, shape: AttentionShape, target: Target) -> AttentionConfig:
+    """What a kernel is built with when nothing was tuned."""
+    return AttentionConfig(decode_tiles(shape, target) if kernel == "decode" else prefill_tiles(target))

@@ -23,6 +23,8 @@ from awq_tvm.compile.tuning.measurement import (
 from awq_tvm.compile.tuning.numbers import Numbers
 from awq_tvm.compile.tuning.problem import Problem
 from awq_tvm.errors import TargetError, UsageError
+from awq_tvm.schedules.attention.rule import AttentionSpec
+from awq_tvm.schedules.attention.shape import AttentionShape
 from awq_tvm.schedules.config_fields import to_fields
 from awq_tvm.schedules.spec import DenseSpec, MatmulSpec
 from awq_tvm.targets import Target, detect, resolve
@@ -54,6 +56,15 @@ def is_alive(measurer: LocalMeasurer) -> bool:
     """A good candidate is measured."""
     outcome = measurer.measure(trial("none"))
     return isinstance(outcome, Timed) and all(0 < t < 1e5 for t in (*outcome.hot[0], *outcome.cold[0]))
+
+
+def test_attention_is_measured(patient: LocalMeasurer) -> None:
+    problem = Problem(AttentionSpec("decode", AttentionShape(4, 2, 16)), detect(), "cpu.attention")
+    (part,) = problem.parts
+    configs = tuple(to_fields(config, part.fields) for config in part.configs[:2])
+    outcome = patient.measure(Trial(problem, configs, part.timed_rows, part.checked_rows, seconds=0.02))
+    assert isinstance(outcome, Timed)
+    assert [len(times) for times in outcome.cold] == [1, 1]
 
 
 @pytest.mark.parametrize(("fault", "kind", "why"), TOLD)

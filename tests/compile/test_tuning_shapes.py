@@ -6,6 +6,7 @@ import pytest
 
 from awq_tvm.compile.tuning.shapes import are_shapes, model_wanted, shapes_wanted
 from awq_tvm.errors import UnsupportedError, UsageError
+from awq_tvm.schedules.attention.rule import AttentionSpec
 from awq_tvm.schedules.spec import MatmulSpec
 from awq_tvm.targets import detect, resolve
 from tests.support import tiny_decoder as tiny
@@ -17,8 +18,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.save_quantized(model, tmp_path_factory.mktemp("tuned") / "checkpoint")
 
 
-def test_a_model_is_asked_for_its_linears(checkpoint: Path) -> None:
-    wanted = model_wanted(str(checkpoint), detect(), activations="float")
+def test_a_model_is_asked_for_its_linears_and_attention(checkpoint: Path) -> None:
+    everything = model_wanted(str(checkpoint), detect(), activations="float")
+    attention = [one for one in everything if isinstance(one.spec, AttentionSpec)]
+    assert sorted(one.spec.kernel for one in attention) == ["decode", "prefill_paged", "prefill_ragged"]
+    assert all(one.count == tiny.LAYERS and one.problem and not one.problem.is_linear for one in attention)
+    wanted = [one for one in everything if one not in attention]
     # Queries, keys and values together, their output, gate and up together, down; and the head.
     assert sum(one.count for one in wanted) == 4 * tiny.LAYERS + 1
     assert {(one.spec.out_features, one.count) for one in wanted if one.count == 1} == {(tiny.VOCAB, 1)}

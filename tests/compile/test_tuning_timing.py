@@ -22,7 +22,7 @@ def test_no_candidate_reads_what_another_has_just_read(monkeypatch: pytest.Monke
     calls = [[partial(call, contender, copy) for copy in range(COPIES)] for contender in range(len(speeds))]
     lengths = {calls[contender][0]: length for contender, length in enumerate((6, 2, 3))}
     monkeypatch.setattr(timing, "_length", lambda calls, clock: lengths[calls[0]])
-    found = timing._times(calls, 0.01, lambda: now[0])
+    found = timing.in_turns(calls, 0.01, lambda: now[0])
     assert found == pytest.approx(list(speeds))
     counts = [sum(contender == one for one, _ in log) for contender in range(len(speeds))]
     assert len(set(counts)) == 1, "all at the same pace"
@@ -41,4 +41,4 @@ def test_few_copies_are_shared() -> None:
     def call() -> None:
         now[0] += 1e-3
 
-    assert timing._times([[call], [call], [call]], 0.01, lambda: now[0]) == pytest.approx([1e-3] * 3)
+    assert timing.in_turns([[call], [call], [call]], 0.01, lambda: now[0]) == pytest.approx([1e-3] * 3)

@@ -11,7 +11,7 @@ import pytest
 import tvm
 
 from awq_tvm.schedules.attention import decode, pages, prefill
-from awq_tvm.schedules.attention.shape import PAGE_SIZE, AttentionShape
+from awq_tvm.schedules.attention.shape import PAGE_SIZE, AttentionShape, default_config
 from awq_tvm.targets import resolve
 from tests.support import emulated_arm
 
@@ -72,9 +72,9 @@ def test_append_decode_and_prefill(
     shape = AttentionShape(6, 2, 24, dtype, int8_pages=int8)
     kernels = {
         "append": pages.append(shape),
-        "decode": decode.decode_paged(shape, target),
-        "paged": prefill.prefill_paged(shape, target),
-        "ragged": prefill.prefill_ragged(shape, target),
+        "decode": decode.decode_paged(shape, default_config("decode", shape, target)),
+        "paged": prefill.prefill_paged(shape, default_config("prefill_paged", shape, target)),
+        "ragged": prefill.prefill_ragged(shape, default_config("prefill_ragged", shape, target)),
     }
     mod = tvm.IRModule({name: func.with_attr("global_symbol", name) for name, func in kernels.items()})
     library = tmp_path / "attention.so"

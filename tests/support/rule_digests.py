@@ -16,6 +16,8 @@ from typing import Any
 from awq_tvm.compile.tuning.places import shipped_folder
 from awq_tvm.compile.tuning.problem import Problem
 from awq_tvm.compile.tuning.record_file import read_records, record_files
+from awq_tvm.schedules.attention.rule import AttentionSpec
+from awq_tvm.schedules.attention.shape import AttentionShape
 from awq_tvm.schedules.config_fields import to_fields
 from awq_tvm.schedules.spec import DenseSpec, MatmulSpec
 from awq_tvm.targets import resolve
@@ -32,6 +34,9 @@ CASES = (
     ("graviton-3", MatmulSpec(576, 960, 4, 64, "float32", activations="int8")),
     ("graviton-3", MatmulSpec(576, 960, 4, 64, "float32")),
     ("raspberry-pi-4", MatmulSpec(576, 960, 4, 64, "float32")),
+    ("x86-64-v4-vnni", AttentionSpec("decode", AttentionShape(9, 3, 64, "float16"))),
+    ("x86-64-v4-vnni", AttentionSpec("prefill_paged", AttentionShape(9, 3, 64, int8_pages=True))),
+    ("raspberry-pi-5", AttentionSpec("prefill_ragged", AttentionShape(9, 3, 64, "float16"))),
 )
 
 Entry = dict[str, Any]

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from awq_tvm.compile.tuning.places import usual_files
-from awq_tvm.compile.tuning.problem import Problem, plain
+from awq_tvm.compile.tuning.problem import Problem, Spec, plain
 from awq_tvm.compile.tuning.record import KernelKey, TunedRecord, name_of_rows
 from awq_tvm.compile.tuning.record_file import BadLine, existing, read_records
 from awq_tvm.errors import UnsupportedError
 from awq_tvm.schedules.config_fields import from_fields
-from awq_tvm.schedules.rule import Choice, DenseRule, MatmulRule, Part, versions
-from awq_tvm.schedules.spec import DenseSpec, MatmulSpec
+from awq_tvm.schedules.rule import Choice, Part, Rule, versions
+from awq_tvm.schedules.spec import MatmulSpec
 from awq_tvm.targets import Target
 
 FARTHEST = 2.0
@@ -42,9 +42,7 @@ class RecordedChoice:
             self._families[record.key.family].append(record)
         self.unfit = {key.title: why for key in self._records if (why := retired(key)) is not None}
 
-    def choose(
-        self, rule: MatmulRule | DenseRule, spec: MatmulSpec | DenseSpec, target: Target, default: Any
-    ) -> Choice:
+    def choose(self, rule: Rule, spec: Spec, target: Target, default: Any) -> Choice:
         """See ``Chooser.choose``: each range of M has a record of its own."""
         problem = Problem(plain(spec) if isinstance(spec, MatmulSpec) else spec, target, rule.name)
         config, sources, words = default, list[Source](), list[str]()

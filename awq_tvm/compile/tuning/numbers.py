@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from awq_tvm.compile.tuning.device_plan import ERROR_ALLOWED
 from awq_tvm.compile.tuning.problem import Problem
+from awq_tvm.schedules.attention.rule import AttentionSpec
 from awq_tvm.schedules.spec import DenseSpec, MatmulSpec
 
 Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Bound:
+    """Operands at one M.
+
+    Attributes:
+        arguments: of a kernel, given a copy of the packed arrays.
+        y: that it fills, a tensor that is NaN throughout.
+    """
+
+    arguments: Callable[[Sequence[Any]], tuple[Any, ...]]
+    y: Any
 
 
 class Numbers:
@@ -24,11 +40,16 @@ class Numbers:
         x: float32 [rows, K].
         out_features: N.
         packed: the weight arrays, in the order of the kernel's parameters.
+        bound: of ``error``.
+        unit: of ``error``, in words.
     """
+
+    bound = ERROR_ALLOWED
+    unit = "sum(|x||W|)"
 
     def __init__(self, problem: Problem, rows: int) -> None:
         rng = np.random.default_rng(20230601)
-        spec = problem.spec
+        spec = linear(problem)
         self.out_features = spec.out_features
         self.x = rng.standard_normal((rows, spec.in_features), dtype=np.float32)
         weight, self.packed = _weight(problem, rng)
@@ -42,6 +63,14 @@ class Numbers:
             part = weight[start : start + 1024].astype(np.float64)
             self._expected[:, start : start + 1024] = used @ part.T
             self._scale[:, start : start + 1024] = np.abs(used) @ np.abs(part).T
+
+    def bind(self, rows: int) -> Bound:
+        """The other operands at one M: the first rows of x, and y."""
+        import tvm
+
+        x = tvm.runtime.tensor(self.x[:rows])
+        y = tvm.runtime.tensor(np.full((rows, self.out_features), np.nan, np.float32))
+        return Bound(lambda weights: (x, *weights, y), y)
 
     def error(self, y: Array) -> float:
         """The largest |y - expected| / sum(|x||W|) of the first rows; NaN where y has one.
@@ -66,9 +95,20 @@ def int8_rows(x: Array, group_size: int) -> Array:
     return used
 
 
+def linear(problem: Problem) -> MatmulSpec | DenseSpec:
+    """What is tuned, where that is a linear.
+
+    Raises:
+        TypeError: it is not.
+    """
+    if isinstance(problem.spec, AttentionSpec):
+        raise TypeError(f"{problem.title} is no linear")
+    return problem.spec
+
+
 def _weight(problem: Problem, rng: np.random.Generator) -> tuple[Array, tuple[Array, ...]]:
     """W [N, K], float32 or as it is stored, and its arrays."""
-    spec = problem.spec
+    spec = linear(problem)
     layout = problem.family.layout(spec, problem.target)
     n, k = spec.out_features, spec.in_features
     if isinstance(spec, DenseSpec):

@@ -139,34 +139,34 @@ def _trial(search: Search, places: tuple[int, ...], seconds: float) -> Trial:
 def likely_places(search: Search) -> Iterator[int]:
     """What to try next, by places in ``part.configs``: likely ones, and then around the best so far."""
     part = search.part
-    leaves = [_leaves(to_fields(config, part.fields)) for config in part.configs]
+    flat = [leaves(to_fields(config, part.fields)) for config in part.configs]
     groups: dict[tuple[Any, ...], int] = {}
-    for place, found in enumerate(leaves):
+    for place, found in enumerate(flat):
         groups.setdefault(tuple(v for name, v in found.items() if name not in part.refined), place)
     tried = {0}
     while len(tried) < len(part.configs):
         likely = next((place for place in groups.values() if place not in tried), None)
-        near = _neighbour(search, leaves, tried) if len(tried) > LIKELY_FIRST or likely is None else None
+        near = _neighbour(search, flat, tried) if len(tried) > LIKELY_FIRST or likely is None else None
         any_other = next(place for place in range(len(part.configs)) if place not in tried)
         chosen = next(place for place in (near, likely, any_other) if place is not None)
         tried.add(chosen)
         yield chosen
 
 
-def _neighbour(search: Search, leaves: list[dict[str, Any]], tried: set[int]) -> int | None:
+def _neighbour(search: Search, flat: list[dict[str, Any]], tried: set[int]) -> int | None:
     """The likeliest untried candidate that differs in one field from the best, or else from the second best."""
     for best in search.in_order()[:2]:
-        for place, found in enumerate(leaves):
-            if place not in tried and sum(found[name] != leaves[best][name] for name in found) == 1:
+        for place, found in enumerate(flat):
+            if place not in tried and sum(found[name] != flat[best][name] for name in found) == 1:
                 return place
     return None
 
 
-def _leaves(fields: Fields) -> dict[str, Any]:
+def leaves(fields: Fields) -> dict[str, Any]:
     """The fields, those of nested configurations in their place."""
     flat: dict[str, Any] = {}
     for name, value in fields.items():
-        flat.update(_leaves(value) if isinstance(value, dict) else {name: value})
+        flat.update(leaves(value) if isinstance(value, dict) else {name: value})
     return flat
 
 

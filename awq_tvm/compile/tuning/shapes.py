@@ -10,11 +10,12 @@ import tvm
 
 from awq_tvm import ir_attrs
 from awq_tvm.compile.driver import read_source
-from awq_tvm.compile.tuning.problem import Problem, plain
+from awq_tvm.compile.tuning.problem import Problem, Spec, plain
 from awq_tvm.errors import UsageError
 from awq_tvm.models.export import export_model
 from awq_tvm.passes import pipeline
 from awq_tvm.passes.attach_schedules import call_counts
+from awq_tvm.schedules.attention.rule import AttentionSpec
 from awq_tvm.schedules.spec import DenseSpec, MatmulSpec
 from awq_tvm.targets import Target
 
@@ -23,7 +24,7 @@ _SHAPES = re.compile(r"\d{1,8}x\d{1,8}(,\d{1,8}x\d{1,8})*")
 
 @dataclass(frozen=True)
 class Wanted:
-    """A linear and how often a model calls it.
+    """A linear or an attention kernel and how often a model calls it.
 
     Attributes:
         spec: without bias, activation function and residual.
@@ -31,7 +32,7 @@ class Wanted:
         problem: None where there is nothing to tune.
     """
 
-    spec: MatmulSpec | DenseSpec
+    spec: Spec
     count: int
     problem: Problem | None
 
@@ -65,7 +66,7 @@ def shapes_wanted(
 def model_wanted(
     model: str, target: Target, *, activations: str = "auto", vocabulary_bits: int = 8, opt: int = 2
 ) -> list[Wanted]:
-    """The linears of a quantized checkpoint, in the order of the bytes that a token reads of them, most first.
+    """The linears and attention kernels of a quantized checkpoint, those of which a token reads most bytes first.
 
     Raises:
         AwqTvmError: what `compile` refuses.
@@ -82,17 +83,22 @@ def model_wanted(
     with tvm.target.Target(target.tvm_target_with_host) as tvm_target:
         mod = export_model(source.config, source.precision, source.limits, tvm_target)
     mod = pipeline.run(mod, target, opt, until="attach_schedules")
-    calls, counts = call_counts(mod), Counter[MatmulSpec | DenseSpec]()
+    calls, counts = call_counts(mod), Counter[Spec]()
     for variable, func in mod.functions_items():
         op = func.attrs.get(ir_attrs.OP) if func.attrs is not None else None
         if op == ir_attrs.OP_DEQUANTIZE_MATMUL:
             counts[plain(MatmulSpec.from_json(func.attrs[ir_attrs.MATMUL_SPEC]))] += calls[variable.name_hint]
         elif op == ir_attrs.OP_DENSE_MATMUL:
             counts[DenseSpec.from_json(func.attrs[ir_attrs.DENSE_SPEC])] += calls[variable.name_hint]
+        elif op == ir_attrs.OP_ATTENTION:
+            kernel = AttentionSpec.from_json(func.attrs[ir_attrs.ATTENTION_SPEC])
+            counts[kernel] += int(func.attrs[ir_attrs.LAYERS])
     wanted = [Wanted(spec, count, Problem.of(spec, target)) for spec, count in counts.items()]
-    return sorted(wanted, key=lambda one: (-_weights(one), repr(one.spec)))
+    return sorted(wanted, key=lambda one: (-_bits_read(one), repr(one.spec)))
 
 
-def _weights(one: Wanted) -> int:
+def _bits_read(one: Wanted) -> int:
+    if isinstance(one.spec, AttentionSpec):
+        return one.count * one.spec.bytes_read * 8
     bits = one.spec.bits if isinstance(one.spec, MatmulSpec) else 16
     return one.count * one.spec.in_features * one.spec.out_features * bits

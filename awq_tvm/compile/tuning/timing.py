@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import tvm
 
-from awq_tvm.compile.tuning.device_plan import COLD_BYTES, ERROR_ALLOWED, MOST_COPIES
+from awq_tvm.compile.tuning.attention_numbers import AttentionNumbers
+from awq_tvm.compile.tuning.device_plan import COLD_BYTES, MOST_COPIES
 from awq_tvm.compile.tuning.measurement import Failed, Outcome, Timed, Trial
 from awq_tvm.compile.tuning.numbers import Numbers
+from awq_tvm.compile.tuning.problem import Problem
 
 STRETCH = 4e-4
 """Seconds that are timed at once: short, so that most are not interrupted on a machine with other work."""
@@ -32,7 +34,7 @@ class Operands:
         numbers: the operands.
     """
 
-    def __init__(self, numbers: Numbers) -> None:
+    def __init__(self, numbers: Numbers | AttentionNumbers) -> None:
         self.numbers = numbers
         size = sum(array.nbytes for array in numbers.packed)
         self.weights = [
@@ -52,23 +54,24 @@ def run_trial(trial: Trial, operands: Operands, threads: int) -> Outcome:
     kernels = []
     for fields in trial.configs:
         try:
-            kernels.append(_compiled(trial, fields))
+            kernels.append(compiled(trial.problem, fields))
         except Exception as error:
             # Whatever TVM and LLVM raise: a candidate that cannot be built is no reason to end.
             return Failed("refused", str(error)[:400])
     for kernel in kernels:
         for rows in dict.fromkeys((*trial.checked_rows, *trial.rows)):
             off = _error(kernel, operands, rows)
-            if not off <= ERROR_ALLOWED:
-                return Failed("wrong", f"off by {off:.2g} of sum(|x||W|) at M = {rows}")
+            if not off <= operands.numbers.bound:
+                return Failed("wrong", f"off by {off:.2g} of {operands.numbers.unit} at M = {rows}")
     clock = time.thread_time if threads == 1 else time.perf_counter
     seconds = trial.seconds / 2 / len(trial.rows)
     cold, hot = [], []
     for rows in trial.rows:
-        x, y = _rows(operands, rows)
-        calls = [[partial(kernel, x, *weights, y) for weights in operands.weights] for kernel in kernels]
-        cold.append(_times(calls, seconds, clock))
-        hot.append(_times([mine[:1] for mine in calls], seconds, clock))
+        bound = operands.numbers.bind(rows)
+        given = [bound.arguments(weights) for weights in operands.weights]
+        calls = [[partial(kernel, *arguments) for arguments in given] for kernel in kernels]
+        cold.append(in_turns(calls, seconds, clock))
+        hot.append(in_turns([mine[:1] for mine in calls], seconds, clock))
     return Timed(_by_candidate(cold), _by_candidate(hot))
 
 
@@ -77,26 +80,20 @@ def _by_candidate(seconds: list[list[float]]) -> tuple[tuple[float, ...], ...]:
     return tuple(tuple(1e6 * time for time in times) for times in zip(*seconds, strict=True))
 
 
-def _compiled(trial: Trial, fields: dict[str, Any]) -> Any:
-    func = trial.problem.build(fields).with_attr("global_symbol", "kernel")
-    target = tvm.target.Target(trial.problem.target.tvm_target_with_host)
+def compiled(problem: Problem, fields: dict[str, Any]) -> Any:
+    """The kernel of one configuration, to call here."""
+    func = problem.build(fields).with_attr("global_symbol", "kernel")
+    target = tvm.target.Target(problem.target.tvm_target_with_host)
     return tvm.compile(tvm.IRModule({"kernel": func}), target=target)["kernel"]
 
 
-def _rows(operands: Operands, rows: int) -> tuple[Any, Any]:
-    """The first rows of x, and a y that is NaN throughout."""
-    x = tvm.runtime.tensor(operands.numbers.x[:rows])
-    n = operands.numbers.out_features
-    return x, tvm.runtime.tensor(np.full((rows, n), np.nan, np.float32))
-
-
 def _error(kernel: Any, operands: Operands, rows: int) -> float:
-    x, y = _rows(operands, rows)
-    kernel(x, *operands.weights[0], y)
-    return operands.numbers.error(y.numpy())
+    bound = operands.numbers.bind(rows)
+    kernel(*bound.arguments(operands.weights[0]))
+    return operands.numbers.error(bound.y.numpy())
 
 
-def _times(contenders: Sequence[Sequence[Call]], seconds: float, clock: Clock) -> list[float]:
+def in_turns(contenders: Sequence[Sequence[Call]], seconds: float, clock: Clock) -> list[float]:
     """Seconds of a call of each: the lower quartile of many short stretches, in which they take turns.
 
     The order of a round is drawn anew each time, so that none always comes where another process cuts in. All walk

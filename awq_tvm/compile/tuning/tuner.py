@@ -18,6 +18,7 @@ from awq_tvm.compile.tuning.record import KernelKey, Measured, TunedRecord, name
 from awq_tvm.compile.tuning.search import Search, search_part
 from awq_tvm.errors import TargetError
 from awq_tvm.progress import ProgressCallback, ProgressEvent, ignore_progress
+from awq_tvm.schedules.attention.rule import AttentionSpec
 from awq_tvm.schedules.rule import Part
 from awq_tvm.schedules.spec import MatmulSpec
 
@@ -114,6 +115,11 @@ def tune(
 def roof_microseconds(problem: Problem, part: Part, limits: Limits) -> float:
     """What reading the weights from memory, or else the multiplications, take at the least."""
     spec = problem.spec
+    if isinstance(spec, AttentionSpec):
+        rows = part.timed_rows
+        reading = spec.bytes_read / limits.read["memory"] / 1e3
+        flops = [spec.operations(m) / limits.fma / 1e3 if limits.fma else 0.0 for m in rows]
+        return geometric_mean([max(reading, work) for work in flops])
     if isinstance(spec, MatmulSpec):
         arrays = problem.family.layout(spec, problem.target).arrays(spec)
         weight_bytes = sum(math.prod(array.shape) * np.dtype(array.dtype).itemsize for array in arrays)

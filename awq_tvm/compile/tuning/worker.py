@@ -21,9 +21,11 @@ import time
 import traceback
 from typing import BinaryIO
 
+from awq_tvm.compile.tuning.attention_numbers import AttentionNumbers
 from awq_tvm.compile.tuning.measurement import Failed, Outcome, Trial, outcome_from_json, outcome_to_json
 from awq_tvm.compile.tuning.numbers import Numbers
 from awq_tvm.compile.tuning.timing import Operands, run_trial
+from awq_tvm.schedules.attention.rule import AttentionSpec
 
 _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 _MAX_ANSWER_BYTES = 1 << 16
@@ -73,7 +75,11 @@ class Worker:
         key = trial.problem.to_json(), max(*trial.rows, *trial.checked_rows)
         if self._kept is None or self._kept[0] != key:
             self._kept = None
-            self._kept = key, Operands(Numbers(trial.problem, key[1]))
+            spec = trial.problem.spec
+            if isinstance(spec, AttentionSpec):
+                self._kept = key, Operands(AttentionNumbers(spec, key[1]))
+            else:
+                self._kept = key, Operands(Numbers(trial.problem, key[1]))
         return self._kept[1]
 
     def _run_child(self, trial: Trial, operands: Operands, writer: int) -> None:
