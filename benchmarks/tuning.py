@@ -2,7 +2,6 @@
 
     python benchmarks/tuning.py table                       12 linears, default beside tuned, measured anew
     python benchmarks/tuning.py search 2048x3072:1:4:128    each search on the times of all its candidates at M = 1
-    python benchmarks/tuning.py stock 2048x3072:1:4:128     TVM's MetaSchedule on the plain operation, at equal trials
 
 ``table`` compiles default and records side by side, checks their numbers, and times them in turns, weights from
 memory: it measures anew what the records claim. ``search`` measures all candidates of a range of M once; every search
@@ -24,7 +23,7 @@ from awq_tvm.compile.tuning.choice import recorded_choice
 from awq_tvm.compile.tuning.local import LocalMeasurer
 from awq_tvm.compile.tuning.measurement import Measurer, Outcome, Timed, Trial
 from awq_tvm.compile.tuning.problem import Problem
-from awq_tvm.compile.tuning.search import AT_ONCE, search_part
+from awq_tvm.compile.tuning.search import AT_ONCE, leaves, search_part
 from awq_tvm.errors import UsageError
 from awq_tvm.schedules.config_fields import to_fields
 from awq_tvm.schedules.rule import Part
@@ -51,6 +50,9 @@ ROWS = (1, 4, 128)
 BUDGETS = (4, 8, 16, 32)
 DRAWS = 500
 """Random searches that are averaged."""
+
+FOUNDERS, CONTEST = 3, 3
+"""Of an evolution: candidates drawn to begin with, and how many of those tried compete for having a child."""
 
 
 @dataclass(frozen=True)
@@ -189,6 +191,27 @@ def drawn(times: Sequence[float], trials: int) -> float:
     )
 
 
+def evolved(problem: Problem, part: Part, times: Sequence[float], trials: int) -> float:
+    """The best that evolution sees, on average: a child differs in one field from the best of a few drawn parents."""
+    draw = random.Random(0)
+    fields = [leaves(to_fields(config, part.fields)) for config in part.configs]
+    near = [
+        [j for j, other in enumerate(fields) if sum(other[name] != one[name] for name in one) == 1]
+        for one in fields
+    ]
+
+    def once() -> float:
+        tried = {0, *draw.sample(range(1, len(times)), min(FOUNDERS, trials - 1, len(times) - 1))}
+        while len(tried) < min(trials, len(times)):
+            parents = draw.sample(sorted(tried), min(CONTEST, len(tried)))
+            parent = min(parents, key=lambda place: times[place])
+            children = [place for place in near[parent] if place not in tried]
+            tried.add(draw.choice(children or [place for place in range(len(times)) if place not in tried]))
+        return min(times[place] for place in tried)
+
+    return mean(once() for _ in range(DRAWS))
+
+
 def print_searches(problem: Problem, part: Part, times: Sequence[float]) -> None:
     """Each search at each budget: the time of the best it finds by that of the default."""
     best = min(times)
@@ -196,6 +219,7 @@ def print_searches(problem: Problem, part: Part, times: Sequence[float]) -> None
     searches: tuple[tuple[str, Callable[[int], float]], ...] = (
         ("ours: likely ones, then neighbours", lambda n: ours(problem, part, times, n)),
         ("in the order of the estimate", lambda n: ranked(times, n)),
+        (f"evolution over ours, mean of {DRAWS}", lambda n: evolved(problem, part, times, n)),
         (f"random, mean of {DRAWS}", lambda n: drawn(times, n)),
     )
     print("| search | " + " | ".join(f"{n} trials" for n in BUDGETS) + " |")
@@ -209,11 +233,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("table", "search", "stock"))
+    parser.add_argument("what", choices=("table", "search"))
     parser.add_argument("linears", nargs="*", metavar="KxN:M:BITS:GROUP")
     parser.add_argument("--records", type=Path, action="append", default=[], help="more records")
     parser.add_argument("--seconds", type=float, default=0.5, help="of timing, for each candidate")
-    parser.add_argument("--trials", type=int, default=32, help="of MetaSchedule")
     options = parser.parse_args()
     target = detect()
     with LocalMeasurer(target) as measurer:
@@ -230,11 +253,6 @@ def main() -> None:
             )
             if options.what == "search":
                 print_searches(problem, part, all_times(problem, part, measurer, options.seconds))
-            if options.what == "stock":
-                import tuning_stock
-
-                assert isinstance(problem.spec, MatmulSpec)
-                print(tuning_stock.report(problem, int(rows), options.trials, measurer))
 
 
 if __name__ == "__main__":

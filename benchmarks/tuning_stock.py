@@ -1,9 +1,10 @@
-"""What stock TVM makes of a quantized linear: MetaSchedule on the plain operation, without our schedules or layout.
+"""TVM's MetaSchedule on a quantized linear as stock TVM states it, its candidates timed by our clock.
 
 The operation takes the rows of codes as a checkpoint has them, two in a byte, and is written as one expression that
-decodes and multiplies; MetaSchedule inlines, tiles, vectorizes and unrolls it. It needs `cloudpickle`, `tornado` and
-`psutil`, which TVM does not bring along, and `xgboost` too for the cost model that it prefers; without that the
-candidates are evolved by a random cost model.
+decodes and multiplies; MetaSchedule inlines, tiles, vectorizes and unrolls it. Its candidates are built and timed as
+ours are: a few at once, in turns with our default, each call with weights from memory, after their numbers were
+checked. It needs `cloudpickle`, `tornado` and `psutil`, which TVM does not bring along, and `xgboost` and `scipy` too
+for the cost model that it prefers; without them a random one leads its evolution.
 """
 
 from __future__ import annotations
@@ -11,35 +12,47 @@ from __future__ import annotations
 import importlib.util
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tvm
 from tvm import te
 
-from awq_tvm.compile.tuning.measurement import Measurer
+from awq_tvm.compile.tuning import timing
+from awq_tvm.compile.tuning.device_plan import COLD_BYTES, ERROR_ALLOWED, MOST_COPIES
+from awq_tvm.compile.tuning.numbers import Numbers
 from awq_tvm.compile.tuning.problem import Problem
-from awq_tvm.compile.tuning.search import search_part
+from awq_tvm.compile.tuning.search import AT_ONCE, SECONDS
 from awq_tvm.schedules.spec import MatmulSpec
-from awq_tvm.targets import Target
 
 NEEDED = ("cloudpickle", "tornado", "psutil")
+
+POPULATION, AN_ITERATION = 128, 16
+"""Of MetaSchedule's evolution: schedules that its cost model compares, a quarter of what is usual, since each takes
+it a second on one core; and how many of them are measured before the model learns again."""
+
+Calls = list[timing.Call]
 
 
 @dataclass(frozen=True)
 class Stock:
-    """What was found.
+    """What MetaSchedule found.
 
     Attributes:
-        microseconds: of a call, weights from memory.
-        trials: candidates that MetaSchedule measured.
-        seconds: that its search took.
-        cost_model: that ranked them.
+        ratio: the best time by that of our default, as the search saw it.
+        measured: candidates that were timed.
+        failed: candidates that could not be built, or computed wrong numbers.
+        seconds: that the search took.
+        cost_model: that led it.
     """
 
-    microseconds: float
-    trials: int
+    ratio: float
+    measured: int
+    failed: int
     seconds: float
     cost_model: str
 
@@ -73,85 +86,160 @@ def plain_operation(spec: MatmulSpec, rows: int) -> Any:
     return te.create_prim_func([x, codes, scales, zeros, y])
 
 
-def tuned(spec: MatmulSpec, rows: int, target: Target, trials: int, seed: int = 1) -> Stock:
-    """Search with MetaSchedule for one thread, check the winner's numbers, and time it with weights from memory."""
-    from tvm.s_tir import meta_schedule as ms
+class StockOperands:
+    """x, copies of W as a checkpoint has it, and y in float64.
 
-    one_core = {**target.tvm_target, "num-cores": 1}
-    chip = tvm.target.Target(one_core)
-    func = plain_operation(spec, rows)
-    cost_model = "xgb" if importlib.util.find_spec("xgboost") else "random"
+    Args:
+        spec: the linear, of 4 bits.
+        rows: M.
+    """
+
+    def __init__(self, spec: MatmulSpec, rows: int) -> None:
+        rng = np.random.default_rng(3)
+        n, k = spec.out_features, spec.in_features
+        x = rng.standard_normal((rows, k), dtype=np.float32)
+        q = rng.integers(0, 16, (n, k), dtype=np.uint8)
+        zeros = rng.integers(0, 16, (n, spec.groups), dtype=np.uint8)
+        scales = (rng.random((n, spec.groups)) * 0.02 + 0.001).astype(np.float16)
+        arrays = (q[:, ::2] | (q[:, 1::2] << 4), scales, zeros)
+        centred = q.astype(np.float64) - np.repeat(zeros, spec.group_size, 1)
+        weight = centred * np.repeat(scales.astype(np.float64), spec.group_size, 1)
+        self._expected, self._scale = x @ weight.T, np.abs(x) @ np.abs(weight).T
+        copies = min(MOST_COPIES, max(2, -(-COLD_BYTES // sum(array.nbytes for array in arrays))))
+        self._weights = [[tvm.runtime.tensor(array) for array in arrays] for _ in range(copies)]
+        self._x, self._y = tvm.runtime.tensor(x), tvm.runtime.tensor(np.zeros((rows, n), np.float32))
+
+    def calls(self, kernel: Any) -> Calls:
+        """A call of a kernel with each copy."""
+        return [partial(kernel, self._x, *weights, self._y) for weights in self._weights]
+
+    def error(self, kernel: Any) -> float:
+        """The largest |y - expected| / sum(|x||W|)."""
+        self._y.copyfrom(np.full(self._expected.shape, np.nan, np.float32))
+        kernel(self._x, *self._weights[0], self._y)
+        return float((np.abs(self._y.numpy() - self._expected) / self._scale).max())
+
+
+class Clock:
+    """Times kernels of ours and of MetaSchedule's beside our default, one thread, weights from memory.
+
+    Args:
+        problem: the linear.
+        rows: M.
+    """
+
+    def __init__(self, problem: Problem, rows: int) -> None:
+        spec = problem.spec
+        assert isinstance(spec, MatmulSpec)
+        self._problem, self.rows = problem, rows
+        self.stock = StockOperands(spec, rows)
+        self._operands = timing.Operands(Numbers(problem, rows))
+        self._bound = self._operands.numbers.bind(rows)
+        self.default = self.ours({})
+
+    def ours(self, fields: dict[str, Any]) -> Calls:
+        """Calls of a configuration of ours, its numbers checked."""
+        kernel = timing.compiled(self._problem, fields)
+        calls: Calls = [
+            partial(kernel, *self._bound.arguments(weights)) for weights in self._operands.weights
+        ]
+        calls[0]()
+        off = self._operands.numbers.error(self._bound.y.numpy())
+        if not off <= ERROR_ALLOWED:
+            raise ValueError(f"{fields} is off by {off:.2g}")
+        return calls
+
+    def beside_default(self, others: Sequence[Calls], seconds: float = SECONDS / 2) -> list[float]:
+        """Seconds of a call of the default, and then of each of the others."""
+        return timing.in_turns([self.default, *others], seconds, time.thread_time)
+
+
+def search(clock: Clock, problem: Problem, trials: int, library: Path, seed: int = 1) -> Stock:
+    """Have MetaSchedule measure up to ``trials`` candidates, and keep the fastest as a library.
+
+    Raises:
+        ValueError: it found none that runs.
+    """
+    from tvm.ir.utils import derived_object
+    from tvm.s_tir import meta_schedule as ms
+    from tvm.s_tir.meta_schedule.builder import BuilderResult
+    from tvm.s_tir.meta_schedule.runner import RunnerResult
+
+    assert isinstance(problem.spec, MatmulSpec)
+    chip = tvm.target.Target({**problem.target.tvm_target, "num-cores": 1})
+    ratios: dict[str, float] = {}
+    failed: list[str] = []
+    cost_model = "xgb" if all(map(importlib.util.find_spec, ("xgboost", "scipy"))) else "random"
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        database = ms.tune_tir(
-            func,
+
+        @derived_object
+        class Builder(ms.builder.PyBuilder):  # type: ignore[misc]
+            def build(self, build_inputs: Any) -> Any:
+                results = []
+                for given in build_inputs:
+                    # MetaSchedule removes the folder of what was measured.
+                    path = Path(tempfile.mkdtemp(dir=folder)) / "candidate.so"
+                    try:
+                        tvm.compile(given.mod, target=given.target).export_library(str(path))
+                        results.append(BuilderResult(str(path), None))
+                    except Exception as error:  # whatever TVM and LLVM raise
+                        failed.append(str(error)[:200])
+                        results.append(BuilderResult(None, str(error)[:200]))
+                return results
+
+        @derived_object
+        class Done(ms.runner.PyRunnerFuture):  # type: ignore[misc]
+            def __init__(self, ratio: float | None) -> None:
+                super().__init__()
+                self.ratio = ratio
+
+            def done(self) -> bool:
+                return True
+
+            def result(self) -> Any:
+                # MetaSchedule wants seconds; only how they compare counts.
+                return (
+                    RunnerResult(None, "wrong")
+                    if self.ratio is None
+                    else RunnerResult([self.ratio * 1e-3], None)
+                )
+
+        @derived_object
+        class Runner(ms.runner.PyRunner):  # type: ignore[misc]
+            def run(self, runner_inputs: Any) -> Any:
+                paths = [str(given.artifact_path) for given in runner_inputs]
+                for first in range(0, len(paths), AT_ONCE):
+                    measure(paths[first : first + AT_ONCE])
+                return [Done(ratios.get(path)) for path in paths]
+
+        def measure(paths: list[str]) -> None:
+            kernels = {path: tvm.runtime.load_module(path)["main"] for path in paths}
+            for path, kernel in list(kernels.items()):
+                if not (off := clock.stock.error(kernel)) <= ERROR_ALLOWED:
+                    failed.append(f"off by {off:.2g}")
+                    del kernels[path]
+            default, *others = clock.beside_default(
+                [clock.stock.calls(kernel) for kernel in kernels.values()]
+            )
+            for path, other in zip(kernels, others, strict=True):
+                ratios[path] = other / default
+                if ratios[path] == min(ratios.values()):
+                    library.write_bytes(Path(path).read_bytes())
+
+        ms.tune_tir(
+            plain_operation(problem.spec, clock.rows),
             chip,
-            folder,
+            str(Path(folder) / "work"),
             trials,
-            num_trials_per_iter=min(16, trials),
+            num_trials_per_iter=min(AN_ITERATION, trials),
+            builder=Builder(),
+            runner=Runner(),
             cost_model=cost_model,
+            strategy=ms.search_strategy.EvolutionarySearch(population_size=POPULATION),
             num_tuning_cores=1,
             seed=seed,
         )
-        measured = len(database)
-        schedule = ms.tir_integration.compile_tir(database, func, chip)
-    if schedule is None:
-        raise SystemExit("MetaSchedule found no schedule that runs")
-    seconds = time.monotonic() - start
-    kernel = tvm.compile(schedule.mod, target=chip)["main"]
-    return Stock(_time(kernel, spec, rows), measured, seconds, cost_model)
-
-
-def _time(kernel: Any, spec: MatmulSpec, rows: int) -> float:
-    rng = np.random.default_rng(3)
-    n, k = spec.out_features, spec.in_features
-    x = rng.standard_normal((rows, k), dtype=np.float32)
-    q = rng.integers(0, 16, (n, k), dtype=np.uint8)
-    zeros = rng.integers(0, 16, (n, spec.groups), dtype=np.uint8)
-    scales = (rng.random((n, spec.groups)) * 0.02 + 0.001).astype(np.float16)
-    codes = q[:, ::2] | (q[:, 1::2] << 4)
-    sets = [
-        [tvm.runtime.tensor(array) for array in (codes, scales, zeros)]
-        for _ in range(max(2, min(2048, 2**28 // codes.nbytes)))
-    ]
-    given, y = tvm.runtime.tensor(x), tvm.runtime.tensor(np.zeros((rows, n), np.float32))
-    kernel(given, *sets[0], y)
-    weight = (q.astype(np.float64) - np.repeat(zeros, spec.group_size, 1)) * np.repeat(
-        scales.astype(np.float64), spec.group_size, 1
-    )
-    off = np.abs(y.numpy() - x @ weight.T) / (np.abs(x) @ np.abs(weight).T)
-    assert off.max() < 1e-5, f"off by {off.max():.2g}"
-    samples: list[float] = []
-    place = 0
-    end = time.thread_time() + 1.0
-    while time.thread_time() < end or len(samples) < 9:
-        begin = time.thread_time()
-        for _ in range(4):
-            kernel(given, *sets[place % len(sets)], y)
-            place += 1
-        samples.append((time.thread_time() - begin) / 4)
-    return 1e6 * float(np.quantile(samples, 0.25))
-
-
-def report(problem: Problem, rows: int, trials: int, measurer: Measurer) -> str:
-    """Both searches with so many trials, in words."""
-    if packages := missing():
-        return f"not run: TVM's MetaSchedule needs {', '.join(packages)}"
-    spec = problem.spec
-    assert isinstance(spec, MatmulSpec)
-    part = next(
-        p for p in problem.parts if p.first_rows <= rows and (p.last_rows is None or rows <= p.last_rows)
-    )
-    part = replace(part, timed_rows=(rows,))
-    start = time.monotonic()
-    mine = search_part(problem, part, measurer, trials=trials)
-    seconds = time.monotonic() - start
-    assert mine.times is not None
-    assert mine.default_times is not None
-    stock = tuned(spec, rows, problem.target, trials)
-    return (
-        f"{problem.title}, M = {rows}, {trials} trials: ours {mine.times.cold:.1f} us (default "
-        f"{mine.default_times.cold:.1f}, {seconds:.0f} s of search), MetaSchedule on the plain operation "
-        f"{stock.microseconds:.1f} us ({stock.trials} measured, {stock.seconds:.0f} s, cost model {stock.cost_model})"
-        f": ours is {stock.microseconds / mine.times.cold:.2f} times as fast"
-    )
+        if not ratios:
+            raise ValueError("MetaSchedule found no schedule that runs")
+    return Stock(min(ratios.values()), len(ratios), len(failed), time.monotonic() - start, cost_model)

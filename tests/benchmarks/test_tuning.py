@@ -6,7 +6,17 @@ import pytest
 
 from awq_tvm.schedules.config_fields import to_fields
 from awq_tvm.targets import resolve
-from benchmarks.tuning import TABLE, Row, drawn, ours, print_searches, print_table, problem_of, ranked
+from benchmarks.tuning import (
+    TABLE,
+    Row,
+    drawn,
+    evolved,
+    ours,
+    print_searches,
+    print_table,
+    problem_of,
+    ranked,
+)
 
 PROBLEM = problem_of(resolve("x86-64-v4-vnni"), 576, 960, 4, 64)
 PART = PROBLEM.parts[0]
@@ -27,13 +37,15 @@ def test_a_search_knows_no_time_that_it_did_not_ask_for() -> None:
     assert ranked(times, len(times)) == min(times)
     assert min(times) < drawn(times, 8) < 1.0
     assert drawn(times, len(times)) == pytest.approx(min(times))
+    assert min(times) < evolved(PROBLEM, PART, times, 16) < drawn(times, 8), "it follows what was fast"
+    assert evolved(PROBLEM, PART, times, len(times)) == pytest.approx(min(times))
 
 
 def test_the_table_of_searches(capsys: pytest.CaptureFixture[str]) -> None:
     print_searches(PROBLEM, PART, times_towards(6, 0))
     lines = capsys.readouterr().out.splitlines()
     assert f"{len(PART.configs)} candidates" in lines[0]
-    assert len(lines) == 6
+    assert len(lines) == 7
     assert all(line.count("|") == 6 for line in lines[1:])
 
 
