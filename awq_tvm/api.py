@@ -125,6 +125,7 @@ def compile(
     *,
     target: str = "auto",
     activations: str = "auto",
+    dtype: str = "auto",
     vocabulary_bits: int = 8,
     kv_cache: str = "auto",
     context_length: int | None = None,
@@ -143,8 +144,9 @@ def compile(
         out: the bundle's directory, which must not exist.
         target: "auto" for this machine, or a name that `python -m awq_tvm targets` lists.
         activations: "float", "int8", or "auto" for the target's default.
+        dtype: what is computed in: "auto" for float32 on CPUs and float16 on GPUs, or "bfloat16" for CUDA.
         vocabulary_bits: of an unquantized embedding and head: 8, 4, or 16 for float16.
-        kv_cache: "float32", "float16", "int8" on CPUs, or "auto".
+        kv_cache: "float32", "float16", "int8" on CPUs, or "auto": as `dtype` on GPUs.
         context_length: tokens of the longest sequence; None for the model's own, at most 2048.
         max_sequences: sequences that `serve` answers at once, 1 to 128.
         opt: optimization level, 0 to 3.
@@ -169,6 +171,7 @@ def compile(
         Path(out),
         target=target,
         activations=activations,
+        dtype=dtype,
         vocabulary_bits=vocabulary_bits,
         kv_cache=kv_cache,
         context_length=context_length,

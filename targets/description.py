@@ -39,6 +39,9 @@ _MEASURES = (
     "fp16_gflops", "num_sms", "shared_memory_bytes", "registers_per_sm", "warp_size",
 )  # fmt: skip
 
+_BFLOAT16_ARCH = 80
+"""The least compute capability, times ten, whose tensor cores multiply bfloat16."""
+
 _DERIVED = ("compute_dtype", "fingerprint")
 """In ``as_dict`` beside the fields."""
 
@@ -214,6 +217,13 @@ class Target:
     def compute_dtype(self) -> str:
         """The dtype of activations between kernels: "float32" on a CPU, "float16" on a GPU."""
         return "float32" if self.kind == "cpu" else "float16"
+
+    @property
+    def has_bfloat16(self) -> bool:
+        """Whether kernels may compute in bfloat16: on GPUs all of whose architectures multiply it on tensor cores."""
+        return self.kind == "cuda" and all(
+            int(arch.removeprefix("sm_")) >= _BFLOAT16_ARCH for arch in self.cuda_archs
+        )
 
     @property
     def has_int8_dot(self) -> bool:

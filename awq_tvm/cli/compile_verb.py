@@ -23,6 +23,9 @@ def command(
     activations: Annotated[
         str, typer.Option(help="auto, float, or int8 where the target has int8 dot products.")
     ] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="auto: float32 on CPUs, float16 on GPUs; or bfloat16 for CUDA from 8.0 on.")
+    ] = "auto",
     vocabulary_bits: Annotated[
         int,
         typer.Option(metavar="BITS", help="Of an unquantized embedding and head: 8, 4, or 16 for float16."),
@@ -62,6 +65,7 @@ def command(
             out,
             target=target,
             activations=activations,
+            dtype=dtype,
             vocabulary_bits=vocabulary_bits,
             kv_cache=kv_cache,
             context_length=context_length,

@@ -15,14 +15,14 @@ from awq_tvm import ir_attrs
 from awq_tvm.bundle.writer import write_bundle
 from awq_tvm.checkpoint import Checkpoint, open_checkpoint
 from awq_tvm.compile.description import card, describe, special_tokens
+from awq_tvm.compile.number_formats import choose_activations, choose_precision
 from awq_tvm.compile.toolchain import BuiltLibrary, build_library
 from awq_tvm.compile.tuning.choice import RecordedChoice, recorded_choice
 from awq_tvm.compile.vocabulary import round_vocabulary
 from awq_tvm.compile.weights import packed_weights
-from awq_tvm.errors import CheckpointError, ResourceError, UnsupportedError, UsageError
+from awq_tvm.errors import CheckpointError, ResourceError, UsageError
 from awq_tvm.models.config import ModelConfig
 from awq_tvm.models.export import Limits, export_model, require_family
-from awq_tvm.models.precision import Precision, QuantizedShape
 from awq_tvm.output_folder import check_output
 from awq_tvm.passes import pipeline
 from awq_tvm.progress import ProgressCallback, ProgressEvent, ignore_progress
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from awq_tvm.bundle.manifest import Manifest
     from awq_tvm.compile.tuning.record_file import BadLine
+    from awq_tvm.models.precision import Precision
 
 DEFAULT_CONTEXT_LENGTH = 2048
 DEFAULT_MAX_SEQUENCES = 8
@@ -67,6 +68,7 @@ def compile_model(
     *,
     target: str | Target = "auto",
     activations: str = "auto",
+    dtype: str = "auto",
     vocabulary_bits: int = 8,
     kv_cache: str = "auto",
     context_length: int | None = None,
@@ -84,9 +86,11 @@ def compile_model(
         out: the bundle's directory, which must not exist.
         target: a name of ``awq_tvm.targets``, or a description.
         activations: "float", "int8", or "auto" for the target's default.
+        dtype: what is computed in between kernels, "bfloat16" where a GPU has it, or "auto": float32 on CPUs,
+            float16 on GPUs.
         vocabulary_bits: what an unquantized embedding and head are stored in: 8 or 4, or 16 for float16.
-        kv_cache: "float32", "float16", "int8" on CPUs, or "auto": float16 with int8 activations, else what is
-            computed in. With "int8", queries and what attention makes are as with "auto".
+        kv_cache: "float32", "float16", "int8" on CPUs, or "auto": float16 with int8 activations, else ``dtype``.
+            With "int8", queries and what attention makes are as with "auto".
         context_length: tokens of the longest sequence; by default the model's own, at most 2048.
         max_sequences: sequences at once, 1 to 128. The cache has room for all of them at their longest.
         opt: optimization level, see ``awq_tvm.passes.pipeline``.
@@ -100,7 +104,16 @@ def compile_model(
     """
     chip = target if isinstance(target, Target) else resolve(target)
     check_output(out)
-    source = read_source(model, chip, activations, vocabulary_bits, kv_cache, context_length, max_sequences)
+    source = read_source(
+        model,
+        chip,
+        activations,
+        dtype,
+        vocabulary_bits=vocabulary_bits,
+        kv_cache=kv_cache,
+        context_length=context_length,
+        max_sequences=max_sequences,
+    )
     checkpoint, rounded, config, limits, precision = source
     chosen: Literal["float", "int8"] = "int8" if precision.activations == "int8" else "float"
     pipeline.passes(chip, opt)
@@ -163,19 +176,20 @@ def read_source(
     model: str,
     target: Target,
     activations: str = "auto",
+    dtype: str = "auto",
     vocabulary_bits: int = 8,
     kv_cache: str = "auto",
     context_length: int | None = None,
     max_sequences: int = DEFAULT_MAX_SEQUENCES,
 ) -> Source:
     """Open a checkpoint and settle what is computed how; see ``compile_model`` for the arguments."""
-    chosen = _activations(target, activations)
+    chosen = choose_activations(target, activations)
     checkpoint = open_checkpoint(model)
     require_family(checkpoint.config["model_type"])
     config = ModelConfig.from_hugging_face(checkpoint.config)
     limits = Limits(_context_length(config, context_length), _max_sequences(max_sequences))
     rounded = round_vocabulary(checkpoint, vocabulary_bits)
-    precision = _precision(rounded, target, chosen, kv_cache)
+    precision = choose_precision(rounded, target, chosen, dtype, kv_cache)
     return Source(checkpoint, rounded, config, limits, precision)
 
 
@@ -226,53 +240,6 @@ def _max_sequences(asked: int) -> int:
             fix="choose a number in that range",
         )
     return asked
-
-
-def _activations(target: Target, asked: str) -> Literal["float", "int8"]:
-    if asked == "auto":
-        return target.default_activations
-    if asked == "int8" and not target.has_int8_dot:
-        raise UnsupportedError(
-            f"target {target.name} has no int8 dot product",
-            where="--activations",
-            fix="use --activations float",
-        )
-    modes: dict[str, Literal["float", "int8"]] = {"float": "float", "int8": "int8"}
-    if asked in modes:
-        return modes[asked]
-    raise UsageError(
-        f"unknown activation mode {asked!r}", where="--activations", fix="use auto, float or int8"
-    )
-
-
-def _cache_dtype(target: Target, activations: str, asked: str) -> str:
-    computed_in = target.compute_dtype
-    if asked == "auto" or (asked == "int8" and target.kind == "cpu"):
-        return "float16" if activations == "int8" else computed_in
-    if asked not in ("float32", "float16", "int8"):
-        raise UsageError(
-            f"unknown KV cache {asked!r}", where="--kv-cache", fix="use auto, float32, float16 or int8"
-        )
-    if target.kind != "cpu" and asked != computed_in:
-        raise UnsupportedError(
-            f"target {target.name} keeps its KV cache in {computed_in}",
-            where="--kv-cache",
-            fix=f"use --kv-cache {computed_in}",
-        )
-    return asked
-
-
-def _precision(checkpoint: Checkpoint, target: Target, activations: str, kv_cache: str) -> Precision:
-    quantized = {}
-    if checkpoint.scheme is not None:
-        schemes = {name: checkpoint.scheme.of(name) for name in checkpoint.quantized}
-        quantized = {
-            name: QuantizedShape(one.bits, one.group_size, one.act_order) for name, one in schemes.items()
-        }
-    cache_dtype = _cache_dtype(target, activations, kv_cache)
-    return Precision(
-        target.compute_dtype, "float16", activations, quantized, cache_dtype, int8_cache=kv_cache == "int8"
-    )
 
 
 def _make_folder(path: Path | None) -> None:

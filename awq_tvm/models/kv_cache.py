@@ -66,7 +66,7 @@ def create_kv_cache(
         int8_pages: keep keys and values as int8 with a scale a token and head.
 
     Raises:
-        UnsupportedError: a size that no kernel serves, or a sliding window or int8 pages on a GPU.
+        UnsupportedError: a size that no kernel serves, a sliding window or int8 pages on a GPU, or bfloat16 on a CPU.
     """
     if rope.head_dim != head_dim:
         raise UnsupportedError(f"a rotation over {rope.head_dim} of {head_dim} features is not supported")
@@ -79,6 +79,10 @@ def create_kv_cache(
         raise UnsupportedError(
             "sliding-window attention has no GPU kernel",
             fix="compile with a context no longer than the window",
+        )
+    if dtype == "bfloat16" and on_cpu:
+        raise UnsupportedError(
+            "attention in bfloat16 has no CPU kernel", where="attention", fix="use float32 or float16"
         )
     if int8_pages and not on_cpu:
         raise UnsupportedError(

@@ -26,7 +26,7 @@ class Precision:
     """Number formats of one compiled model.
 
     Args:
-        dtype: activations, "float32" or "float16".
+        dtype: activations, "float32", "float16" or "bfloat16".
         weight_dtype: unquantized matrices as stored, "float16", "bfloat16" or "float32".
         activations: "float" or "int8", how quantized linears read their input.
         quantized: by checkpoint name of the linear.
@@ -43,12 +43,12 @@ class Precision:
 
     @property
     def attention_dtype(self) -> str:
-        """What attention reads and writes, "float32" or "float16"."""
+        """What attention reads and writes, "float32", "float16" or "bfloat16"."""
         return self.cache_dtype or self.dtype
 
     @property
     def kv_cache(self) -> str:
-        """What cached keys and values are kept in, "float32", "float16" or "int8"."""
+        """What cached keys and values are kept in, "float32", "float16", "bfloat16" or "int8"."""
         return "int8" if self.int8_cache else self.attention_dtype
 
     def spec(self, name: str, in_features: int, out_features: int) -> MatmulSpec | None:

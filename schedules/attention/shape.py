@@ -40,7 +40,7 @@ class AttentionShape:
         heads: query heads, a multiple of kv_heads.
         kv_heads: key and value heads.
         head_dim: features of one head, a multiple of 8.
-        dtype: of q, k, v, output and cache, "float32" or "float16"; scores and sums are float32.
+        dtype: of q, k, v, output and cache, "float32", "float16" or on GPUs "bfloat16"; scores and sums are float32.
         sliding_window: newest tokens that a query sees, itself included, or None for all.
         int8_pages: whether cached keys and values are int8 with a scale a token and head, in place of ``dtype``.
 
@@ -64,8 +64,10 @@ class AttentionShape:
             )
         if self.head_dim < 8 or self.head_dim % 8:
             raise UnsupportedError(f"head_dim {self.head_dim} is not a multiple of 8", where=where)
-        if self.dtype not in ("float32", "float16"):
-            raise UnsupportedError(f"no attention in {self.dtype}", where=where, fix="use float32 or float16")
+        if self.dtype not in ("float32", "float16", "bfloat16"):
+            raise UnsupportedError(
+                f"no attention in {self.dtype}", where=where, fix="use float32, float16 or bfloat16"
+            )
         if self.sliding_window is not None and self.sliding_window < 1:
             raise UnsupportedError(
                 f"a sliding window of {self.sliding_window} tokens sees nothing", where=where

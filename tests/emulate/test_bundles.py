@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from awq_tvm.bundle.manifest import FileInfo, Manifest, parse_manifest
@@ -70,6 +71,22 @@ def test_logits_and_greedy_tokens_are_those_of_pytorch(compiled: tiny.Compiled, 
     expected = tiny.torch_logits(compiled.model, found.ids)
     assert tiny.relative_error(found.logits, expected[found.rows]) < TOLERANCE
     assert found.ids[-GREEDY:] == expected[-GREEDY - 1 : -1].argmax(1).tolist()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
+def test_bfloat16_is_as_near_to_pytorch_as_its_precision(tmp_path: Path) -> None:
+    """Its unit roundoff is eight times that of float16; near that, another token may have the highest logit."""
+    model = tiny.make_model("llama", intermediate_size=128, attention_bias=True)
+    made = tiny.compile_quantized(
+        model, tmp_path, target=target_of("cuda"), kv_cache="auto", dtype="bfloat16"
+    )
+    found = run_in_emulator(made.bundle, tmp_path, parts=PARTS, greedy=GREEDY, vocabulary=tiny.VOCAB)
+    expected = tiny.torch_logits(model, found.ids)
+    assert tiny.relative_error(found.logits, expected[found.rows]) < 8 * TOLERANCE
+    chosen = expected[-GREEDY - 1 : -1]
+    left = chosen.max(1) - chosen[range(GREEDY), found.ids[-GREEDY:]]
+    assert (left <= 2 * 8 * TOLERANCE * np.abs(expected).max()).all()
 
 
 def test_verify_emulates(compiled: tiny.Compiled) -> None:

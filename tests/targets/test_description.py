@@ -44,6 +44,8 @@ GPU = {
 def test_the_good_twins_are_accepted() -> None:
     assert Target(**CPU).has_int8_dot
     assert Target(**GPU).compute_dtype == "float16"
+    assert not Target(**CPU).has_bfloat16
+    assert Target(**GPU).has_bfloat16
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def model_wanted(
         AwqTvmError: what `compile` refuses.
         UsageError: the checkpoint is not quantized.
     """
-    source = read_source(model, target, activations, vocabulary_bits)
+    source = read_source(model, target, activations, vocabulary_bits=vocabulary_bits)
     if not source.checkpoint.quantized:
         raise UsageError(
             "this model is not quantized",

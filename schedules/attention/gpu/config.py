@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from awq_tvm.errors import UnsupportedError
 from awq_tvm.schedules.attention.gpu.lanes import VECTOR_BYTES, WARP
 from awq_tvm.schedules.attention.shape import AttentionShape
@@ -77,7 +75,7 @@ class DecodeConfig:
 
 def vector_length(shape: AttentionShape) -> int:
     """Numbers in 16 bytes of a page."""
-    return VECTOR_BYTES // np.dtype(shape.dtype).itemsize
+    return VECTOR_BYTES // (4 if shape.dtype == "float32" else 2)
 
 
 def default_decode_config(shape: AttentionShape, kind: str, sms: int | None = None) -> DecodeConfig:

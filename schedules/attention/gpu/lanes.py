@@ -62,6 +62,13 @@ def unpack(words: Any, first: int, dtype: str) -> list[Any]:
     """The numbers in four words of registers from ``first`` on, in order, as float32."""
     if dtype == "float32":
         return [T.reinterpret("float32", words[first + i]) for i in range(4)]
+    if dtype == "bfloat16":
+        # Which is the upper half of a float32.
+        halves = ((words[first + i // 2], i % 2) for i in range(8))
+        return [
+            T.reinterpret("float32", word & T.uint32(0xFFFF0000) if upper else word << T.uint32(16))
+            for word, upper in halves
+        ]
     pairs = registers("pairs", 8, "float16")
     for i in range(4):
         T.buffer_store(pairs, T.reinterpret("float16x2", words[first + i]), [T.Ramp(2 * i, 1, 2)])

@@ -21,3 +21,4 @@ inline bool __hgt(__nv_bfloat16 a, __nv_bfloat16 b) { return float(a) > float(b)
 inline bool __hlt(__nv_bfloat16 a, __nv_bfloat16 b) { return float(a) < float(b); }
 inline float __bfloat162float(__nv_bfloat16 a) { return a; }
 inline __nv_bfloat16 __float2bfloat16(float a) { return __nv_bfloat16(a); }
+inline __nv_bfloat16 __float2bfloat16_rn(float a) { return __nv_bfloat16(a); }
