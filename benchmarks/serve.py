@@ -6,17 +6,19 @@ The bundle is served by a process of its own. A peer is any server with OpenAI's
 runs already (--peer), or a command that starts it (--start), in which {port} and {threads} are filled in. llama.cpp's
 own server, 16 places of 2048 tokens, and that of llama-cpp-python, in an environment of its own:
 
-    --start 'llama.cpp=llama-server -m MODEL.gguf -t {threads} -tb {threads} -np 16 -c 32768 --port {port}'
+    --start 'llama.cpp=llama-server -m MODEL.gguf -t {threads} -tb {threads} -np 16 -cb -c 32768 --port {port}'
     --start 'llama-cpp-python=ENVIRONMENT/bin/python -m llama_cpp.server --model MODEL.gguf --n_threads {threads}
         --n_threads_batch {threads} --interrupt_requests false --port {port}'
 
-Every stream asks the same prompts in the same order, greedily, one after the other; the servers take turns
---repetitions times over, so that other load meets all of them alike. Medians.
+Every stream asks greedily, one prompt after the other. All servers are asked the same and take turns, --repetitions
+times over, so that other load meets all of them alike. Medians. With --prompt-words N prompts are that long, of words
+by chance, and no two begin alike, so that nothing that a server keeps is of use to it.
 """
 
 from __future__ import annotations
 
 import argparse
+import random
 import shlex
 import socket
 import statistics
@@ -59,19 +61,32 @@ def ask(client: openai.OpenAI, model: str, prompt: str, tokens: int) -> tuple[fl
     )  # llama-cpp-python has no usage in streams, and sends each token by itself
 
 
-def measure(url: str, streams: int, tokens: int) -> tuple[float, float]:
+def prompts_of(streams: int, words: int | None, seed: int = 0) -> list[list[str]]:
+    """What each stream asks: two prompts, a single stream all of them.
+
+    Args:
+        streams: at once.
+        words: of a prompt, drawn from PROMPTS; None for PROMPTS themselves, each stream beginning at another.
+        seed: of the words.
+    """
+    if words is None:
+        asked = [[PROMPTS[(stream + turn) % len(PROMPTS)] for turn in range(2)] for stream in range(streams)]
+        return [list(PROMPTS)] if streams == 1 else asked
+    rng, known = random.Random(seed), " ".join(PROMPTS).split()
+    turns = 2 if streams > 1 else len(PROMPTS)
+    return [[" ".join(rng.choices(known, k=words)) for _ in range(turns)] for _ in range(streams)]
+
+
+def measure(url: str, turns: Sequence[Sequence[str]], tokens: int) -> tuple[float, float]:
     """Tokens a second of all streams together, and the median seconds to a first token."""
     client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=600)
     model = next(iter(client.models.list())).id
-    # Each stream begins at another prompt; a single stream asks them all.
-    turns = [[PROMPTS[(stream + turn) % len(PROMPTS)] for turn in range(2)] for stream in range(streams)]
-    turns = [list(PROMPTS)] if streams == 1 else turns
 
     def run(prompts: Sequence[str]) -> list[tuple[float, int]]:
         return [ask(client, model, prompt, tokens) for prompt in prompts]
 
     begin = time.perf_counter()
-    with ThreadPoolExecutor(streams) as pool:
+    with ThreadPoolExecutor(len(turns)) as pool:
         found = [each for answers in pool.map(run, turns) for each in answers]
     seconds = time.perf_counter() - begin
     return sum(written for _, written in found) / seconds, statistics.median(first for first, _ in found)
@@ -122,6 +137,9 @@ def main() -> None:
     parser.add_argument("bundle")
     parser.add_argument("--streams", default="1,4,8,16")
     parser.add_argument("--tokens", type=int, default=64, help="most tokens of an answer")
+    parser.add_argument(
+        "--prompt-words", type=int, help="of a prompt; without it prompts are short sentences"
+    )
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--threads", default="1")
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=URL")
@@ -135,11 +153,12 @@ def main() -> None:
         urls |= dict(peer.split("=", 1) for peer in arguments.peer)
         rows: dict[tuple[str, int], list[tuple[float, float]]] = {}
         for url in urls.values():
-            measure(url, 2, 4)
-        for _ in range(arguments.repetitions):
+            measure(url, prompts_of(2, None), 4)
+        for repetition in range(arguments.repetitions):
             for count in counts:
+                turns = prompts_of(count, arguments.prompt_words, seed=repetition * 1000 + count)
                 for name, url in urls.items():
-                    rows.setdefault((name, count), []).append(measure(url, count, arguments.tokens))
+                    rows.setdefault((name, count), []).append(measure(url, turns, arguments.tokens))
     print("server            streams  tokens/s  against 1 stream  first token, s")
     for (name, count), found in rows.items():
         rate = statistics.median(rate for rate, _ in found)
