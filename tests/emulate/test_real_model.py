@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from awq_tvm.checkpoint import open_checkpoint
 from awq_tvm.compile.driver import compile_model
@@ -25,11 +26,15 @@ pytestmark = [*needs_this_machine, pytest.mark.slow]
 
 VOCABULARY_BITS, GREEDY = 8, 8
 
+DRAWS, FAR = 10, 3
+"""How often PyTorch's activations are rounded at random, and how many times the root mean square of its errors a row
+may be off: a single draw of thirty, of each of 196 rows, is up to three times that of the others."""
+
 PARTS: dict[str, list[Part]] = {
-    "cuda": [(129, "all"), (33, "all"), (17, "all"), (9, "all")],
+    "cuda": [(65, "all"), (129, "last"), (33, "all"), (17, "all"), (9, "all")],
     "metal": [(33, "all"), (17, "all"), (9, "all"), (5, "all"), (2, "all")],
 }
-"""So many tokens at once that each kernel of every linear has its turn."""
+"""So many tokens at once that each kernel of every linear has its turn; one chunk above 128 for a last row."""
 
 SMS = 8
 """So few that the widest linears fill them, and the down projection is divided along k."""
@@ -54,18 +59,40 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def logits_in_float16(model: torch.nn.Module, ids: list[int]) -> Array:
-    """The same with what every module returns rounded to float16, as bundles for GPUs have it."""
+def round_at_random(x: torch.Tensor, chance: torch.Generator) -> None:
+    """To one of the two float16 around each element, each as likely as it is near; float32 has 13 bits more."""
+    noise = torch.randint(1 << 13, x.shape, generator=chance, dtype=torch.int32)
+    x.view(torch.int32).add_(noise).bitwise_and_(-1 << 13)
 
-    def rounded(_: torch.nn.Module, __: Any, output: Any) -> Any:
-        return output.half().float() if torch.is_tensor(output) else output
 
-    hooks = [m.register_forward_hook(rounded) for m in model.modules() if not list(m.children())]
+def error_of_rounding(model: torch.nn.Module, ids: list[int], expected: Array) -> Array:
+    """How far rounding to float16 moves each row of logits: the root mean square of its largest error over draws.
+
+    What every module takes and gives is rounded where it lies, the residuals with it, as bundles for GPUs store it.
+    To round to nearest is one draw, and small by chance in some rows where another way of rounding is not.
+    """
+    chance = torch.Generator()
+
+    def rounded(_: torch.nn.Module, inputs: tuple[Any, ...], *output: torch.Tensor) -> None:
+        for x in (*inputs, *output):
+            if x.is_floating_point():
+                round_at_random(x, chance)
+
+    modules = [
+        m for m in model.modules() if not list(m.children()) and not isinstance(m, LlamaRotaryEmbedding)
+    ]
+    hooks = [module.register_forward_pre_hook(rounded) for module in modules]
+    hooks += [module.register_forward_hook(rounded) for module in modules]
+    squares = np.zeros(len(ids))
     try:
-        return torch_logits(model, ids)
+        for seed in range(DRAWS):
+            chance.manual_seed(seed)
+            squares += np.abs(torch_logits(model, ids) - expected).max(1) ** 2
     finally:
         for hook in hooks:
             hook.remove()
+    found: Array = np.sqrt(squares / DRAWS)
+    return found
 
 
 @pytest.mark.parametrize("kind", ["cuda", "metal"])
@@ -79,14 +106,13 @@ def test_every_kernel_of_smollm2_agrees_with_pytorch(kind: str, quantized: Path,
     model = build_model(round_vocabulary(open_checkpoint(str(quantized)), VOCABULARY_BITS))
     vocabulary = model.config.vocab_size
     found = run_in_emulator(bundle, tmp_path, parts=PARTS[kind], greedy=GREEDY, vocabulary=vocabulary)
-    expected, rounded = (of(model, found.ids)[found.rows] for of in (torch_logits, logits_in_float16))
-    # Some random tokens put the model where any rounding grows: PyTorch, rounded, says which, and how far. Where it
-    # grows tenfold, one way of rounding says little about how far another goes.
-    by_rounding = np.abs(rounded - expected).max(1)
-    grown = np.where(by_rounding > 10 * np.median(by_rounding), 8, 2)
-    bound = np.maximum(TOLERANCE * np.abs(expected).max(), grown * by_rounding)
-    assert (grown > 2).mean() < 0.05
-    assert (np.abs(found.logits - expected).max(1) < bound).all()
+    whole = torch_logits(model, found.ids)
+    expected, by_rounding = whole[found.rows], error_of_rounding(model, found.ids, whole)[found.rows]
+    error = np.abs(found.logits - expected).max(1)
+    # Some random tokens put the model where any rounding grows: PyTorch's own says in which rows, and how far.
+    assert (error < np.maximum(TOLERANCE * np.abs(expected).max(), FAR * by_rounding)).all()
+    # Most rows would hide a fault of that size: as a whole they are no further off than rounding puts them.
+    assert np.median(error / by_rounding) < 1
     assert np.median(by_rounding) < TOLERANCE * np.abs(expected).max()
     assert found.ids[-GREEDY:] == expected.argmax(1)[-GREEDY - 1 : -1].tolist()
     assert np.abs(expected).max() > 1
