@@ -5,7 +5,7 @@ VENV := .venv
 STAMP := $(VENV)/.installed
 RUN := $(VENV)/bin/python
 
-.PHONY: help demo test test-full lint format clean arm-wheels bench-cpu bench-quality bench-quality-peers bench-memory
+.PHONY: help demo test test-full lint format clean arm-wheels arm-python bench-cpu bench-quality bench-quality-peers bench-memory
 .DEFAULT_GOAL := help
 
 help:
@@ -17,6 +17,7 @@ help:
 	@echo "make bench-quality-peers TEXT=FILE  ours beside AutoRound, llm-compressor and HQQ"
 	@echo "make bench-memory                   memory of three blocks as wide as Llama-2-70B's"
 	@echo "make arm-wheels         TVM for 64-bit ARM Linux in build/arm-wheels, for the runner and its tests"
+	@echo "make arm-python         Python with it for qemu, in build/arm-python, for the test of packs"
 	@echo "make format     let ruff rewrite what it can"
 	@echo "make clean      remove what was built, the environment included"
 
@@ -71,6 +72,9 @@ arm-wheels: $(STAMP)
 	@$(RUN) -m pip install -qq --disable-pip-version-check --no-deps --upgrade --target build/arm-wheels \
 		--platform manylinux_2_28_aarch64 --only-binary=:all: \
 		$$(sed -n 's/^ *"\(apache-tvm[^"]*\)",/\1/p' pyproject.toml)
+
+arm-python: arm-wheels
+	@bash tests/support/arm_python.sh build/arm-python build/arm-wheels
 
 format: $(STAMP)
 	$(VENV)/bin/ruff check --fix .
