@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from awq_tvm.compile.toolchain.launch import Launch
+from awq_tvm.compile.tuning.cuda_driver import Gpu
 from awq_tvm.schedules.spec import MatmulSpec
 
 from .check import error_of, random_weight
-from .driver import Gpu
 from .pack import Case
 from .peers import LEAST_CALLS, torch_contenders
 from .report import OURS, Limits, Row

@@ -19,11 +19,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from awq_tvm.compile.tuning.cuda_driver import Gpu, best_arch
 from awq_tvm.errors import AwqTvmError, TargetError, UsageError
 
 from . import count_table, model, report
 from .check import error_of
-from .driver import Gpu, best_arch
 from .measure import measure_limits, measure_rows
 from .pack import Case, Pack
 

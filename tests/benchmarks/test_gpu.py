@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from awq_tvm.compile.toolchain.launch import Launch
+from awq_tvm.compile.tuning.cuda_driver import Gpu, best_arch
 from awq_tvm.emulate import EmulatedKernels, build_kernels
 from awq_tvm.errors import BundleError, ResourceError, TargetError, UnsupportedError
 from awq_tvm.schedules.cuda.config import default_config
@@ -26,7 +27,6 @@ from benchmarks.gpu.build import build_case, build_pack
 from benchmarks.gpu.check import checked_rows, error_of, random_weight, rows_of_weight
 from benchmarks.gpu.count_table import blocks_of_sm
 from benchmarks.gpu.counts import counts_of, weight_bytes
-from benchmarks.gpu.driver import Gpu, best_arch
 from benchmarks.gpu.emulated import EmulatedDevice
 from benchmarks.gpu.machine_code import count
 from benchmarks.gpu.measure import measure_limits, measure_rows

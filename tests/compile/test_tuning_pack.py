@@ -361,7 +361,7 @@ def test_an_output_that_is_there_is_kept(packed: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine"]
 
 
-@pytest.mark.parametrize("target", ["cuda", "apple-m1-cpu"])
+@pytest.mark.parametrize("target", ["metal", "apple-m1-cpu"])
 def test_a_target_that_no_pack_can_measure_is_refused(tmp_path: Path, target: str) -> None:
     with pytest.raises(TargetError, match="cannot be measured from another machine"):
         write_pack([], resolve(target), tmp_path / "pack")
@@ -409,7 +409,7 @@ def test_the_verb_builds_and_imports(
         (["--import", "/no/such/file"], 7, "cannot be read"),
         (["--import", "RESULTS", "--target", "graviton-3"], 5, "of another target"),
         (["64x48", "--pack", "p", "--seconds", "3"], 2, "no --seconds"),
-        (["64x48", "--pack", "p", "--target", "cuda"], 5, "cannot be measured from another machine"),
+        (["64x48", "--pack", "p", "--target", "metal"], 5, "cannot be measured from another machine"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(

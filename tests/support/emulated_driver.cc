@@ -1,4 +1,4 @@
-// As much of NVIDIA's driver as benchmarks/gpu/driver.py calls, with kernels in the emulator: memory of the host, graphs
+// As much of NVIDIA's driver as cuda_driver.py calls, with kernels in the emulator: memory of the host, graphs
 // that are replayed, events that read the clock. An "image" is the path of a library that the emulator built.
 #include <dlfcn.h>
 

@@ -8,14 +8,12 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from awq_tvm.compile.toolchain.launch import Launch
 from awq_tvm.errors import ResourceError, TargetError
-
-from .pack import Case
 
 Array = np.ndarray[Any, Any]
 
@@ -23,6 +21,14 @@ _MAJOR, _MINOR, _SMS, _L2_BYTES = 75, 76, 16, 38
 _DYNAMIC_SHARED = 8
 _DEFAULT_SHARED = 48 * 1024
 _THREAD_LOCAL_CAPTURE = 1
+
+
+class HasImage(Protocol):
+    """What names a binary."""
+
+    @property
+    def image(self) -> str:
+        """A file of the pack."""
 
 
 class Gpu:
@@ -59,7 +65,7 @@ class Gpu:
         self._kept: list[ctypes.c_uint64] = []
         self.pack = Path()
 
-    def image(self, case: Case) -> ctypes.c_void_p:
+    def image(self, case: HasImage) -> ctypes.c_void_p:
         """See ``check.Device``."""
         return self.load(case.image)
 

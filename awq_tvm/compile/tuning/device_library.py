@@ -48,7 +48,7 @@ def check_device(target: Target) -> Linker:
         raise TargetError(
             f"{target.name} cannot be measured from another machine",
             where="--target",
-            why="only CPUs under Linux and Android can",
+            why="only CPUs under Linux and Android can, and NVIDIA's GPUs by a pack",
             fix="on a Mac, run `tune` itself",
         )
     return linker_for(triple)

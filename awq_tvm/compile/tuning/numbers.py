@@ -37,7 +37,7 @@ class Numbers:
         rows: the largest M.
 
     Attributes:
-        x: float32 [rows, K].
+        x: [rows, K] of the linear's type.
         out_features: N.
         packed: the weight arrays, in the order of the kernel's parameters.
         bound: of ``error``.
@@ -51,7 +51,7 @@ class Numbers:
         rng = np.random.default_rng(20230601)
         spec = linear(problem)
         self.out_features = spec.out_features
-        self.x = rng.standard_normal((rows, spec.in_features), dtype=np.float32)
+        self.x = rng.standard_normal((rows, spec.in_features), dtype=np.float32).astype(spec.dtype)
         weight, self.packed = _weight(problem, rng)
         used = self.x.astype(np.float64)
         if isinstance(spec, MatmulSpec) and spec.activations == "int8":
@@ -83,7 +83,9 @@ class Numbers:
 
     def device_arrays(self) -> tuple[Array, Array]:
         """What y must be [rows, N], and how far off it may be at any row [N], both float32."""
-        return self._expected.astype(np.float32), (ERROR_ALLOWED * self._scale.min(0)).astype(np.float32)
+        rounding = 2.0**-11 if self.x.dtype == np.float16 else 0.0
+        allowed = ERROR_ALLOWED * self._scale.min(0) + rounding * np.abs(self._expected).max(0)
+        return self._expected.astype(np.float32), allowed.astype(np.float32)
 
 
 def int8_rows(x: Array, group_size: int) -> Array:

@@ -24,6 +24,8 @@ import numpy as np
 
 import awq_tvm
 from awq_tvm.bundle.machine import architecture
+from awq_tvm.compile.toolchain.nvcc import Nvcc
+from awq_tvm.compile.tuning.cuda_candidates import build_cuda_candidates
 from awq_tvm.compile.tuning.device_library import build_device_library, check_device
 from awq_tvm.compile.tuning.local import LIMIT_S
 from awq_tvm.compile.tuning.numbers import Numbers
@@ -41,13 +43,22 @@ from awq_tvm.targets import Target
 CARRIED = (
     "awq_tvm/errors.py",
     "awq_tvm/bundle/machine.py",
+    "awq_tvm/compile/toolchain/launch.py",
+    "awq_tvm/compile/tuning/cuda_device.py",
+    "awq_tvm/compile/tuning/cuda_driver.py",
     "awq_tvm/compile/tuning/device_plan.py",
     "awq_tvm/compile/tuning/run_pack.py",
     "awq_tvm/compile/tuning/sealed_line.py",
 )
 """Our own files that run on the device; of others they import NumPy and TVM's runtime alone."""
 
-_PACKAGES = ("awq_tvm", "awq_tvm/bundle", "awq_tvm/compile", "awq_tvm/compile/tuning")
+_PACKAGES = (
+    "awq_tvm",
+    "awq_tvm/bundle",
+    "awq_tvm/compile",
+    "awq_tvm/compile/toolchain",
+    "awq_tvm/compile/tuning",
+)
 _MAIN = "import sys\nfrom awq_tvm.compile.tuning.run_pack import main\nsys.exit(main(sys.argv))\n"
 _WHEELS = ("apache-tvm", "apache-tvm-ffi")
 
@@ -100,7 +111,11 @@ def write_pack(
         TargetError: the target cannot be built for, or measured from afar.
         ResourceError: the file exists, or cannot be written.
     """
-    check_device(target)
+    on_gpu = target.kind == "cuda"
+    if on_gpu:
+        Nvcc.find()
+    else:
+        check_device(target)
     if file.exists():
         raise ResourceError("this file exists already", where=str(file), fix="name another, or remove it")
     report = PackReport()
@@ -114,10 +129,11 @@ def write_pack(
     content: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "target": target.as_dict(),
-        "architecture": architecture(str(target.tvm_target["mtriple"])),
+        "architecture": target.sm_arch if on_gpu else architecture(str(target.tvm_target["mtriple"])),
         "features": sorted(target.features),
         "tvm": _tvm_version(),
-        "install": " ".join(f"{name}=={version(name)}" for name in _WHEELS) + " numpy",
+        # A GPU is measured through its driver.
+        "install": " ".join([f"{name}=={version(name)}" for name in _WHEELS if not on_gpu] + ["numpy"]),
         "threads": threads,
         "limit": limit,
         "search": {
@@ -193,18 +209,23 @@ def _add_part(
 ) -> dict[str, Any]:
     places = (0, *islice(likely_places(Search(problem, part)), trials - 1))
     configs = [to_fields(part.configs[place], part.fields) for place in places]
-    built = build_device_library(problem, configs, path)
+    if problem.target.kind == "cuda":
+        built, files = build_cuda_candidates(problem, part, configs, path.with_suffix(".json"))
+    else:
+        built = build_device_library(problem, configs, path)
+        files = (path,)
     words = title(problem, part)
     if 0 in built.refused:
         raise TargetError(f"the default of {words} cannot be built", why=built.refused[0].why)
     report.refused += [f"{words}, {configs[place]}: {why.why}" for place, why in built.refused.items()]
     report.candidates += len(configs)
-    writer.add(path.name, path.read_bytes())
-    path.unlink()
+    for made in files:
+        writer.add(made.name, made.read_bytes())
+        made.unlink()
     return {
         "title": words,
         "key": problem.key(part).model_dump(mode="json"),
-        "library": path.name,
+        "library": built.path.name,
         "configs": configs,
         "kernels": [built.kernels.get(place) for place in range(len(configs))],
         "rows": list(part.timed_rows),

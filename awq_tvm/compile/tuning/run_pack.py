@@ -1,8 +1,9 @@
 """Measure a pack of candidates on the device: ``python PACK [RESULTS]``.
 
-This file travels in the pack. The device needs TVM's runtime wheel and NumPy, no compiler, no network and nothing
-else of ours. Every candidate runs in a child process with a time limit, and its numbers are checked before its time
-counts. What was measured is on the disk at once; a run that was broken off goes on where it was.
+This file travels in the pack. The device needs TVM's runtime wheel and NumPy, an NVIDIA GPU its driver and NumPy, no
+compiler, no network and nothing else of ours. Every candidate runs in a child process with a time limit, and its
+numbers are checked before its time counts. What was measured is on the disk at once; a run that was broken off goes
+on where it was.
 """
 
 from __future__ import annotations
@@ -19,11 +20,14 @@ import zipfile
 import zlib
 from pathlib import Path
 from statistics import geometric_mean
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from awq_tvm.bundle.machine import architecture, parse_cpuinfo
 from awq_tvm.compile.tuning.sealed_line import sealed, unsealed
 from awq_tvm.errors import AwqTvmError, BundleError, ResourceError, TargetError, UsageError
+
+if TYPE_CHECKING:
+    from awq_tvm.compile.tuning.cuda_device import CudaDevice
 
 SCHEMA_VERSION = 1
 CONTENT, CONTENT_SEAL = "pack.json", "pack.sha256"
@@ -186,11 +190,24 @@ class Device:
         return self._tvm.runtime.tensor(np.lib.format.read_array(file, allow_pickle=False))
 
 
+def open_device(pack: Pack, folder: Path) -> Device | CudaDevice:
+    """This machine, or its GPU.
+
+    Raises:
+        AwqTvmError: see ``Device`` and ``CudaDevice``.
+    """
+    if pack.content["target"]["kind"] == "cuda":
+        from awq_tvm.compile.tuning.cuda_device import CudaDevice
+
+        return CudaDevice(pack, folder)
+    return Device(pack, folder)
+
+
 def _other_machine(content: dict[str, Any], why: str) -> TargetError:
     return TargetError("this pack is for another machine", where=content["target"]["name"], why=why)
 
 
-def measure_part(device: Device, part: dict[str, Any], search: dict[str, Any]) -> dict[str, Any]:
+def measure_part(device: Device | CudaDevice, part: dict[str, Any], search: dict[str, Any]) -> dict[str, Any]:
     """Time all candidates of a part beside the default, a few at once, and the best few once more.
 
     Args:
@@ -232,7 +249,7 @@ def run(pack_path: Path, results: Path) -> None:
     """
     pack = Pack(pack_path)
     with tempfile.TemporaryDirectory() as folder:
-        device = Device(pack, Path(folder))
+        device = open_device(pack, Path(folder))
         with _opened(results) as file:
             done = _begin(file, pack, device, results)
             parts = pack.content["parts"]
@@ -259,7 +276,7 @@ def _opened(path: Path) -> BinaryIO:
     return file
 
 
-def _begin(file: BinaryIO, pack: Pack, device: Device, path: Path) -> set[int]:
+def _begin(file: BinaryIO, pack: Pack, device: Device | CudaDevice, path: Path) -> set[int]:
     """The parts that are done; a header where there is none."""
     from awq_tvm.compile.tuning.device_plan import described, processor_name
 
