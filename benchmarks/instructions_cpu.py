@@ -21,9 +21,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import tvm
+from tvm import tirx
 
 from awq_tvm.errors import UnsupportedError
 from awq_tvm.schedules.cpu.dot_matmul import DotConfig, Tile
+from awq_tvm.schedules.cpu.plane_codes import planes
 from awq_tvm.schedules.cpu.vectors import LANES
 from awq_tvm.schedules.rule import Unserved, select
 from awq_tvm.schedules.spec import MatmulSpec
@@ -139,8 +141,19 @@ class Count:
         return self.rows * self.group_codes / self.group
 
 
-def assembly_of(spec: MatmulSpec, target: Target) -> tuple[str, DotConfig]:
-    """The listing of the integer kernels for a linear, and their tiles.
+def assembly_of(func: tirx.PrimFunc, target: Target, rows: int | None = None) -> str:
+    """The listing of a linear's kernels, or of what is left of them at one M."""
+    if rows is not None:
+        x = func.params[0].ty
+        fixed = tirx.decl_buffer((tirx.IntImm("int64", rows), *x.shape[1:]), x.dtype)
+        func = func.specialize({func.params[0]: fixed})
+    module = tvm.IRModule({"kernel": func.with_attr("global_symbol", "kernel")})
+    listing: str = tvm.compile(module, target=tvm.target.Target(target.tvm_target)).mod.inspect_source("asm")
+    return listing
+
+
+def kernels_of(spec: MatmulSpec, target: Target) -> tuple[tirx.PrimFunc, DotConfig]:
+    """The integer kernels for a linear, and their tiles.
 
     Raises:
         UnsupportedError: the target has no integer kernels for it.
@@ -149,9 +162,19 @@ def assembly_of(spec: MatmulSpec, target: Target) -> tuple[str, DotConfig]:
     config = getattr(chosen.match, "config", None) if not isinstance(chosen, Unserved) else None
     if isinstance(chosen, Unserved) or not isinstance(config, DotConfig):
         raise UnsupportedError(f"{target.name} has no integer kernels for this linear", where=spec.to_json())
-    func = chosen.rule.build(spec, target, config).with_attr("global_symbol", "kernel")
-    built = tvm.compile(tvm.IRModule({"kernel": func}), target=tvm.target.Target(target.tvm_target))
-    return built.mod.inspect_source("asm"), config
+    return chosen.rule.build(spec, target, config), config
+
+
+def full_tiles(spec: MatmulSpec, target: Target, config: DotConfig) -> list[tuple[int | None, Tile]]:
+    """M that a kernel computes by tiles of its full size alone: one row, few, many, and many that are not decoded."""
+    few, many = config.few_rows, config.many_rows
+    if config.matrix:
+        # LLVM would unroll the loop if it knew M; it is the only one of its kind, and the last.
+        return [(1, config.one_row), (few.rows, few), (None, many)]
+    found: list[tuple[int | None, Tile]] = [(1, config.one_row), (few.rows, few), (config.rows_at_once, many)]
+    if spec.bits <= 4 and config.decode_once_from > 1 and not planes(spec, target):
+        found.append(((config.decode_once_from - 1) // many.rows * many.rows, many))
+    return found
 
 
 def bits_in_memory(spec: MatmulSpec, target: Target) -> int:
@@ -163,21 +186,23 @@ def bits_in_memory(spec: MatmulSpec, target: Target) -> int:
 
 
 def count(spec: MatmulSpec, target: Target) -> list[Count]:
-    """The kernels for M = 1, for few and for many rows; of the last two, if it depends on their number what they do.
+    """The kernels for M = 1, for few and for many rows; two of the last, if it depends on their number what they do.
 
     Raises:
         UnsupportedError: the target has no integer kernels for it.
     """
-    assembly, config = assembly_of(spec, target)
-    loops = product_loops(assembly)
-    tiles = (config.one_row, config.few_rows, *[config.many_rows] * (len(loops) - 2))
-    return [_count(loop, tile, spec, target, config.planes) for loop, tile in zip(loops, tiles, strict=True)]
+    func, config = kernels_of(spec, target)
+    found = []
+    for rows, tile in full_tiles(spec, target, config):
+        *_, loop = product_loops(assembly_of(func, target, rows))
+        found.append(_count(loop, tile, spec, target, config.planes))
+    return found
 
 
-def _count(loop: Loop, tile: Tile, spec: MatmulSpec, target: Target, planes: int) -> Count:
+def _count(loop: Loop, tile: Tile, spec: MatmulSpec, target: Target, digits: int) -> Count:
     product = loop.products[0][0]
     # A matrix instruction multiplies its codes with two rows, any other with one.
-    uses = planes * tile.rows // (2 if product == "usmmla" else 1)
+    uses = digits * tile.rows // (2 if product == "usmmla" else 1)
     code_bits = bits_in_memory(spec, target)
     inner_bytes = sum(size for _, size in loop.products) * code_bits // 8 // uses
     group_bytes = spec.group_size * LANES * tile.blocks * code_bits // 8

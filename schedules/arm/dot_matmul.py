@@ -23,7 +23,7 @@ def one_digit(target: Target) -> DotConfig:
         planes=1,
         one_row=Tile(1, 2, ahead=AHEAD),
         few_rows=Tile(4, 1, ahead=AHEAD),
-        many_rows=Tile(4, 1),
+        many_rows=Tile(4, 1, ahead=AHEAD),
     )
     return replace(dots, many_rows=Tile(6, 1), rows_at_once=132, matrix=True) if _matrix(target) else dots
 
@@ -35,7 +35,7 @@ def three_digits(target: Target) -> DotConfig:
         planes=3,
         one_row=Tile(1, 1, ahead=AHEAD),
         few_rows=Tile(1, 1, ahead=AHEAD),
-        many_rows=Tile(1, 1),
+        many_rows=Tile(1, 1, ahead=AHEAD),
     )
     return replace(dots, many_rows=Tile(2, 1), matrix=True) if _matrix(target) else dots
 

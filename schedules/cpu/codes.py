@@ -54,15 +54,43 @@ class Codes:
         flat = T.decl_buffer((pairs, chunks, 2, 4 * LANES), self.qweight.dtype, data=self.qweight.data)
         return flat[(*self.place(block, chunk), lanes(start, count))]
 
-    def prefetch_chunk(self, block: Expression, chunk: Expression, ahead: int) -> None:
-        """Ask for the chunk so many bytes further on; after the end of a row comes the next two blocks'."""
-        prefetch(self.qweight, [*self.place(block, chunk + ahead // self.step_bytes), 0, 0])
+    def prefetch_chunks(
+        self, block: Expression, chunk: Expression, count: int, ahead: int, blocks: int
+    ) -> None:
+        """Ask for the chunks so many bytes further on; after the end of a row comes that of the next tile.
 
-    def prefetch_group(self, block: Expression, group: Expression, ahead: int) -> None:
+        Args:
+            block: of the tile.
+            chunk: the first that is read now.
+            count: of chunks.
+            ahead: bytes.
+            blocks: of the tile.
+        """
+        later = chunk + ahead // self.step_bytes
+        pair, later, half = self._later(block, later, blocks, self.qweight.shape[1])
+        for i in range(count):
+            self._prefetch_chunk(pair, later + i, half)
+
+    def prefetch_group(self, block: Expression, group: Expression, ahead: int, blocks: int) -> None:
         """Ask for the scales and zero points that go with the chunks so many bytes further on."""
-        later = self.place(block, group + -(-ahead // (self.step_bytes * self.chunks_per_group)))
+        groups = -(-ahead // (self.step_bytes * self.chunks_per_group))
+        later = self._later(block, group + groups, blocks, self.spec.groups)
         prefetch(self.scales, [*later, 0])
         prefetch(self.zeros, [*later, 0])
+
+    def _prefetch_chunk(self, pair: Expression, chunk: Expression, half: Expression) -> None:
+        prefetch(self.qweight, [pair, chunk, half, 0, 0])
+
+    def _later(
+        self, block: Expression, step: Expression, blocks: int, steps: int
+    ) -> tuple[Expression, Expression, Expression]:
+        """Where a block of a tile is at a step that may lie beyond the last one: there, the next tile begins."""
+        if blocks == 2:
+            return self.place(
+                block, step
+            )  # a tile's two rows lie side by side, and the next tile's behind them
+        beyond = T.bind(step >= steps)
+        return self.place(T.Select(beyond, block + blocks, block), T.Select(beyond, step - steps, step))
 
     def byte_operands(self, block: Expression, chunk: Expression) -> Iterator[tuple[int, Expression]]:
         """A chunk for four-way dot products: (k within the chunk, 64 codes as bytes of int32x16) pairs.

@@ -8,8 +8,8 @@ bandwidth, large M at the dot products' peak; both are the same register tile of
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from itertools import product
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from tvm.script.ir_builder import tirx as T
 
@@ -54,6 +54,25 @@ class Tile:
         """
         if self.rows < 1 or self.blocks < 1 or self.sums not in (1, 2) or self.ahead < 0:
             raise UnsupportedError("This register tile is impossible", where=repr(self))
+
+    @property
+    def sizes(self) -> tuple[Tile, ...]:
+        """This tile, and those for rows that do not fill it: each has half the rows of the one before."""
+        return (self,) if self.rows == 1 else (self, *replace(self, rows=self.rows // 2).sizes)
+
+    @property
+    def may_lack(self) -> int:
+        """Rows that may be missing where it is used all the same: three take less as four than as two and one."""
+        return int(self.rows > 2)
+
+    def cover(self, count: int) -> list[tuple[Tile, int]]:
+        """How many tiles of each size compute so many rows: 13 are 8, 4 and 1."""
+        found = []
+        for size in self.sizes:
+            fitting = max(0, (count + size.may_lack) // size.rows)
+            found.append((size, fitting))
+            count -= fitting * size.rows
+        return found
 
 
 @dataclass(frozen=True)
@@ -161,14 +180,17 @@ def _columns(
         codes = (PlaneCodes if planes else Codes)(operands.spec, operands.weights)
 
         def tiles(decode: bool) -> None:
-            read = DecodedCodes(codes, start, at_once) if decode else codes
             if isinstance(count, int):
-                _tile(operands, read, x, tile, dot, blocks, [0], first_row, count)
+                _tile(operands, codes, x, tile, dot, blocks, [0], first_row, count)
                 return
-            with T.serial(0, T.ceildiv(count, tile.rows)) as t:
+            read = DecodedCodes(codes, start, at_once, tile.ahead) if decode else codes
+
+            def rows_from(first: Expression, size: Tile) -> None:
                 # Rows beyond the last one are computed from whatever the scratch holds, and not stored.
-                rows = [t * tile.rows + r for r in range(tile.rows)]
-                _tile(operands, read, x, tile, dot, blocks, rows, first_row, count - t * tile.rows)
+                rows = [first + r for r in range(size.rows)]
+                _tile(operands, read, x, size, dot, blocks, rows, first_row, count - first)
+
+            _cover(count, tile, rows_from)
 
         if decode_once_from is None or operands.spec.bits > 4:
             tiles(False)
@@ -180,6 +202,16 @@ def _columns(
                     tiles(True)
                 with T.Else():
                     tiles(False)
+
+
+def _cover(count: Expression, tile: Tile, rows_from: Callable[[Expression, Tile], None]) -> None:
+    """Emit the tiles of ``Tile.cover`` for the rows 0 .. count - 1; ``rows_from`` emits one, from a row on."""
+    first: Expression = T.int64(0)
+    for size in tile.sizes:
+        fitting = T.bind(T.truncdiv(count - first + size.may_lack, T.int64(size.rows)))
+        with T.serial(0, fitting) as t:
+            rows_from(first + t * size.rows, size)
+        first = T.bind(first + fitting * size.rows)
 
 
 def _tile(
@@ -198,14 +230,14 @@ def _tile(
     with T.serial(0, operands.spec.groups) as group:
         if tile.ahead:
             for block in blocks:
-                codes.prefetch_group(block, group, tile.ahead)
+                codes.prefetch_group(block, group, tile.ahead, len(blocks))
         sums = DotSums(len(rows), len(blocks), len(x.planes), dot, tile.sums)
         at_once = sums.chunks_at_once(codes)
         with T.serial(0, codes.chunks_per_group // at_once) as step:
             chunk = T.bind(group * codes.chunks_per_group + step * at_once)
             if tile.ahead:
-                for block, i in product(blocks, range(at_once)):
-                    codes.prefetch_chunk(block, chunk + i, tile.ahead)
+                for block in blocks:
+                    codes.prefetch_chunks(block, chunk, at_once, tile.ahead, len(blocks))
             sums.add(codes, x, blocks, rows, chunk)
         scales = [T.bind(codes.scale(block, group)) for block in blocks]
         zeros = [T.bind(codes.zero(block, group)) for block in blocks]

@@ -56,11 +56,9 @@ class PlaneCodes(Codes):
                     codes = T.bitwise_or(codes, _and(_shifted_right(high, 4 * half + i - 2), 4))
                 yield 16 * half + 4 * i, T.bind(T.reinterpret("int32x16", codes))
 
-    def prefetch_chunk(self, block: Expression, chunk: Expression, ahead: int) -> None:
-        """See ``Codes.prefetch_chunk``."""
-        pair, later, half = self.place(block, chunk + ahead // self.step_bytes)
+    def _prefetch_chunk(self, pair: Expression, chunk: Expression, half: Expression) -> None:
         for plane in range(self.code_bits):
-            prefetch(self.qweight, [pair, later, half, plane, 0, 0])
+            prefetch(self.qweight, [pair, chunk, half, plane, 0, 0])
 
     def _plane(self, block: Expression, chunk: Expression, plane: int) -> Expression:
         pairs, chunks = self.qweight.shape[:2]

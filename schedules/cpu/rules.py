@@ -82,7 +82,7 @@ class DotMatmulRule(MatmulRule):
         config: the default tiles for a target.
     """
 
-    version = 2
+    version = 3
     has_prologues = True
 
     def __init__(self, name: str, activations: str, config: Callable[[Target], DotConfig]) -> None:

@@ -76,13 +76,16 @@ def dot_parts(spec: MatmulSpec, target: Target, default: DotConfig) -> tuple[Par
     )
     many = (
         {
-            "many_rows": Tile(rows, blocks),
+            "many_rows": Tile(rows, blocks, 1, 0 if matrix else ahead),
             "rows_at_once": at_once,
             "decode_once_from": decode,
             "matrix": matrix,
         }
-        for rows, blocks, matrix in product(
-            range(1, 17), _blocks(spec.out_features, 6), sorted({default.matrix, False})
+        for rows, blocks, ahead, matrix in product(
+            range(1, 17),
+            _blocks(spec.out_features, 6),
+            sorted({0, default.one_row.ahead}),
+            sorted({default.matrix, False}),
         )
         for at_once in _multiples(rows, ROWS_AT_ONCE)
         for decode in decode_once_from
@@ -107,7 +110,7 @@ def dot_parts(spec: MatmulSpec, target: Target, default: DotConfig) -> tuple[Par
             _ranked(default, many, cost(lambda c: c.many_rows, MANY)),
             MANY,
             (*TAILS, *MANY),
-            ("rows_at_once",),
+            ("rows_at_once", "ahead"),
         ),
     )
 

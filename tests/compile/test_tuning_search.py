@@ -20,6 +20,7 @@ from awq_tvm.compile.tuning.tuner import roof_microseconds, tune
 from awq_tvm.errors import TargetError
 from awq_tvm.progress import ProgressEvent
 from awq_tvm.schedules.config_fields import from_fields, to_fields
+from awq_tvm.schedules.rule import Part
 from awq_tvm.schedules.spec import DenseSpec, MatmulSpec
 from awq_tvm.targets import detect, resolve
 
@@ -81,6 +82,12 @@ def towards(blocks: int, ahead: int) -> Callable[[dict[str, Any]], float]:
     return cold
 
 
+def likeliest(part: Part) -> int:
+    """The place of the first candidate whose tile differs from the default's in more than how far it asks ahead."""
+    shapes = [(config.one_row.blocks, config.one_row.sums) for config in part.configs]
+    return next(place for place, shape in enumerate(shapes) if shape != shapes[0])
+
+
 def test_the_default_is_measured_and_likely_ones_come_first() -> None:
     problem = problem_of()
     part = problem.parts[0]
@@ -88,7 +95,7 @@ def test_the_default_is_measured_and_likely_ones_come_first() -> None:
     search_part(problem, part, machine, trials=1 + 4)
     default = to_fields(part.configs[0], part.fields)
     assert machine.trials[0].configs[0] == default
-    assert machine.trials[0].configs[1] == to_fields(part.configs[1], part.fields)
+    assert machine.trials[0].configs[1] == to_fields(part.configs[likeliest(part)], part.fields)
     tiles = [config["one_row"] for config in machine.trials[0].configs]
     shapes = {(tile["blocks"], tile["sums"]) for tile in tiles}
     assert len(shapes) == len(tiles), "of what matters less, one value is tried first"
@@ -98,10 +105,10 @@ def test_the_default_is_measured_and_likely_ones_come_first() -> None:
 def test_the_search_goes_to_the_best(blocks: int, ahead: int) -> None:
     problem = problem_of()
     part = problem.parts[0]
-    found = search_part(problem, part, Known(towards(blocks, ahead)), trials=24)
+    found = search_part(problem, part, Known(towards(blocks, ahead)), trials=32)
     tile = found.config()["one_row"]
     assert (tile["blocks"], tile["ahead"]) == (blocks, ahead)
-    assert found.trials <= 24 < len(part.configs)
+    assert found.trials <= 32 < len(part.configs)
     assert from_fields(problem.default, found.config(), part.fields) == part.configs[found.chosen]
 
 
@@ -152,14 +159,15 @@ def test_what_is_slower_at_one_number_of_rows_is_not_chosen() -> None:
 def test_a_candidate_that_fails_takes_none_of_its_neighbours_with_it() -> None:
     problem = problem_of()
     part = problem.parts[0]
-    bad = to_fields(part.configs[1], part.fields)
+    place = likeliest(part)
+    bad = to_fields(part.configs[place], part.fields)
     machine = Known(
         towards(6, 8192), fails=lambda fields: Failed("died", "SIGSEGV") if fields == bad else None
     )
     found = search_part(problem, part, machine, trials=9)
-    assert found.failed == {1: Failed("died", "SIGSEGV")}
+    assert found.failed == {place: Failed("died", "SIGSEGV")}
     assert found.trials == 9
-    assert found.chosen != 1
+    assert found.chosen != place
     assert found.times is not None
 
 

@@ -54,6 +54,20 @@ def test_a_tile_refuses_impossible_counts(counts: tuple[int, int, int]) -> None:
         Tile(*counts)
 
 
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 6, 8, 12, 16])
+def test_tiles_cover_every_count_of_rows_and_hardly_more(rows: int) -> None:
+    for count in range(1, 40):
+        sizes = Tile(rows, 1).cover(count)
+        computed = sum(size.rows * times for size, times in sizes)
+        assert count <= computed <= count + 2
+        assert all(times <= 1 for size, times in sizes if size.rows < rows and size.rows != 1)
+
+
+def test_thirteen_rows_are_eight_and_four_and_one() -> None:
+    found = [(size.rows, times) for size, times in Tile(8, 2, ahead=64).cover(13)]
+    assert found == [(8, 1), (4, 1), (2, 0), (1, 1)]
+
+
 def test_a_rule_refuses_to_build_for_a_target_it_does_not_serve() -> None:
     spec = MatmulSpec(64, 32, 4, 32, "float32", activations="int8")
     vnni = resolve("x86-64-v4-vnni")

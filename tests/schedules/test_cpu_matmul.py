@@ -14,7 +14,7 @@ from awq_tvm.schedules.spec import MatmulSpec
 from awq_tvm.targets import Target, resolve
 from tests.support import cpu_kernels
 
-ROWS = (1, 2, 7, 8, 16, 17, 33, 130)
+ROWS = (1, 2, 5, 7, 8, 13, 16, 17, 33, 130)
 
 # (N, K, group size, bits): ragged N, one group, per channel, every width, more than one panel of k.
 PROBLEMS = (
