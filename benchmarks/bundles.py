@@ -3,9 +3,9 @@
     python -m benchmarks.bundles UNTUNED TUNED
     python -m benchmarks.bundles BEFORE UNTUNED TUNED --tests pp128,all128,tg1,tg16 --repetitions 15 --threads 2
 
-A test is ppN, a prompt of N tokens with the logits of the last; allN, with those of all; tgB, the next token of each of
-B streams behind 64 tokens. Prints a JSON line for each: quartiles of its milliseconds by bundle, the median over the
-turns of the first one's time by each other's, and how far their logits are from the first one's at most.
+A test is ppN, a prompt of N tokens with the logits of the last; allN, with those of all; tgB, the next token of each
+of B streams behind 64 tokens. Prints a JSON line for each: quartiles of its milliseconds by bundle, the median over
+the turns of the first one's time by each other's, and how far their logits are from the first one's at most.
 """
 
 from __future__ import annotations
