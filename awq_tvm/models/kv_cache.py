@@ -18,8 +18,7 @@ from awq_tvm import ir_attrs
 from awq_tvm.errors import UnsupportedError
 from awq_tvm.models.rope import RopeConfig
 from awq_tvm.schedules.attention import decode, merge, pages, prefill, rotary
-from awq_tvm.schedules.attention.gpu.config import default_decode_config
-from awq_tvm.schedules.attention.gpu.decode import decode_paged
+from awq_tvm.schedules.attention.gpu.choose import decode_on_gpu
 from awq_tvm.schedules.attention.rule import AttentionSpec
 from awq_tvm.schedules.attention.shape import PAGE_SIZE, AttentionShape, Kernel, default_config
 
@@ -173,8 +172,7 @@ def _gpu_kernels(shape: AttentionShape, layers: int, target: Target, gpu_cores: 
     no_rope: dict[str, Any] = {}
     ragged = stock._attention_prefill_ragged(h_kv, h, d, d, dtype, no_rope, target)
     paged = stock._attention_prefill(h_kv, h, d, dtype, False, no_rope, target)
-    config = default_decode_config(shape, target.kind.name, gpu_cores)
-    paged_decode = decode_paged(shape, target, config)
+    paged_decode = decode_on_gpu(shape, target, gpu_cores)
     return [
         _add(stock._kv_cache_transpose_append(h_kv, d, dtype), "kv_cache_append"),
         relax.prim_value(0),

@@ -29,7 +29,8 @@ from awq_tvm.schedules.attention.shape import LANES, AttentionShape, Tiles
 NOTHING = -1e30
 """The running maximum of a row that has seen no key yet, and the log-sum of one that never does."""
 
-_MASKED = -3e38
+MASKED = -3e38
+"""The score of a key that a row does not see: far below NOTHING, so that its weight is 0 whatever else is seen."""
 
 
 def i32(value: int) -> Any:
@@ -276,7 +277,7 @@ class Tile:
                     if low is not None:
                         seen = tirx.And(seen, key >= T.Broadcast(low, LANES))
                     score = keep(
-                        T.Select(seen, load(self.scores, [row, place]), vector_math.splat(_MASKED, LANES))
+                        T.Select(seen, load(self.scores, [row, place]), vector_math.splat(MASKED, LANES))
                     )
                     store(self.scores, score, [row, place])
                     store(highest, T.max(load(highest, [i32(0)]), score), [i32(0)])

@@ -32,9 +32,10 @@ def and_or(d: Any, a: Any, mask: int, bits: int) -> None:
     T.evaluate(T.ptx["lop3.b32"](d, a, T.uint32(mask), T.uint32(bits), _AND_OR))
 
 
-def permute_bytes(d: Any, a: Any, b: int, selector: int) -> None:
-    """Emit d = the bytes of b:a that the four nibbles of ``selector`` pick, lowest first."""
-    T.evaluate(T.ptx["prmt.b32"](d, a, T.uint32(b), T.uint32(selector)))
+def permute_bytes(d: Any, a: Any, b: Any, selector: int) -> None:
+    """Emit d = the bytes of b:a that the four nibbles of ``selector`` pick, lowest first; b may be a number."""
+    other = T.uint32(b) if isinstance(b, int) else b
+    T.evaluate(T.ptx["prmt.b32"](d, a, other, T.uint32(selector)))
 
 
 def subtract_halves(d: Any, a: Any, b: Any) -> None:

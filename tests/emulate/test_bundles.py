@@ -39,6 +39,9 @@ GREEDY = 8
 TOLERANCE = 1e-2
 """Bound of |emulated - torch| / max |torch|: float16 activations, unit roundoff 5e-4, at some 20 steps."""
 
+TIE = 1e-3
+"""PyTorch's logits nearer than this part of the largest are a tie, which a tenth of that bound decides."""
+
 
 def target_of(kind: str) -> Target:
     """The target, its host part for this machine; of so few SMs that small linears fill it as large ones do a GPU."""
@@ -70,7 +73,9 @@ def test_logits_and_greedy_tokens_are_those_of_pytorch(compiled: tiny.Compiled, 
     found = run_in_emulator(compiled.bundle, tmp_path, parts=PARTS, greedy=GREEDY, vocabulary=tiny.VOCAB)
     expected = tiny.torch_logits(compiled.model, found.ids)
     assert tiny.relative_error(found.logits, expected[found.rows]) < TOLERANCE
-    assert found.ids[-GREEDY:] == expected[-GREEDY - 1 : -1].argmax(1).tolist()
+    choices = expected[-GREEDY - 1 : -1]
+    short = choices.max(1) - choices[range(GREEDY), found.ids[-GREEDY:]]
+    assert short.max() < TIE * np.abs(expected).max()
 
 
 @pytest.mark.slow

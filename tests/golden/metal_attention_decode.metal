@@ -63,9 +63,10 @@ kernel void attend_kernel(  device int* last_page_length_ptr [[ buffer(0) ]],
   thread float own_weight_7[1];
   threadgroup float warp_sums[64];
   threadgroup float warp_states[8];
+  thread int index[1];
   thread int head[1];
   thread int feature[1];
-  thread float maximum_1[1];
+  thread float highest_2[1];
   thread float total_1[1];
   thread float value[1];
   thread float weight[1];
@@ -379,23 +380,24 @@ kernel void attend_kernel(  device int* last_page_length_ptr [[ buffer(0) ]],
       }
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    if (((int)threadIdx.x) < 32) {
-      head[0] = (((int)threadIdx.x) >> 4);
-      feature[0] = (((int)threadIdx.x) & 15);
-      maximum_1[0] = warp_states[(head[0] * 2)];
-      maximum_1[0] = max(maximum_1[0], warp_states[((head[0] * 2) + 4)]);
+    index[0] = ((int)threadIdx.x);
+    if (index[0] < 32) {
+      head[0] = (index[0] >> 4);
+      feature[0] = (index[0] & 15);
+      highest_2[0] = warp_states[(head[0] * 2)];
+      highest_2[0] = max(highest_2[0], warp_states[((head[0] * 2) + 4)]);
       total_1[0] = 0.000000e+00f;
       value[0] = 0.000000e+00f;
-      weight[0] = exp2((warp_states[(head[0] * 2)] - maximum_1[0]));
+      weight[0] = exp2((warp_states[(head[0] * 2)] - highest_2[0]));
       total_1[0] = (total_1[0] + (weight[0] * warp_states[((head[0] * 2) + 1)]));
       value[0] = (value[0] + (weight[0] * warp_sums[((head[0] * 16) + feature[0])]));
-      weight_1[0] = exp2((warp_states[((head[0] * 2) + 4)] - maximum_1[0]));
+      weight_1[0] = exp2((warp_states[((head[0] * 2) + 4)] - highest_2[0]));
       total_1[0] = (total_1[0] + (weight_1[0] * warp_states[((head[0] * 2) + 5)]));
       value[0] = (value[0] + (weight_1[0] * warp_sums[(((head[0] * 16) + feature[0]) + 32)]));
       head[0] = ((((((int)blockIdx.x) * 2) + head[0]) * arg.cse_v3[0]) + ((int)blockIdx.z));
       split_sums_ptr[((head[0] * 16) + feature[0])] = value[0];
       if (feature[0] == 0) {
-        split_states_ptr[(head[0] * 2)] = maximum_1[0];
+        split_states_ptr[(head[0] * 2)] = highest_2[0];
         split_states_ptr[((head[0] * 2) + 1)] = total_1[0];
       }
     }

@@ -12,6 +12,9 @@ BLOCKS_PER_SM = 2
 """Blocks that an SM (or GPU core) holds at once, and is given before contexts stop being divided further."""
 
 MOST_WARPS = 8
+MOST_TENSOR_WARPS = 4
+"""Of a block on tensor cores: each has a page under way, so that eight on an SM ask for enough."""
+
 MOST_HEADS = 4
 """Query heads of a warp: their sums and the queries themselves fill half of its registers."""
 
@@ -101,3 +104,48 @@ def default_decode_config(shape: AttentionShape, kind: str, sms: int | None = No
         unroll=max(1, 4 // pieces),
         blocks=BLOCKS_PER_SM * (sms or _ASSUMED_SMS[kind]),
     )
+
+
+EIGHT = 8
+"""Query heads, or keys, of one side of an ``mma`` that is as long."""
+
+
+@dataclass(frozen=True)
+class TensorDecodeConfig:
+    """Sizes of one decode kernel on tensor cores; a warp's turn is a page.
+
+    Args:
+        eights: eights of query heads of a warp, 1 or 2.
+        head_warps: warps that have other query heads and read the same keys.
+        key_warps: warps that take turns at the pages.
+        blocks: into how many blocks contexts are divided, as long as there are fewer.
+    """
+
+    eights: int
+    head_warps: int
+    key_warps: int
+    blocks: int
+
+    def __post_init__(self) -> None:
+        """Prove the sizes usable."""
+        if self.eights not in (1, 2) or min(self.head_warps, self.key_warps, self.blocks) < 1:
+            raise UnsupportedError(
+                "This decode configuration is not consistent",
+                why=f"eights are {self.eights}, legal are 1 and 2; or another size is below 1",
+            )
+
+    @property
+    def threads(self) -> int:
+        """Of a block."""
+        return WARP * self.head_warps * self.key_warps
+
+
+def default_tensor_config(shape: AttentionShape, sms: int | None = None) -> TensorDecodeConfig:
+    """What suits a shape before anything was measured; ``sms`` is None where they are unknown."""
+    # Twice the sums of 256 features would not fit in registers.
+    eights = 2 if shape.group > EIGHT and shape.head_dim <= 128 else 1
+    head_warps = -(-shape.group // (EIGHT * eights))
+    room = SHARED_BYTES // (4 * shape.group * (shape.head_dim + 2))
+    key_warps = max(1, min(MOST_TENSOR_WARPS // head_warps, room))
+    blocks = BLOCKS_PER_SM * (sms or _ASSUMED_SMS["cuda"])
+    return TensorDecodeConfig(eights, head_warps, 1 << (key_warps.bit_length() - 1), blocks)

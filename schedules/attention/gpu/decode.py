@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from tvm import tirx
-from tvm.script.ir_builder import IRBuilder
 from tvm.target import Target
 from tvm.tirx.script import builder as T
 
@@ -30,110 +29,65 @@ from awq_tvm.schedules.attention.gpu.lanes import (
     registers,
     unpack,
 )
-from awq_tvm.schedules.attention.gpu.splits import Splits, Whole, merge_splits
-from awq_tvm.schedules.attention.parameters import LOG2_E, History, build, indices, scalar, size, tensor
+from awq_tvm.schedules.attention.gpu.meeting import Meeting
+from awq_tvm.schedules.attention.gpu.problem import PageWalk, Problem, decode_function
+from awq_tvm.schedules.attention.gpu.splits import Splits, Whole
 from awq_tvm.schedules.attention.shape import PAGE_SIZE, AttentionShape
-from awq_tvm.schedules.attention.tile import NOTHING, f32, i32
-
-_MASKED = -3e38
+from awq_tvm.schedules.attention.tile import MASKED, NOTHING, f32, i32
 
 
 def decode_paged(shape: AttentionShape, target: Target, config: DecodeConfig) -> tirx.PrimFunc:
-    """One token a sequence, q [batch, heads, D], against its cached tokens, itself among them -> output, log_sum.
+    """See ``Problem``; float16 or float32.
 
     Args:
-        shape: of the attention; pages are [pages, 2, kv_heads, PAGE_SIZE, D], as TVM's own kernels fill them.
+        shape: of the attention.
         target: a GPU.
         config: sizes.
     """
-
-    def emit() -> None:
-        batch = size("batch")
-        rows = (batch, shape.heads, shape.head_dim)
-        q = tensor("q", rows, shape.dtype)
-        history = History(shape, batch)
-        q_position = indices("q_position", (batch,))
-        output = tensor("output", rows, shape.dtype)
-        log_sum = tensor("log_sum", (batch, shape.heads))
-        scalar("rotary_mode", "int32")
-        scalar("rope_scale", "float32")
-        scalar("rope_theta", "float32")
-        softmax_scale = scalar("softmax_scale", "float32")
-
-        def span(sequence: Any) -> tuple[Any, Any]:
-            """The page-aligned key to begin with, and the end of the keys."""
-            length = held("length", history.length(sequence))
-            if shape.sliding_window is None:
-                return i32(0), length
-            first = _first_seen(shape, history, q_position, sequence)
-            return held("page_start", tirx.truncdiv(first, i32(PAGE_SIZE)) * i32(PAGE_SIZE)), length
-
-        kernel = _Kernel(shape, config, exchange_of(target), history, q, q_position, softmax_scale, span)
-        whole = Whole(output, log_sum)
-        most_shared = config.blocks // (2 * shape.kv_heads)
-        if most_shared < 1:
-            kernel.launch(batch, whole)
-            return
-        splits = Splits(shape, config, batch)
-        with T.If(batch <= most_shared):
-            with T.Then():
-                kernel.launch(batch, splits)
-                merge_splits(splits, batch, span, output, log_sum)
-            with T.Else():
-                kernel.launch(batch, whole)
-
-    return build("attention_decode_paged", emit)
-
-
-def _first_seen(shape: AttentionShape, history: History, q_position: Any, sequence: Any) -> Any:
-    """The first key within the sliding window."""
-    own = q_position[sequence] - history.key_position[sequence]
-    return held("first_seen", tirx.max(own - i32((shape.sliding_window or 0) - 1), i32(0)))
+    exchange = exchange_of(target)
+    return decode_function(
+        shape, config.blocks, lambda problem, splits: _Kernel(problem, config, exchange).launch(splits)
+    )
 
 
 @dataclass(frozen=True)
 class _Kernel:
-    """The kernel that reads keys and values, and its parameters."""
+    """The kernel that reads pages."""
 
-    shape: AttentionShape
+    problem: Problem
     config: DecodeConfig
     exchange: Exchange
-    history: History
-    q: Any
-    q_position: Any
-    softmax_scale: Any
-    span: Callable[[Any], tuple[Any, Any]]
 
-    def launch(self, batch: Any, splits: Splits | Whole) -> None:
-        """Emit the kernel."""
-        shape, config = self.shape, self.config
+    def launch(self, splits: Splits | Whole) -> None:
+        """Emit it."""
+        problem, shape, config = self.problem, self.problem.shape, self.config
         with (
-            T.launch_thread("blockIdx.x", batch) as sequence,
+            T.launch_thread("blockIdx.x", problem.batch) as sequence,
             T.launch_thread("blockIdx.y", shape.kv_heads) as kv_head,
             T.launch_thread("blockIdx.z", splits.count) as split,
             T.launch_thread("threadIdx.x", config.threads) as thread,
         ):
             warp = thread // WARP
             lane = _Lane(shape, config, thread % WARP, warp // config.head_warps, warp % config.head_warps)
-            begin, length = self.span(sequence)
-            start, end = splits.run(split, begin, length)
+            start, end = splits.run(split, *problem.span(sequence))
             with T.If(T.Or(start < end, split == 0)), T.Then():
-                first = None
-                if shape.sliding_window is not None:
-                    first = _first_seen(shape, self.history, self.q_position, sequence)
+                first = problem.first_seen(sequence)
                 found = _Softmax(config, lane, vector_length(shape))
                 queries = self._queries(sequence, kv_head, lane)
                 self._read(found, queries, lane, sequence, kv_head, first, start, end)
                 found.meet_in_warp(self.exchange)
-                self._meet_in_block(found, lane, thread, (sequence, kv_head, split), splits)
+                meeting = Meeting(shape, config.key_warps)
+                self._leave(found, lane, meeting)
+                meeting.finish(thread, config.threads, (sequence, kv_head, split), splits)
 
     def _queries(self, sequence: Any, kv_head: Any, lane: _Lane) -> Any:
         """Emit the loads of a lane's features of its query heads; scaled, in float32."""
-        shape, config, length = self.shape, self.config, vector_length(self.shape)
+        shape, config, length = self.problem.shape, self.config, vector_length(self.problem.shape)
         vectors = shape.head_dim // length
-        flat = as_words(self.q, self.q.shape[0] * (shape.heads * vectors))
+        q = self.problem.q
+        flat = as_words(q, q.shape[0] * (shape.heads * vectors))
         queries = registers("queries", config.heads * config.pieces * length)
-        scale = held("scale", self.softmax_scale * f32(LOG2_E), "float32")
+        scale = self.problem.scale()
         words = registers("words", 4, "uint32")
         for h in range(config.heads):
             own = lane.first_head + h
@@ -145,8 +99,8 @@ class _Kernel:
                 load_vector(words, 0, flat, vector)
                 for i, value in enumerate(unpack(words, 0, shape.dtype)):
                     # Lanes beyond the features have none of the scores.
-                    own = T.Select(lane.has(piece), value * scale, f32(0))
-                    T.buffer_store(queries, own, [(h * config.pieces + piece) * length + i])
+                    query = T.Select(lane.has(piece), value * scale, f32(0))
+                    T.buffer_store(queries, query, [(h * config.pieces + piece) * length + i])
         return queries
 
     def _read(
@@ -161,41 +115,31 @@ class _Kernel:
         end: Any,
     ) -> None:
         """Emit the loop over the keys of a warp, chunk by chunk."""
-        shape, config = self.shape, self.config
+        problem, shape, config = self.problem, self.problem.shape, self.config
         vectors = shape.head_dim // vector_length(shape)
         half = shape.kv_heads * PAGE_SIZE * vectors
-        flat = as_words(self.history.pages.buffer, self.history.pages.count * (2 * half))
-        page_begin = held("page_begin", self.history.page_indptr[sequence])
-
-        def page_of(key: Any) -> Any:
-            inside = tirx.min(key, end - 1)
-            return self.history.page_values[page_begin + tirx.shift_right(inside, i32(4))]
-
+        flat = as_words(problem.history.pages.buffer, problem.history.pages.count * (2 * half))
         turn = config.chunk * config.key_warps
-        own_start = held("own_start", start + lane.key_warp * config.chunk)
-        page = registers("page", 1, "int32")
-        with T.If(own_start < end), T.Then():
-            T.buffer_store(page, page_of(own_start), [0])
-        with T.serial(tirx.truncdiv(end - start + i32(turn - 1), i32(turn))) as number:
-            base = held("base", own_start + number * turn)
-            with T.If(base < end), T.Then():
-                places = []
-                for u in range(config.unroll):
-                    # Keys beyond the last are read as the last, and count for nothing.
-                    key = held("key", tirx.min(base + lane.slot + u * config.slots, end - 1))
-                    own_page = page[0] if config.chunk <= PAGE_SIZE else page_of(key)
-                    row = tirx.bitwise_and(key, i32(PAGE_SIZE - 1))
-                    head = own_page * i32(2 * half) + (kv_head * PAGE_SIZE + row) * vectors
-                    places.append(held("vector_at", head))
-                keys = self._load(flat, places, lane)
-                values = self._load(flat, [place + half for place in places], lane)
-                with T.If(base + turn < end), T.Then():
-                    T.buffer_store(page, page_of(base + turn), [0])
-                numbers = [base + lane.slot + u * config.slots for u in range(config.unroll)]
-                seen = [number < end for number in numbers]
-                if first is not None:
-                    seen = [T.And(s, number >= first) for s, number in zip(seen, numbers, strict=True)]
-                found.see(queries, keys, values, seen, self.exchange, shape.dtype)
+        walk = PageWalk(problem, sequence, start, end, turn, lane.key_warp * config.chunk)
+
+        def visit(base: Any, ask: Callable[[], None]) -> None:
+            numbers = [base + lane.slot + u * config.slots for u in range(config.unroll)]
+            places = []
+            for number in numbers:
+                # Keys beyond the last are read as the last, and count for nothing.
+                key = held("key", tirx.min(number, end - 1))
+                page = walk.page[0] if config.chunk <= PAGE_SIZE else walk.page_of(key)
+                row = kv_head * PAGE_SIZE + tirx.bitwise_and(key, i32(PAGE_SIZE - 1))
+                places.append(held("vector_at", page * i32(2 * half) + row * vectors))
+            keys = self._load(flat, places, lane)
+            values = self._load(flat, [place + half for place in places], lane)
+            ask()
+            seen = [number < end for number in numbers]
+            if first is not None:
+                seen = [T.And(one, number >= first) for one, number in zip(seen, numbers, strict=True)]
+            found.see(queries, keys, values, seen, self.exchange, shape.dtype)
+
+        walk.each(visit)
 
     def _load(self, flat: Any, places: list[Any], lane: _Lane) -> Any:
         """Emit the loads of a lane's vectors of some keys, or values."""
@@ -203,51 +147,23 @@ class _Kernel:
         words = registers("words", 4 * pieces * len(places), "uint32")
         for u, place in enumerate(places):
             for piece in range(pieces):
-                at = 4 * (u * pieces + piece)
-                load_vector(words, at, flat, place + lane.vector(piece))
+                load_vector(words, 4 * (u * pieces + piece), flat, place + lane.vector(piece))
         return words
 
-    def _meet_in_block(
-        self, found: _Softmax, lane: _Lane, thread: Any, place: tuple[Any, Any, Any], splits: Splits | Whole
-    ) -> None:
-        """Emit the meeting of the warps in shared memory, and the store of what they found together."""
-        shape, config, length = self.shape, self.config, vector_length(self.shape)
-        group, head_dim = shape.group, shape.head_dim
-        warps = config.key_warps * group
-        sums = IRBuilder.name("warp_sums", T.alloc_buffer((warps * head_dim,), "float32", scope="shared"))
-        states = IRBuilder.name("warp_states", T.alloc_buffer((warps * 2,), "float32", scope="shared"))
+    def _leave(self, found: _Softmax, lane: _Lane, meeting: Meeting) -> None:
+        """Emit the stores of what the warp has found."""
+        config, length = self.config, vector_length(self.problem.shape)
         for h in range(config.heads):
             head = lane.first_head + h
-            row = lane.key_warp * group + head
-            with T.If(T.And(lane.slot == 0, head < group)), T.Then():
+            with T.If(T.And(lane.slot == 0, head < self.problem.shape.group)), T.Then():
                 for piece in range(config.pieces):
                     with T.If(lane.has(piece)), T.Then():
                         for i in range(length):
                             feature = lane.vector(piece) * length + i
                             value = found.sums[found.at(h, piece, i)]
-                            T.buffer_store(sums, value, [row * head_dim + feature])
+                            meeting.leave_sum(lane.key_warp, head, feature, value)
                 with T.If(lane.place == 0), T.Then():
-                    T.buffer_store(states, found.maximum[h], [2 * row])
-                    T.buffer_store(states, found.total[h], [2 * row + 1])
-        T.evaluate(T.tvm_storage_sync("shared"))
-        sequence, kv_head, split = place
-        for number in range(0, group * head_dim, config.threads):
-            index = number + thread
-            with T.If(index < group * head_dim), T.Then():
-                head, feature = held("head", index // head_dim), held("feature", index % head_dim)
-                maximum, total, value = registers("maximum", 1), registers("total", 1), registers("value", 1)
-                T.buffer_store(maximum, states[2 * head], [0])
-                for w in range(1, config.key_warps):
-                    T.buffer_store(maximum, T.max(maximum[0], states[2 * (w * group + head)]), [0])
-                T.buffer_store(total, f32(0), [0])
-                T.buffer_store(value, f32(0), [0])
-                for w in range(config.key_warps):
-                    row = w * group + head
-                    weight = held("weight", tirx.exp2(states[2 * row] - maximum[0]), "float32")
-                    T.buffer_store(total, total[0] + weight * states[2 * row + 1], [0])
-                    T.buffer_store(value, value[0] + weight * sums[row * head_dim + feature], [0])
-                own = (sequence, kv_head * group + head, split)
-                splits.store(own, feature, value[0], maximum[0], total[0])
+                    meeting.leave_state(lane.key_warp, head, found.maximum[h], found.total[h])
 
 
 class _Lane:
@@ -324,7 +240,7 @@ class _Softmax:
                 while distance:
                     T.buffer_store(scores, scores[at] + exchange(scores[at], distance), [at])
                     distance //= 2
-                T.buffer_store(scores, T.Select(seen[u], scores[at], f32(_MASKED)), [at])
+                T.buffer_store(scores, T.Select(seen[u], scores[at], f32(MASKED)), [at])
                 T.buffer_store(highest, T.max(highest[0], scores[at]), [0])
             shrink = held("shrink", tirx.exp2(self.maximum[h] - highest[0]), "float32")
             T.buffer_store(self.maximum, highest[0], [h])

@@ -24,16 +24,25 @@ def exchange_of(target: Target) -> Exchange:
     """How lanes of the target swap values."""
     if target.kind.name == "metal":
         return _simd_shuffle_xor
-    return _shfl_xor
+    return shfl_xor
 
 
 def _simd_shuffle_xor(value: Any, distance: int) -> Any:
     return T.call_pure_extern("float32", "simd_shuffle_xor", value, tirx.const(distance, "uint16"))
 
 
-def _shfl_xor(value: Any, distance: int) -> Any:
-    everyone = tirx.const(0xFFFFFFFF, "uint32")
+_EVERYONE = 0xFFFFFFFF
+
+
+def shfl_xor(value: Any, distance: int) -> Any:
+    """CUDA's ``Exchange``."""
+    everyone = tirx.const(_EVERYONE, "uint32")
     return T.call_pure_extern("float32", "__shfl_xor_sync", everyone, value, tirx.const(distance, "int32"))
+
+
+def shfl(value: Any, lane: Any) -> Any:
+    """CUDA: the value of a lane; every lane must come."""
+    return T.call_pure_extern("float32", "__shfl_sync", tirx.const(_EVERYONE, "uint32"), value, lane)
 
 
 def registers(name: str, length: int, dtype: str = "float32") -> Any:

@@ -13,7 +13,7 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
-from awq_tvm.schedules.attention.gpu.config import MIN_SPLIT_KEYS, DecodeConfig
+from awq_tvm.schedules.attention.gpu.config import MIN_SPLIT_KEYS
 from awq_tvm.schedules.attention.gpu.lanes import WARP, held, registers
 from awq_tvm.schedules.attention.shape import PAGE_SIZE, AttentionShape
 from awq_tvm.schedules.attention.tile import NOTHING, f32, i32
@@ -47,15 +47,15 @@ class Splits:
 
     Args:
         shape: of the attention.
-        config: of the kernel.
+        blocks: the most that share what there is to do.
         batch: sequences, at most ``most_sequences``.
     """
 
-    def __init__(self, shape: AttentionShape, config: DecodeConfig, batch: Any) -> None:
+    def __init__(self, shape: AttentionShape, blocks: int, batch: Any) -> None:
         self.shape = shape
         # There are most of them for a batch that divides the blocks.
-        most = config.blocks * shape.group
-        self.count: Any = tirx.truncdiv(i32(config.blocks), batch * i32(shape.kv_heads))
+        most = blocks * shape.group
+        self.count: Any = tirx.truncdiv(i32(blocks), batch * i32(shape.kv_heads))
         self.sums = _scratch("split_sums", most * shape.head_dim)
         self.states = _scratch("split_states", 2 * most)
 

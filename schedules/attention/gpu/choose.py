@@ -1,0 +1,32 @@
+"""Which decode kernel a GPU gets."""
+
+from __future__ import annotations
+
+from tvm import tirx
+from tvm.target import Target
+
+from awq_tvm.schedules.attention.gpu.config import default_decode_config, default_tensor_config
+from awq_tvm.schedules.attention.gpu.decode import decode_paged
+from awq_tvm.schedules.attention.gpu.tensor_decode import LEAST_ARCH, MOST_FEATURES, tensor_decode_paged
+from awq_tvm.schedules.attention.shape import AttentionShape
+
+
+def decode_on_gpu(shape: AttentionShape, target: Target, cores: int | None) -> tirx.PrimFunc:
+    """The kernel with tensor cores where there are any that fit, else the one for lanes.
+
+    Args:
+        shape: of the attention.
+        target: CUDA or Metal.
+        cores: its SMs or GPU cores; None where they are unknown.
+    """
+    if has_tensor_kernel(shape, target):
+        return tensor_decode_paged(shape, default_tensor_config(shape, cores))
+    return decode_paged(shape, target, default_decode_config(shape, target.kind.name, cores))
+
+
+def has_tensor_kernel(shape: AttentionShape, target: Target) -> bool:
+    """Whether decoding runs on tensor cores."""
+    if target.kind.name != "cuda" or shape.dtype == "float32" or shape.head_dim > MOST_FEATURES:
+        return False
+    arch = str(target.attrs["arch"]).removeprefix("sm_").rstrip("af")
+    return int(arch) >= LEAST_ARCH
