@@ -44,7 +44,7 @@ def count(problem: Problem, config: Any, rows: int, target: Target) -> str:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernels.cu"
         path.write_text(host.source)
-        _, _, kernels = Nvcc.find().compile(path, (target.sm_arch or "",), None)
+        _, _, kernels = Nvcc.find().compile(path, (target.own_cuda_arch,), None)
     kernel = next(kernel for kernel in kernels if kernel.name == launch.kernel)
     threads = launch.block[0] * launch.block[1] * launch.block[2]
     shared = launch.shared_bytes + (kernel.shared_bytes or 0)

@@ -70,7 +70,8 @@ class Target:
         fp32_gflops: float32 outside matrix units, 10^9 a second.
         fp16_gflops: float16, on matrix units where there are any, 10^9 a second, dense.
         sm_arch: the CUDA architecture kernels are written for, "sm_80" say; never with a suffix.
-        cuda_archs: the architectures binary code is made for.
+        cuda_archs: the architectures binary code is made for; with an "a" behind it, for this one alone, and with
+            all that it has.
         ptx_arch: the virtual architecture, "compute_90" say, whose PTX is put in for newer GPUs, or None.
         num_sms: streaming multiprocessors, or GPU cores on Apple.
         shared_memory_bytes: shared (threadgroup) memory one block may take at most.
@@ -192,18 +193,22 @@ class Target:
             )
 
     def _check_cuda(self) -> None:
-        for arch in (self.sm_arch or "", *self.cuda_archs):
-            if not _SM_ARCH.fullmatch(arch):
-                # dlight reads "sm_90a" as "no tensor cores".
+        if not _SM_ARCH.fullmatch(self.sm_arch or ""):
+            # dlight reads "sm_90a" as "no tensor cores".
+            raise self._wrong(
+                f"{self.sm_arch or ''!r} is not an architecture such as 'sm_90'", "write it without a suffix"
+            )
+        for arch in self.cuda_archs:
+            if not _SM_ARCH.fullmatch(arch.removesuffix("a")):
                 raise self._wrong(
-                    f"{arch!r} is not an architecture such as 'sm_90'", "write it without a suffix"
+                    f"{arch!r} is not an architecture such as 'sm_90' or 'sm_90a'", "write it like these"
                 )
         if self.tvm_target.get("arch") != self.sm_arch:
             found = self.tvm_target.get("arch")
             raise self._wrong(
                 f"tvm_target has arch {found!r} but sm_arch is {self.sm_arch!r}", "make them equal"
             )
-        if self.sm_arch not in self.cuda_archs:
+        if self.sm_arch not in {arch.removesuffix("a") for arch in self.cuda_archs}:
             raise self._wrong(f"cuda_archs {self.cuda_archs} lacks {self.sm_arch!r}", "add it")
         if self.ptx_arch is not None and not re.fullmatch(r"compute_[0-9]{2,3}", self.ptx_arch):
             raise self._wrong(f"ptx_arch is {self.ptx_arch!r}", "write it as 'compute_90'")
@@ -212,6 +217,11 @@ class Target:
     def mcpu(self) -> str:
         """The LLVM CPU name or the CUDA architecture; empty where neither is set."""
         return str(self.tvm_target.get("mcpu") or self.tvm_target.get("arch") or "")
+
+    @property
+    def own_cuda_arch(self) -> str:
+        """What to make code for that runs on this GPU alone: `sm_arch`, with its suffix among `cuda_archs`."""
+        return next((arch for arch in self.cuda_archs if arch.removesuffix("a") == self.sm_arch), "")
 
     @property
     def compute_dtype(self) -> str:

@@ -107,16 +107,31 @@ class Fragments:
 
     def read_group(self, shared: Any, base: Any, part: int, lane: Any) -> tuple[Any, Any]:
         """Emit the loads of a lane's two scales, as float32, and two zero points, as ``decode`` takes them."""
-        pair = local("scale_pair", 1, "uint32")
-        T.buffer_store(pair, shared[base + self._scales_at(part) + lane // 4], [0])
+        pair = self._read_scales(shared, base, part, lane)
         scales = local("scale", 2, "float32")
         for u in range(2):
             bits = T.Cast("uint16", pair[0] >> T.uint32(16 * u))
             T.buffer_store(scales, T.Cast("float32", T.reinterpret("float16", bits)), [u])
+        return scales, self._read_zeros(shared, base, part, lane)
+
+    def read_group_in_pairs(self, shared: Any, base: Any, part: int, lane: Any) -> tuple[Any, Any]:
+        """``read_group`` with the scales as float16, each twice in a register."""
+        pair = self._read_scales(shared, base, part, lane)
+        scales = local("scale_twice", 2, "uint32")
+        for u, selector in enumerate((0x1010, 0x3232)):
+            ptx.permute_bytes(scales[u], pair[0], 0, selector)
+        return scales, self._read_zeros(shared, base, part, lane)
+
+    def _read_scales(self, shared: Any, base: Any, part: int, lane: Any) -> Any:
+        pair = local("scale_pair", 1, "uint32")
+        T.buffer_store(pair, shared[base + self._scales_at(part) + lane // 4], [0])
+        return pair
+
+    def _read_zeros(self, shared: Any, base: Any, part: int, lane: Any) -> Any:
         packed = local("zero_pair", 1, "uint32")
         word = shared[base + self._scales_at(part) + _SCALE_WORDS + lane // 8]
         T.buffer_store(packed, word >> T.Cast("uint32", lane // 4 % 2 * 16), [0])
-        return scales, self.format.zeros(packed)
+        return self.format.zeros(packed)
 
     def decode(self, raw: Any, half: int, zeros: Any) -> Any:
         """Emit the decoding of half a block; returns eight registers, 4 j + i is register i of the fragment j.
@@ -127,11 +142,22 @@ class Fragments:
             zeros: from ``read_group``.
         """
         into = local("w", 8, "uint32")
-        words = self.lane_words // 4
         for j in range(2):
-            first = words * (2 * half + j)
-            self.format.pairs(into, 4 * j, [raw[first + a] for a in range(words)], zeros)
+            self.decode_sixteen(into, 4 * j, raw, 2 * half + j, zeros)
         return into
+
+    def decode_sixteen(self, into: Any, at: int, raw: Any, number: int, zeros: Any) -> None:
+        """Emit ``into[at], ...`` = the four registers of 16 k of a block.
+
+        Args:
+            into: registers.
+            at: where in it.
+            raw: from ``read_codes``.
+            number: which 16 of the 64.
+            zeros: from ``read_group``.
+        """
+        words = self.lane_words // 4
+        self.format.pairs(into, at, [raw[words * number + a] for a in range(words)], zeros)
 
     def _tile(self, first: Any, number: Any) -> Any:
         return T.min(first + number, self.tiles - 1)

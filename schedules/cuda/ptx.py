@@ -48,6 +48,11 @@ def fma_halves(d: Any, a: Any, b: Any, c: Any) -> None:
     T.evaluate(T.ptx["fma.rn.f16x2"](d, a, b, c))
 
 
+def multiply_halves(d: Any, a: Any, b: Any) -> None:
+    """Emit d = a * b of two float16 each."""
+    T.evaluate(T.ptx["mul.f16x2"](d, a, b))
+
+
 def fma_bfloats(d: Any, a: Any, b: Any, c: Any) -> None:
     """Emit d = a * b + c of two bfloat16 each, rounded once."""
     T.evaluate(T.ptx["fma.rn.bf16x2"](d, a, b, c))

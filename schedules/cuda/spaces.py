@@ -5,17 +5,20 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import product
 from statistics import geometric_mean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from awq_tvm.errors import UnsupportedError
 from awq_tvm.schedules.cuda.config import FewConfig, TensorCoreConfig, TiledConfig
 from awq_tvm.schedules.cuda.cost import Gpu, few_work, middle_seconds, tiled_work
+from awq_tvm.schedules.cuda.hopper_config import HopperConfig
 from awq_tvm.schedules.ranking import ranked, with_place
 from awq_tvm.schedules.rule import Part
 
 if TYPE_CHECKING:
     from awq_tvm.schedules.spec import MatmulSpec
     from awq_tvm.targets import Target
+
+_Config = TypeVar("_Config", TensorCoreConfig, HopperConfig)
 
 WARPS = (2, 4, 8, 16)
 STAGES = (2, 3, 4, 5, 6, 8)
@@ -38,25 +41,33 @@ def tensor_core_parts(spec: MatmulSpec, target: Target, default: TensorCoreConfi
     gpu = Gpu.of(target)
     parts, first = [], 1
     for place, few in enumerate(default.few):
-        parts.append(_few_part(spec, gpu, default, place, first))
+        parts.append(few_part(spec, gpu, default, place, first))
         first = few.most_tokens + 1
     parts.append(_middle_part(spec, gpu, default, first))
     return (*parts, _many_part(spec, gpu, default))
 
 
-def _few_part(spec: MatmulSpec, gpu: Gpu, default: TensorCoreConfig, place: int, first: int) -> Part:
-    """A kernel for so many eights of tokens: the range stays, how its block works is chosen."""
+def few_part(spec: MatmulSpec, gpu: Gpu, default: _Config, place: int, first: int) -> Part:
+    """A kernel for so many eights of tokens: the range stays, how its block works is chosen.
+
+    Args:
+        spec: the linear.
+        gpu: it.
+        default: the family's configuration.
+        place: of the kernel among its ``few``.
+        first: the smallest M.
+    """
     base = default.few[place]
 
-    def changed(sizes: tuple[int, int, int]) -> TensorCoreConfig:
+    def changed(sizes: tuple[int, int, int]) -> _Config:
         return replace(default, few=with_place(default.few, place, FewConfig(base.eights, *sizes)))
 
-    def seconds(config: TensorCoreConfig) -> float:
+    def seconds(config: _Config) -> float:
         return few_work(spec, config.few[place]).seconds(gpu)
 
     configs = ranked(default, changed, product(TILES, WARPS, STAGES), seconds)
     last = base.most_tokens
-    return Part(first, last, (f"few.{place}",), configs, _ends(first, last), _ends(first, last), ("stages",))
+    return Part(first, last, (f"few.{place}",), configs, ends(first, last), ends(first, last), ("stages",))
 
 
 def _middle_part(spec: MatmulSpec, gpu: Gpu, default: TensorCoreConfig, first: int) -> Part:
@@ -66,7 +77,8 @@ def _middle_part(spec: MatmulSpec, gpu: Gpu, default: TensorCoreConfig, first: i
     def changed(sizes: tuple[int, int, int, int, int]) -> TensorCoreConfig:
         tiles, token_warps, row_warps, stages, split = sizes
         middle = tuple(
-            TiledConfig(_eights(many, token_warps), tiles, token_warps, row_warps, stages) for many in tokens
+            TiledConfig(eights_of(many, token_warps), tiles, token_warps, row_warps, stages)
+            for many in tokens
         )
         return replace(default, middle=middle, split_blocks=split)
 
@@ -97,7 +109,7 @@ def _many_part(spec: MatmulSpec, gpu: Gpu, default: TensorCoreConfig) -> Part:
     return Part(first, None, ("many",), configs, MANY, (first, *MANY), ("stages",))
 
 
-def _eights(tokens: int, warps: int) -> int:
+def eights_of(tokens: int, warps: int) -> int:
     """Of each warp, where so many share the tokens of a block.
 
     Raises:
@@ -108,5 +120,6 @@ def _eights(tokens: int, warps: int) -> int:
     return tokens // (8 * warps)
 
 
-def _ends(first: int, last: int) -> tuple[int, ...]:
+def ends(first: int, last: int) -> tuple[int, ...]:
+    """Of a range, one where it is a single number."""
     return tuple(dict.fromkeys((first, last)))

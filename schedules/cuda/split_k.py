@@ -7,19 +7,51 @@ second-level cache.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from awq_tvm.schedules.cuda.config import TensorCoreConfig, TiledConfig
 from awq_tvm.schedules.cuda.fragments import BLOCK_K
 from awq_tvm.schedules.gpu.epilogue import finish
 from awq_tvm.schedules.gpu.weights import local
 from awq_tvm.schedules.spec import MatmulSpec
 
 _THREADS = 256
+
+
+class Tile(Protocol):
+    """What a block computes."""
+
+    @property
+    def tokens(self) -> int:
+        """Of a block."""
+
+    @property
+    def rows(self) -> int:
+        """Outputs of a block."""
+
+
+class Dispatch(Protocol):
+    """Which tile is for which M: see ``TensorCoreConfig``."""
+
+    @property
+    def middle(self) -> Sequence[Tile]:
+        """Tiles whose k blocks may divide."""
+
+    @property
+    def many(self) -> Tile:
+        """The tile above."""
+
+    @property
+    def sms(self) -> int:
+        """Streaming multiprocessors that blocks are wanted for."""
+
+    @property
+    def split_blocks(self) -> int:
+        """Blocks of 64 k that a part of k has at least."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +84,12 @@ class Parts:
         return T.Cast("int32", part * self.tokens + token) * self.rows + row
 
 
-def columns(spec: MatmulSpec, config: TiledConfig) -> int:
+def columns(spec: MatmulSpec, config: Tile) -> int:
     """Tiles along the outputs."""
     return -(-spec.out_features // config.rows)
 
 
-def parts_for(spec: MatmulSpec, config: TensorCoreConfig, tiles: Any) -> Any:
+def parts_for(spec: MatmulSpec, config: Dispatch, tiles: Any) -> Any:
     """In how many parts k is divided: as many as leave each block an SM of its own.
 
     More would be two rounds of blocks, and sums of parts cost about what eight blocks of k do.
@@ -73,7 +105,7 @@ def parts_for(spec: MatmulSpec, config: TensorCoreConfig, tiles: Any) -> Any:
     return T.min(T.max(1, T.floordiv(config.sms, tiles)), most)
 
 
-def limit_of(spec: MatmulSpec, config: TensorCoreConfig, tiled: TiledConfig) -> int:
+def limit_of(spec: MatmulSpec, config: Dispatch, tiled: Tile) -> int:
     """The largest M for one of ``config.middle``.
 
     For the last it is larger than its tile as long as the tiles of ``many`` fill less than three quarters of the SMs.
@@ -84,7 +116,7 @@ def limit_of(spec: MatmulSpec, config: TensorCoreConfig, tiled: TiledConfig) -> 
     return max(tiled.tokens, config.many.tokens * (filling - 1))
 
 
-def parts_of_tiled(spec: MatmulSpec, config: TensorCoreConfig, tiled: TiledConfig, tokens: Any) -> Any:
+def parts_of_tiled(spec: MatmulSpec, config: Dispatch, tiled: Tile, tokens: Any) -> Any:
     """In how many parts one of ``config.middle`` divides k: an int, or an expression of M where that decides."""
     across = columns(spec, tiled)
     alone = parts_for(spec, config, across)
@@ -93,7 +125,7 @@ def parts_of_tiled(spec: MatmulSpec, config: TensorCoreConfig, tiled: TiledConfi
     return parts_for(spec, config, (tokens + (tiled.tokens - 1)) // tiled.tokens * across)
 
 
-def make_parts(spec: MatmulSpec, config: TensorCoreConfig, tiled: TiledConfig, tokens: Any) -> Parts | None:
+def make_parts(spec: MatmulSpec, config: Dispatch, tiled: Tile, tokens: Any) -> Parts | None:
     """Emit the allocation of the sums in global memory; None where k stays whole for every M of the kernel.
 
     TVM moves it to the top of the function, where M may be anything: so its size is a number.

@@ -17,6 +17,7 @@ from awq_tvm.errors import UnsupportedError
 from awq_tvm.schedules.config_fields import from_fields, to_fields
 from awq_tvm.schedules.cuda.config import FewConfig, TensorCoreConfig, TiledConfig
 from awq_tvm.schedules.cuda.cost import Gpu, few_work, tiled_work
+from awq_tvm.schedules.cuda.hopper_config import HopperConfig
 from awq_tvm.schedules.gpu.config import GpuMatmulConfig
 from awq_tvm.schedules.metal.config import SimdgroupConfig
 from awq_tvm.schedules.spec import MatmulSpec
@@ -40,7 +41,7 @@ def shared_bytes(config: Any, spec: MatmulSpec) -> int:
         return config.shared_bytes
     if isinstance(config, SimdgroupConfig):
         return config.threadgroup_bytes
-    assert isinstance(config, TensorCoreConfig)
+    assert isinstance(config, TensorCoreConfig | HopperConfig)
     return config.shared_bytes(spec.bits, spec.group_size)
 
 

@@ -99,6 +99,8 @@ def test_an_inconsistent_cpu_is_refused(change: dict[str, Any], why: str) -> Non
         ({"cuda_archs": ("sm_80", "90")}, "'90' is not an architecture"),
         ({"sm_arch": "sm_86"}, "arch 'sm_80' but sm_arch is 'sm_86'"),
         ({"cuda_archs": ("sm_90",)}, "lacks 'sm_80'"),
+        ({"cuda_archs": ("sm_90a",)}, "lacks 'sm_80'"),
+        ({"cuda_archs": ("sm_80", "sm_90b")}, "'sm_90b' is not an architecture"),
         ({"ptx_arch": "sm_90"}, "ptx_arch is 'sm_90'"),
     ],
 )
@@ -174,3 +176,10 @@ def test_targets_load_without_tvm_and_numpy() -> None:
     code = "import sys, awq_tvm.targets as t; t.detect(); print({'tvm', 'numpy', 'torch'} & set(sys.modules))"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert other.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(
+    ("name", "arch"), [("cuda", "sm_80"), ("nvidia-h100", "sm_90a"), ("nvidia-b200", "sm_100")]
+)
+def test_code_for_one_gpu_has_all_that_it_has(name: str, arch: str) -> None:
+    assert resolve(name).own_cuda_arch == arch

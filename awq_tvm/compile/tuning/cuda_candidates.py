@@ -42,7 +42,7 @@ def build_cuda_candidates(
             func = problem.build(dict(fields)).with_attr("global_symbol", "linear")
             host = HostPart(func, target)
             source.write_text(host.source, encoding="utf-8")
-            _, (binary,), _ = Nvcc.find().compile(source, (str(target.sm_arch),), None)
+            _, (binary,), _ = Nvcc.find().compile(source, (target.own_cuda_arch,), None)
         except Exception as error:
             # Whatever TVM raises, and nvcc: a candidate that cannot be built is no reason to end.
             refused[place] = Failed("refused", str(error)[:400])

@@ -1,0 +1,224 @@
+"""Hopper's kernel for many tokens: its roof is the arithmetic of the tensor cores.
+
+Weights are the left operand of `wgmma`, decoded by each thread into the registers that it multiplies, and are never
+in shared memory as float16; x is the right operand, and comes from shared memory by a descriptor. A product of 64
+outputs, 16 k and all tokens of the block goes on while its warps decode what the next one takes: as many are under
+way as a step has. Scales are multiplied into the weights, rounded to float16: to scale sums instead, every warp would
+wait for its products at the end of each group. (Weights in registers for `wgmma` are Machete's idea.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+from awq_tvm.schedules.cuda import ptx, warpgroup
+from awq_tvm.schedules.cuda.fragments import BLOCK_K, Fragments
+from awq_tvm.schedules.cuda.hopper_config import ROWS, WarpgroupConfig
+from awq_tvm.schedules.cuda.split_k import Parts, columns
+from awq_tvm.schedules.cuda.warp_sum import clear
+from awq_tvm.schedules.gpu.epilogue import finish
+from awq_tvm.schedules.gpu.weights import local
+from awq_tvm.schedules.spec import MatmulSpec
+
+_CHUNKS = 8
+"""16-byte chunks of one token's 64 k."""
+
+_TOKEN_WORDS = BLOCK_K // 2
+"""32-bit words of one token's 64 k."""
+
+_PIECES = BLOCK_K // 16
+"""Products of a tile and a block of k."""
+
+_MOST_STEPS = 1 << 20
+"""A power of two that no number of blocks of k reaches."""
+
+_IN_USE = 2
+"""Stages that may be read while the next are on their way: of the step at hand and of the one before."""
+
+
+def hopper_kernel(
+    spec: MatmulSpec,
+    config: WarpgroupConfig,
+    arguments: dict[str, Any],
+    tokens: Any,
+    parts: Parts | None = None,
+) -> None:
+    """Emit the kernel into the function being built.
+
+    Args:
+        spec: the linear.
+        config: sizes.
+        arguments: buffers by name.
+        tokens: M.
+        parts: of k, where blocks divide it; then the outputs are finished here only if there is one part.
+    """
+    with (
+        T.launch_thread("blockIdx.z", parts.count if parts else 1) as part,
+        T.launch_thread("blockIdx.y", (tokens + (config.tokens - 1)) // config.tokens) as by,
+        T.launch_thread("blockIdx.x", columns(spec, config)) as bx,
+        T.launch_thread("threadIdx.x", config.threads) as thread,
+    ):
+        blocks = spec.in_features // BLOCK_K
+        own_blocks = parts.bounds(part, blocks) if parts else (0, blocks)
+        sums = local("sums", config.sums, "float32")
+        clear(sums, config.sums)
+        first_tile, first_token = bx * (config.rows // 16), by * config.tokens
+        _add_up(spec, config, arguments, sums, first_tile, first_token, own_blocks, thread, tokens)
+
+        # In registers once, or the compiler works them out again for every store.
+        lane, warp = thread % 32, thread // 32
+        own_row = warp // 4 * (ROWS * config.tiles) + warp % 4 * 16 + lane // 4
+        corner = local("corner", 3, "int32")
+        T.buffer_store(corner, T.Cast("int32", first_token + lane % 4 * 2), [0])
+        T.buffer_store(corner, bx * config.rows + own_row, [1])
+
+        def store(into: Callable[[Any, int, int], None]) -> None:
+            for at in range(config.sums):
+                tile, number = divmod(at, config.tokens // 2)
+                row, token = ROWS * tile + number // 2 % 2 * 8, number // 4 * 8 + number % 2
+                inside = T.And(corner[0] + token < tokens, corner[1] + row < spec.out_features)
+                with T.If(inside), T.Then():
+                    into(sums[at], token, row)
+
+        def store_output(total: Any, token: int, row: int) -> None:
+            finish(spec, total, corner[0] + token, corner[1] + row, arguments)
+
+        def store_parts(parts: Parts) -> None:
+            T.buffer_store(corner, parts.place(part, corner[0], corner[1]), [2])
+
+            def store_part(total: Any, token: int, row: int) -> None:
+                T.buffer_store(parts.sums, total, [corner[2] + (token * spec.out_features + row)])
+
+            store(store_part)
+
+        if parts is None:
+            store(store_output)
+        elif isinstance(parts.count, int):
+            store_parts(parts)
+        else:
+            with T.If(parts.count == 1):
+                with T.Then():
+                    store(store_output)
+                with T.Else():
+                    store_parts(parts)
+
+
+def _add_up(
+    spec: MatmulSpec,
+    config: WarpgroupConfig,
+    arguments: dict[str, Any],
+    sums: Any,
+    first_tile: Any,
+    first_token: Any,
+    own_blocks: tuple[Any, Any],
+    thread: Any,
+    tokens: Any,
+) -> None:
+    """Emit the loop over the blocks of k.
+
+    Args:
+        spec: the linear.
+        config: sizes.
+        arguments: buffers by name.
+        sums: of the thread.
+        first_tile: of the block, in sixteens.
+        first_token: of the block.
+        own_blocks: the first block of k, and how many.
+        thread: of the block.
+        tokens: M.
+    """
+    weights = Fragments(spec, arguments)
+    first_block, count = own_blocks
+    tiles = config.rows // 16
+    x_words = config.tokens * _TOKEN_WORDS
+    codes_at, stage_words = config.stages * x_words, tiles * weights.tile_words
+    pattern_words = warpgroup.PATTERN_BYTES // 4
+    length = codes_at + config.stages * stage_words + pattern_words
+    stages = IRBuilder.name("stages", T.alloc_buffer((length,), "uint32", scope="shared.dyn"))
+    start = local("start", 1, "int32")
+    address = local("address", 1, "uint32")
+    T.buffer_store(address, T.cuda.cvta_generic_to_shared(stages.ptr_to([0])), [0])
+    words_before = T.Cast("int32", address[0] >> T.uint32(2)) % pattern_words
+    T.buffer_store(start, (pattern_words - words_before) % pattern_words, [0])
+    x_address = address[0] + T.Cast("uint32", start[0] * 4)
+
+    def x_at(number: Any) -> Any:
+        return number % config.stages * x_words
+
+    def codes_of(number: Any) -> Any:
+        return start[0] + codes_at + number % config.stages * stage_words
+
+    def copy(number: Any) -> None:
+        """Emit the copies of a block of k, if there is one."""
+        with T.If(number < count), T.Then():
+            block = first_block + number
+            weights.copy(stages, codes_of(number), first_tile, tiles, block, thread, config.threads)
+            for first in range(0, config.tokens * _CHUNKS, config.threads):
+                token, chunk = (first + thread) // _CHUNKS, thread % _CHUNKS
+                # Tokens past the last are read as the last, and not stored.
+                source = arguments["x"].ptr_to(
+                    [T.min(first_token + token, tokens - 1), block * BLOCK_K + chunk * 8]
+                )
+                place = start[0] + x_at(number) + token * _TOKEN_WORDS + T.bitwise_xor(chunk, token % 8) * 4
+                ptx.copy_async(stages.ptr_to([place]), source)
+
+    ahead = config.stages - _IN_USE
+    for number in range(ahead):
+        copy(number)
+        ptx.commit_copies()
+    # Any part has a block, and the compiler is to see that: were there a path around the products, on which their
+    # sums are still zeros, the assembler would wait for each of them.
+    steps = count if isinstance(count, int) else T.bitwise_and(count - 1, _MOST_STEPS - 1) + 1
+    with T.serial(0, steps) as step:
+        ptx.wait_for_copies(ahead - 1)
+        warpgroup.fence_shared()
+        # After it each thread sees all copies of this step, and all have waited for products two steps back.
+        T.evaluate(T.tvm_storage_sync("shared"))
+        copy(step + ahead)
+        # An empty group keeps the count of those under way.
+        ptx.commit_copies()
+        x = local("x", 1, "uint64")
+        T.buffer_store(x, warpgroup.descriptor(x_address + T.Cast("uint32", x_at(step) * 4)), [0])
+        _multiply(config, weights, sums, stages, codes_of(step), x, thread)
+    warpgroup.wait(0)
+
+
+def _multiply(
+    config: WarpgroupConfig, weights: Fragments, sums: Any, shared: Any, codes: Any, x: Any, thread: Any
+) -> None:
+    """Emit the products of one block of k.
+
+    Args:
+        config: sizes.
+        weights: of the linear.
+        sums: of the thread.
+        shared: where ``Fragments.copy`` has put the tiles of the block.
+        codes: where they begin.
+        x: the descriptor of the block's tokens, in a register.
+        thread: of the block.
+    """
+    lane, warp = thread % 32, thread // 32
+    own_tile = warp // 4 * (4 * config.tiles) + warp % 4
+    bases = [codes + (own_tile + 4 * tile) * weights.tile_words for tile in range(config.tiles)]
+    raw = [weights.read_codes(shared, base, lane) for base in bases]
+    held = config.tokens // 2
+    # Each product has registers of its own in a step: they are free when as many have followed it.
+    pending = min(_PIECES * config.tiles - 1, warpgroup.MOST_PENDING)
+    for part in range(weights.sums_per_block):
+        groups = [weights.read_group_in_pairs(shared, base, part, lane) for base in bases]
+        pieces = _PIECES // weights.sums_per_block
+        for piece in range(part * pieces, (part + 1) * pieces):
+            for tile, (scales, zeros) in enumerate(groups):
+                w = local("w", 4, "uint32")
+                warpgroup.wait(pending)
+                weights.decode_sixteen(w, 0, raw[tile], piece, zeros)
+                for r in range(4):
+                    ptx.multiply_halves(w[r], w[r], scales[r % 2])
+                warpgroup.fence_registers()
+                own = [sums[tile * held + i] for i in range(held)]
+                warpgroup.multiply(own, [w[r] for r in range(4)], x[0] + T.uint64(warpgroup.STEP_16 * piece))
+                warpgroup.commit()
