@@ -41,6 +41,15 @@ def test_a_search_knows_no_time_that_it_did_not_ask_for() -> None:
     assert evolved(PROBLEM, PART, times, len(times)) == pytest.approx(min(times))
 
 
+def test_what_lies_beside_the_default_is_tried_where_the_likely_are_slow() -> None:
+    default = to_fields(PART.configs[0], PART.fields)["one_row"]
+    tiles = [to_fields(config, PART.fields)["one_row"] for config in PART.configs]
+    beside = [i for i, tile in enumerate(tiles) if sum(tile[name] != default[name] for name in tile) == 1]
+    for fast in beside:
+        times = [1.0, *(0.9 if i == fast else 1.5 + i / 1000 for i in range(1, len(tiles)))]
+        assert ours(PROBLEM, PART, times, len(beside) + 6) == 0.9
+
+
 def test_the_table_of_searches(capsys: pytest.CaptureFixture[str]) -> None:
     print_searches(PROBLEM, PART, times_towards(6, 0))
     lines = capsys.readouterr().out.splitlines()
