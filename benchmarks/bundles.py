@@ -75,7 +75,7 @@ def test_of(name: str, tokens: Sequence[int]) -> Callable[[ExecutorLike], tuple[
 def measure(engines: Sequence[Engine], name: str, repetitions: int) -> dict[str, Any]:
     """Run a test on all bundles in turns."""
     rng = np.random.default_rng(0)
-    tokens = [int(token) for token in rng.integers(10, 1000, 4096)]
+    tokens = [int(token) for token in rng.integers(0, engines[0].vocab_size, 4096)]
     test = test_of(name, tokens)
     times: list[list[float]] = [[] for _ in engines]
     far = [0.0] * len(engines)
