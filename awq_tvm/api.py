@@ -134,6 +134,7 @@ def compile(
     tuned: bool = True,
     records: Sequence[str | Path] = (),
     debug_dump: str | Path | None = None,
+    source_only: bool = False,
     progress: ProgressCallback = ignore_progress,
 ) -> CompileReport:
     """Compile a model into a bundle for one target.
@@ -153,14 +154,18 @@ def compile(
         tuned: use tuned records.
         records: files or folders with more of them.
         debug_dump: a folder for the IR after every pass.
+        source_only: leave the kernels of a CUDA target as source, for `python -m awq_tvm finish`.
         progress: told what is being done.
 
     Raises:
         AwqTvmError: one of its kinds, by what was wrong.
     """
+    from awq_tvm.compile.toolchain import require_tools
     from awq_tvm.output_folder import check_output
+    from awq_tvm.targets import resolve
 
     check_output(Path(out))
+    require_tools(resolve(target), source_only=source_only)
     source, made = quantized_first(
         str(model), Path(out), progress, lambda text: progress(ProgressEvent("quantize", 0, 0, text))
     )
@@ -180,6 +185,7 @@ def compile(
         tuned=tuned,
         records=[Path(record) for record in records],
         debug_dump=None if debug_dump is None else Path(debug_dump),
+        source_only=source_only,
         progress=progress,
     )
     return report if made is None else replace(report, notes=(f"quantized first, into {made}", *report.notes))

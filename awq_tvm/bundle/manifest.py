@@ -11,7 +11,15 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from awq_tvm.errors import BundleError
 
@@ -109,7 +117,11 @@ class FileInfo(_Closed):
 
 
 class ManifestDraft(_Closed):
-    """A manifest before its files exist: what the compiler hands to the writer."""
+    """A manifest before its files exist: what the compiler hands to the writer.
+
+    With `source_only` nvcc has not compiled the kernels yet, and nothing can run the library; a finished bundle does
+    not have the field.
+    """
 
     schema_version: Literal[1] = SCHEMA_VERSION
     versions: Versions
@@ -120,6 +132,14 @@ class ManifestDraft(_Closed):
     weights: FileName
     parameters: tuple[Name, ...] = Field(max_length=1 << 17, strict=False)
     tuning: TuningInfo = TuningInfo()
+    source_only: bool = False
+
+    @model_serializer(mode="wrap")
+    def _without_what_goes_without_saying(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = handler(self)
+        if not self.source_only:
+            del fields["source_only"]
+        return fields
 
     @model_validator(mode="after")
     def _names_are_distinct(self) -> Self:

@@ -109,6 +109,21 @@ def check_versions(path: Path, manifest: Manifest) -> None:
             )
 
 
+def check_finished(path: Path, manifest: Manifest) -> None:
+    """The bundle's kernels are compiled.
+
+    Raises:
+        TargetError: they are there as source only.
+    """
+    if manifest.source_only:
+        raise TargetError(
+            "The bundle holds its GPU kernels as source only.",
+            where=f"{path}, target {manifest.target.name}",
+            why="it was compiled without nvcc, by `compile --source-only`",
+            fix=f"on a machine with the CUDA toolkit: `python -m awq_tvm finish {path} -o {path.name}.finished`",
+        )
+
+
 def check_target(path: Path, manifest: Manifest, *, device: machine.Machine | None = None) -> None:
     """A machine can execute what the bundle holds.
 
@@ -171,12 +186,13 @@ def verify_bundle(path: Path, *, target: bool = True) -> Manifest:
 
     Raises:
         BundleError: it is damaged, incomplete or of another version.
-        TargetError: it is for another machine.
+        TargetError: it is for another machine, or not finished.
     """
     manifest = read_manifest(path)
     check_listing(path, manifest)
     check_versions(path, manifest)
     if target:
+        check_finished(path, manifest)
         check_target(path, manifest)
     check_hashes(path, manifest)
     return manifest

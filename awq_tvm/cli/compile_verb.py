@@ -46,16 +46,22 @@ def command(
     debug_dump: Annotated[
         Path | None, typer.Option(metavar="DIR", show_default=False, help="Write the IR after every pass.")
     ] = None,
+    source_only: Annotated[
+        bool,
+        typer.Option("--source-only", help="For CUDA without nvcc: leave kernels as source, for `finish`."),
+    ] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Say why each kernel got its schedule.")] = False,
     json_output: Json = False,
 ) -> None:
     """Compile a model into a verified bundle for one target; an unquantized one is quantized first."""
     from awq_tvm.api import quantized_first
     from awq_tvm.bundle.verify import read_manifest
+    from awq_tvm.compile.toolchain import require_tools
     from awq_tvm.output_folder import check_output
+    from awq_tvm.targets import resolve
 
     check_output(out)
-
+    require_tools(resolve(target), source_only=source_only)
     with ProgressDisplay() as display:
         source, first = quantized_first(model, out, display.update, say)
         from awq_tvm.compile.driver import compile_model
@@ -74,6 +80,7 @@ def command(
             tuned=tuned,
             records=records or (),
             debug_dump=debug_dump,
+            source_only=source_only,
             progress=display.update,
         )
     manifest = read_manifest(out)

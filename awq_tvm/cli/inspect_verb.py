@@ -36,7 +36,11 @@ def _bundle(path: Path) -> dict[str, Any]:
     check_listing(path, manifest)
     plain = manifest.model_dump(mode="json")
     keys = ("target", "model", "recipe", "versions", "tuning", "files")
-    return {"kind": "bundle", **{key: plain[key] for key in keys}, "parameters": len(manifest.parameters)}
+    return {
+        "kind": "bundle, kernels as source only" if manifest.source_only else "bundle",
+        **{key: plain[key] for key in keys},
+        "parameters": len(manifest.parameters),
+    }
 
 
 def _checkpoint(model: str) -> dict[str, Any]:

@@ -23,6 +23,7 @@ VERBS = tuple(
     for name, module, summary in (
         ("quantize", "quantize", "quantize a model's weights to a few bits, activation-aware"),
         ("compile", "compile_verb", "compile a model into a bundle for one target"),
+        ("finish", "finish", "compile with nvcc what `compile --source-only` left as source"),
         ("tune", "tune", "find the fastest tiles of kernels on this hardware; `tune db`: keep them"),
         ("export", "export", "write a checkpoint in the format that another program loads"),
         ("generate", "generate", "generate one answer with a bundle"),

@@ -66,6 +66,7 @@ def command(
                 "target": manifest.target.name,
                 "target_checked": not any_target,
                 "signature_checked": public_key is not None,
+                "source_only": manifest.source_only,
                 "files": len(manifest.files),
                 "bytes": size,
                 "seconds": seconds,
@@ -74,6 +75,8 @@ def command(
         return
     signed = "" if public_key is None else f"; signed by the key of {public_key}"
     runs = "not asked whether this machine runs it" if any_target else "this machine can run it"
+    if manifest.source_only:
+        runs = "its kernels are source only, for `python -m awq_tvm finish`"
     print(
         f"{bundle}: good; {len(manifest.files)} files, {in_bytes(size)}, checked in {seconds:.2f} s; {runs}{signed}"
     )

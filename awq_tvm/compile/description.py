@@ -52,6 +52,8 @@ def describe(
     kernels: Sequence[dict[str, Any]],
     library: BuiltLibrary,
     special: dict[str, tuple[int, ...]],
+    *,
+    source_only: bool = False,
 ) -> manifests.ManifestDraft:
     """The manifest of a compiled model, all but the list of its files.
 
@@ -65,6 +67,7 @@ def describe(
         kernels: coverage, see ``ir_attrs.COVERAGE``.
         library: that was built.
         special: see ``special_tokens``.
+        source_only: its kernels are not compiled.
     """
     scheme = checkpoint.scheme
     host = target.tvm_target if target.host is None else target.host
@@ -108,6 +111,7 @@ def describe(
         weights="weights.safetensors",
         parameters=tuple(plan.sources),
         tuning=manifests.TuningInfo(kernels=tuple(manifests.KernelInfo(**kernel) for kernel in kernels)),
+        source_only=source_only,
     )
 
 
@@ -132,14 +136,6 @@ def card(draft: manifests.ManifestDraft) -> str:
     recipe, model = draft.recipe, draft.model
     budget = recipe.extra.get("budget")
     bits = f"{recipe.bits} bits" if budget is None else f"{budget} bits on average"
-    prefix = recipe.extra.get(SYMBOL_PREFIX)
-    run = (
-        "Run it with `python -m awq_tvm generate BUNDLE --prompt TEXT`; check it with "
-        "`python -m awq_tvm verify BUNDLE`."
-        if prefix is None
-        else f"Link {draft.library} whole into an app that has TVM's runtime; its module is "
-        f'`ffi.SystemLib("{prefix}")`. No iPhone has run it.'
-    )
     groups = f"groups of {recipe.group_size}" if recipe.group_size else "rows"
     return "\n".join(
         [
@@ -147,9 +143,28 @@ def card(draft: manifests.ManifestDraft) -> str:
             "",
             f"{model.architecture}, {model.num_hidden_layers} layers, context {model.context_length} tokens; "
             f"weights {bits} in {groups}, activations {recipe.activations}, "
-            f"keys and values {recipe.extra['kv_cache']}.",
+            f"keys and values {recipe.extra.get('kv_cache', 'in an unknown format')}.",
             "",
-            run,
+            _what_to_do(draft),
             "",
         ]
+    )
+
+
+def _what_to_do(draft: manifests.ManifestDraft) -> str:
+    """A sentence on how a bundle is used."""
+    prefix = draft.recipe.extra.get(SYMBOL_PREFIX)
+    if draft.source_only:
+        return (
+            "Its kernels are not compiled yet. `python -m awq_tvm finish BUNDLE -o FINISHED` does that on a machine "
+            "with the CUDA toolkit; `python -m awq_tvm verify BUNDLE --emulate` runs them on a CPU as they are."
+        )
+    if prefix is not None:
+        return (
+            f"Link {draft.library} whole into an app that has TVM's runtime; its module is "
+            f'`ffi.SystemLib("{prefix}")`. No iPhone has run it.'
+        )
+    return (
+        "Run it with `python -m awq_tvm generate BUNDLE --prompt TEXT`; check it with "
+        "`python -m awq_tvm verify BUNDLE`."
     )

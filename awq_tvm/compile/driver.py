@@ -16,7 +16,7 @@ from awq_tvm.bundle.writer import write_bundle
 from awq_tvm.checkpoint import Checkpoint, open_checkpoint
 from awq_tvm.compile.description import card, describe, special_tokens
 from awq_tvm.compile.number_formats import choose_activations, choose_precision
-from awq_tvm.compile.toolchain import BuiltLibrary, build_library
+from awq_tvm.compile.toolchain import BuiltLibrary, build_library, require_tools
 from awq_tvm.compile.tuning.choice import RecordedChoice, recorded_choice
 from awq_tvm.compile.vocabulary import round_vocabulary
 from awq_tvm.compile.weights import packed_weights
@@ -77,6 +77,7 @@ def compile_model(
     tuned: bool = True,
     records: Sequence[Path] = (),
     debug_dump: Path | None = None,
+    source_only: bool = False,
     progress: ProgressCallback = ignore_progress,
 ) -> CompileReport:
     """Compile a quantized checkpoint into a bundle.
@@ -97,6 +98,7 @@ def compile_model(
         tuned: use tuned records, those that came with the program and the user's own.
         records: files, or folders of them, with more.
         debug_dump: folder for the IR after every pass.
+        source_only: leave the kernels of a CUDA target as source, for ``finish_bundle``.
         progress: told about each stage.
 
     Raises:
@@ -104,6 +106,7 @@ def compile_model(
     """
     chip = target if isinstance(target, Target) else resolve(target)
     check_output(out)
+    require_tools(chip, source_only=source_only)
     source = read_source(
         model,
         chip,
@@ -138,15 +141,16 @@ def compile_model(
     kernels = json.loads(mod.attrs[ir_attrs.COVERAGE])
     with tempfile.TemporaryDirectory(prefix="awq_tvm-") as folder:
         with clock.stage("build"):
-            library = build_library(mod, chip, Path(folder), name=out.name)
+            library = build_library(mod, chip, Path(folder), source_only=source_only, name=out.name)
         with clock.stage("weights"):
-            draft = describe(checkpoint, config, limits, chip, precision, plan, kernels, library, special)
+            about = (checkpoint, config, limits, chip, precision, plan, kernels, library, special)
+            draft = describe(*about, source_only=source_only)
             manifest = write_bundle(
                 out,
                 draft,
                 library.path,
                 packed_weights(rounded, plan),
-                _side_files(checkpoint, library),
+                {**_side_files(checkpoint), **kernel_files(library)},
                 card(draft),
             )
     return CompileReport(
@@ -261,12 +265,14 @@ def _require_tokenizer(checkpoint: Checkpoint) -> None:
         )
 
 
-def _side_files(checkpoint: Checkpoint, library: BuiltLibrary) -> dict[str, bytes]:
-    files = dict(checkpoint.side_files)
-    sources = {
-        path.name: path.read_bytes() for path in library.files if path.suffix in (".cu", ".metal", ".json")
-    }
-    return {**files, "config.json": json.dumps(checkpoint.config, indent=2).encode(), **sources}
+def _side_files(checkpoint: Checkpoint) -> dict[str, bytes]:
+    return {**checkpoint.side_files, "config.json": json.dumps(checkpoint.config, indent=2).encode()}
+
+
+def kernel_files(library: BuiltLibrary) -> dict[str, bytes]:
+    """What a bundle keeps of a build beside the library: sources and reports, and what finishing it takes."""
+    kept = (".cu", ".metal", ".json", ".gz")
+    return {path.name: path.read_bytes() for path in library.files if path.suffix in kept}
 
 
 def _notes(

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from awq_tvm.bundle.machine import Machine
 from awq_tvm.bundle.manifest import MANIFEST_NAME, Manifest
 from awq_tvm.bundle.reader import Bundle
-from awq_tvm.bundle.verify import check_target, verify_bundle
+from awq_tvm.bundle.verify import check_finished, check_target, verify_bundle
 from awq_tvm.errors import BundleError, TargetError, UsageError
 from awq_tvm.progress import ProgressCallback, ignore_progress
 from awq_tvm.prompt.tokenizer import load_tokenizer
@@ -77,12 +77,13 @@ def push_bundle(
     Raises:
         UsageError: a prompt, a folder or a runner that cannot be meant.
         BundleError: the bundle is damaged, arrived damaged, or generates other tokens there than here.
-        TargetError: the device cannot run it.
+        TargetError: the device cannot run it, or no device could yet.
         ResourceError: the device cannot be reached, has no room, or a folder there is not ours.
         UnsupportedError: a program that this takes is missing.
     """
     start = time.perf_counter()
     manifest = verify_bundle(bundle, target=False)
+    check_finished(bundle, manifest)
     folder = address.folder or _usual_folder(bundle, address)
     ids = load_tokenizer(Bundle(bundle, manifest).side_files()).encode(prompt) if smoke_test else []
     if smoke_test and not (ids and max_tokens > 0):

@@ -39,6 +39,13 @@ def test_round_trip_is_exact() -> None:
     assert again.model.bos_token_id == 1
 
 
+def test_only_source_only_bundles_say_so() -> None:
+    assert b"source_only" not in _manifest().to_bytes()
+    raw = _manifest(source_only=True).to_bytes()
+    assert json.loads(raw)["source_only"] is True
+    assert parse_manifest(raw, HERE).source_only
+
+
 def test_test_helper_seals_as_the_writer_does() -> None:
     document = json.loads(_manifest().to_bytes())
     assert _seal(document) == _manifest().to_bytes()

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import shutil
@@ -17,7 +16,7 @@ from awq_tvm.compile.toolchain.driver_stub import DRIVER_LIBRARY, undefined_symb
 from awq_tvm.compile.toolchain.nvcc import Nvcc, kernel_at, read_report
 from awq_tvm.errors import TargetError
 from awq_tvm.targets import resolve
-from tests.compile.toolchain_modules import relax_module
+from tests.compile.toolchain_modules import module_with, relax_module
 
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
 
@@ -79,17 +78,6 @@ def test_the_library_holds_binaries_and_no_source(built) -> None:
 def test_this_process_stays_clean(built) -> None:
     assert "LD_LIBRARY_PATH" not in os.environ or "awq-tvm-cuda" not in os.environ["LD_LIBRARY_PATH"]
     assert "awq-tvm-cuda" not in Path("/proc/self/maps").read_text()
-
-
-def module_with(call: str) -> tvm.IRModule:
-    """One kernel that calls a device function of the given name."""
-    with IRBuilder() as builder, T.prim_func(s_tir=True):
-        T.func_name("bad")
-        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True, "global_symbol": "bad"})
-        y = T.match_buffer(T.arg("y_handle", T.handle()), (32,), "float32")
-        with T.launch_thread("threadIdx.x", 32) as i:
-            T.buffer_store(y, T.call_extern("float32", call, T.Cast("float32", i)), [i])
-    return tvm.IRModule({"bad": builder.get()})
 
 
 @needs_nvcc
@@ -175,5 +163,5 @@ def test_the_kernel_of_a_line_is_found() -> None:
 
 
 def test_a_job_survives_json() -> None:
-    job = CudaJob({"kind": "cuda"}, ("sm_80", "sm_90"), None, "x86_64-linux-gnu", "out", False)
-    assert CudaJob.from_json(json.dumps(dataclasses.asdict(job))) == job
+    job = CudaJob({"kind": "cuda"}, ("sm_80", "sm_90"), None, "x86_64-linux-gnu", False)
+    assert CudaJob.from_json(job.to_json()) == job

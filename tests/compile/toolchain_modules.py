@@ -6,6 +6,8 @@ from typing import Any
 
 import tvm
 from tvm import relax
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
 
 from awq_tvm.schedules.rule import Match, select
 from awq_tvm.schedules.spec import MatmulSpec
@@ -16,6 +18,17 @@ VOCABULARY, HIDDEN, GROUP = 96, 128, 32
 
 def tensor(shape: tuple[Any, ...], dtype: str) -> Any:
     return relax.TensorType(shape, dtype)
+
+
+def module_with(call: str) -> tvm.IRModule:
+    """One kernel that calls a device function of the given name."""
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name("bad")
+        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True, "global_symbol": "bad"})
+        y = T.match_buffer(T.arg("y_handle", T.handle()), (32,), "float32")
+        with T.launch_thread("threadIdx.x", 32) as i:
+            T.buffer_store(y, T.call_extern("float32", call, T.Cast("float32", i)), [i])
+    return tvm.IRModule({"bad": builder.get()})
 
 
 def matmul_module(target: Target, symbol: str = "mm") -> tuple[Any, MatmulSpec]:

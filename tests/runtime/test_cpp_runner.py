@@ -261,6 +261,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], object], int, str]] = {
     "another instruction set": (change_target(triple="riscv64-unknown-linux-gnu"), 5, "riscv64"),
     "another system": (change_target(triple=f"{platform.machine()}-apple-darwin"), 5, "darwin"),
     "a CPU feature from the future": (change_target(required_features=("time-travel",)), 5, "time-travel"),
+    "kernels as source": (lambda b: native.reseal(b, source_only=True), 5, "as source only"),
     "a GPU": (change_target(kind="cuda"), 4, "bundles for CPUs"),
     "a library of another target": (change_target(fingerprint="other"), 6, "not the one the manifest"),
     "a weight that is not there": (forget_a_tensor, 6, "never"),

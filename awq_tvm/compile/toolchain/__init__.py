@@ -6,11 +6,38 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from awq_tvm.compile.toolchain.result import BuiltLibrary, Kernel
+from awq_tvm.errors import UsageError
 
 if TYPE_CHECKING:
     from awq_tvm.targets import Target
 
-__all__ = ["BuiltLibrary", "Kernel", "build_library"]
+__all__ = ["BuiltLibrary", "Kernel", "build_library", "require_tools"]
+
+
+def require_tools(target: Target, *, source_only: bool = False) -> None:
+    """What building for a target takes is here: asked before hours of quantizing, and minutes of compiling.
+
+    Args:
+        target: what to build for.
+        source_only: as of ``build_library``.
+
+    Raises:
+        UsageError: source-only, and the target's kernels are not compiled by nvcc.
+        TargetError: a compiler or linker is missing.
+    """
+    from awq_tvm.compile.toolchain.linker import linker_for
+    from awq_tvm.compile.toolchain.nvcc import Nvcc
+
+    if source_only and target.kind != "cuda":
+        raise UsageError(
+            "Only bundles for CUDA can be left as source.",
+            where="--source-only",
+            why=f"nvcc compiles nothing for target {target.name}",
+            fix="leave out --source-only",
+        )
+    if target.kind == "cuda" and not source_only:
+        Nvcc.find()
+    linker_for(str((target.host or target.tvm_target).get("mtriple", "")))
 
 
 def build_library(
@@ -20,6 +47,7 @@ def build_library(
     *,
     pipeline: Any = None,
     fast_math: bool = False,
+    source_only: bool = False,
     name: str = "model",
 ) -> BuiltLibrary:
     """Build a module for a target and link it into ``out_dir``.
@@ -32,6 +60,7 @@ def build_library(
             None for TVM's own default of the target. It runs in this process, under the target.
         name: of the model, for the symbols of an archive.
         fast_math: CUDA only: let nvcc trade accuracy for speed in divisions, roots and exponentials.
+        source_only: CUDA only: leave nvcc out, for ``toolchain.cuda.finish_cuda`` on a machine that has it.
 
     Returns:
         Where the library is, and what is known of each GPU kernel in it.
@@ -42,7 +71,9 @@ def build_library(
     if target.kind == "cuda":
         from awq_tvm.compile.toolchain.cuda import build_cuda
 
-        return build_cuda(mod, target, out_dir, pipeline=pipeline, fast_math=fast_math)
+        return build_cuda(
+            mod, target, out_dir, pipeline=pipeline, fast_math=fast_math, source_only=source_only
+        )
     if target.kind == "metal":
         from awq_tvm.compile.toolchain.metal import build_metal
 

@@ -1,12 +1,14 @@
 """Building for NVIDIA GPUs without a GPU: code for every architecture by nvcc, inside one library.
 
 TVM generates CUDA source in a child process that believes a driver is installed (see ``driver_stub``); our
-own compile callback there runs nvcc and keeps its binaries and reports.
+own compile callback there runs nvcc and keeps its binaries and reports. A source-only build leaves nvcc out and keeps
+what the child was given, so that a machine with nvcc can do the same again.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
 import os
 import subprocess
@@ -26,19 +28,21 @@ if TYPE_CHECKING:
 
 CHILD = "awq_tvm.compile.toolchain.cuda_child"
 MODULE_NAME, JOB_NAME, RESULT_NAME = "module.json", "job.json", "result.json"
+UNFINISHED_JOB_NAME, UNFINISHED_MODULE_NAME = "unfinished_job.json", "unfinished_module.json.gz"
+"""What a source-only build leaves beside its library, for ``finish_cuda``."""
+
 TVM_CUDA_LIBRARY = "libtvm_runtime_cuda.so"
 
 
 @dataclasses.dataclass(frozen=True)
 class CudaJob:
-    """What the child process is asked to build.
+    """What the child process is asked to build, wherever it runs.
 
     Attributes:
         target: what ``tvm.target.Target`` takes, the host inside.
         archs: "sm_80" and the like, for binary code.
         ptx_arch: "compute_90" and the like, or None.
         host_triple: LLVM triple of the host part.
-        out_dir: where the library, sources, binaries and reports go.
         fast_math: adds ``--use_fast_math``.
     """
 
@@ -46,50 +50,89 @@ class CudaJob:
     archs: tuple[str, ...]
     ptx_arch: str | None
     host_triple: str
-    out_dir: str
     fast_math: bool
+
+    def to_json(self) -> str:
+        """For ``from_json``."""
+        return json.dumps(dataclasses.asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> CudaJob:
-        """Read what ``json.dumps(dataclasses.asdict(job))`` wrote."""
+        """Read what ``to_json`` wrote."""
         fields = json.loads(text)
         fields["archs"] = tuple(fields["archs"])
         return cls(**fields)
 
 
 def build_cuda(
-    mod: Any, target: Target, out_dir: Path, *, pipeline: Any = None, fast_math: bool = False
+    mod: Any,
+    target: Target,
+    out_dir: Path,
+    *,
+    pipeline: Any = None,
+    fast_math: bool = False,
+    source_only: bool = False,
 ) -> BuiltLibrary:
     """See ``build_library``.
 
     Beside the library it leaves ``kernels.cu``, ``kernels.<arch>.cubin`` for each architecture, the PTX, the
-    fat binary and ``kernels.json``, the resource usage of every kernel.
+    fat binary and ``kernels.json``, the resource usage of every kernel. With ``source_only`` there are no binaries
+    and no report; the library has a host part and launches nothing, and what ``finish_cuda`` takes lies beside it.
     """
     import tvm
 
     from awq_tvm.compile.toolchain.lower import lower_relax
 
+    host_triple = str((target.host or {}).get("mtriple", ""))
+    job = CudaJob(target.tvm_target_with_host, target.cuda_archs, target.ptx_arch, host_triple, fast_math)
     # What is missing is found before the minutes of compiling.
-    Nvcc.find()
-    linker_for(_host_triple(target))
-    library = tvm_cuda_library()
-    job = CudaJob(
-        target.tvm_target_with_host,
-        target.cuda_archs,
-        target.ptx_arch,
-        _host_triple(target),
-        str(out_dir.resolve()),
-        fast_math,
-    )
-    lowered = lower_relax(mod, job.target, pipeline)
+    _require_tools(job, source_only)
+    module = tvm.ir.save_json(lower_relax(mod, job.target, pipeline))
+    built = _run_job(job, module, out_dir, source_only)
+    if not source_only:
+        return built
+    left = {
+        UNFINISHED_JOB_NAME: job.to_json().encode(),
+        # Without the time, so that the same model gives the same bytes.
+        UNFINISHED_MODULE_NAME: gzip.compress(module.encode(), mtime=0),
+    }
+    for name, content in left.items():
+        (out_dir / name).write_bytes(content)
+    return dataclasses.replace(built, files=(*built.files, *(out_dir / name for name in left)))
+
+
+def finish_cuda(job: CudaJob, module: str, out_dir: Path) -> BuiltLibrary:
+    """Do with nvcc what a source-only build did without it, with the same result as building with nvcc at once.
+
+    Args:
+        job: that the source-only build left.
+        module: likewise, as JSON.
+        out_dir: as of ``build_library``.
+
+    Raises:
+        TargetError: nvcc is missing or rejects a kernel, or TVM rejects the module.
+    """
+    _require_tools(job, source_only=False)
+    return _run_job(job, module, out_dir, source_only=False)
+
+
+def _require_tools(job: CudaJob, source_only: bool) -> None:
+    if not source_only:
+        Nvcc.find()
+    linker_for(job.host_triple)
+    tvm_cuda_library()
+
+
+def _run_job(job: CudaJob, module: str, out_dir: Path, source_only: bool) -> BuiltLibrary:
     with tempfile.TemporaryDirectory(prefix="awq-tvm-cuda-") as name:
         folder = Path(name)
         stubs = folder / "stubs"
         stubs.mkdir()
-        write_stubs(library, stubs)
-        (folder / MODULE_NAME).write_text(tvm.ir.save_json(lowered), encoding="utf-8")
-        (folder / JOB_NAME).write_text(json.dumps(dataclasses.asdict(job)), encoding="utf-8")
-        return _read_result(_run_child(folder, stubs), out_dir)
+        write_stubs(tvm_cuda_library(), stubs)
+        (folder / MODULE_NAME).write_text(module, encoding="utf-8")
+        (folder / JOB_NAME).write_text(job.to_json(), encoding="utf-8")
+        options = ("--source-only",) if source_only else ()
+        return _read_result(_run_child(folder, stubs, [str(out_dir.resolve()), *options]), out_dir)
 
 
 def tvm_cuda_library() -> Path:
@@ -111,11 +154,7 @@ def tvm_cuda_library() -> Path:
     return path
 
 
-def _host_triple(target: Target) -> str:
-    return str((target.host or {}).get("mtriple", ""))
-
-
-def _run_child(folder: Path, stubs: Path) -> dict[str, Any]:
+def _run_child(folder: Path, stubs: Path, arguments: list[str]) -> dict[str, Any]:
     """Run the child on a prepared folder and return its result, or raise the error it reports."""
     # The child needs every import path this process has, wherever it was started from.
     paths = [path for path in sys.path if path]
@@ -128,7 +167,7 @@ def _run_child(folder: Path, stubs: Path) -> dict[str, Any]:
         "PYTHONSAFEPATH": "1",
     }
     done = subprocess.run(
-        [sys.executable, "-m", CHILD, str(folder)],
+        [sys.executable, "-m", CHILD, str(folder), *arguments],
         env=environment,
         capture_output=True,
         text=True,

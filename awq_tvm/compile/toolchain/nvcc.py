@@ -61,7 +61,7 @@ class Nvcc:
                 where="target kind cuda",
                 why=f"{' and '.join(missing)} of the CUDA toolkit not found on the path",
                 fix="install the CUDA toolkit (12 or newer; no GPU and no driver are needed) and put its bin "
-                "folder on PATH",
+                "folder on PATH; or `compile --source-only` here, and `finish` the bundle where the toolkit is",
             )
         return cls(nvcc, fatbinary)
 
@@ -127,13 +127,15 @@ def read_report(text: str) -> tuple[Kernel, ...]:
     return tuple(kernels)
 
 
+def kernel_names(source: str) -> list[str]:
+    """The kernels that a CUDA source defines, in order."""
+    return [found.group(1) for text in source.splitlines() if (found := _DEFINITION.match(text))]
+
+
 def kernel_at(source: str, line: int) -> str | None:
     """The kernel whose body line ``line`` (from 1) of a CUDA source stands in, if any."""
-    name = None
-    for text in source.splitlines()[:line]:
-        if found := _DEFINITION.match(text):
-            name = found.group(1)
-    return name
+    before = kernel_names("\n".join(source.splitlines()[:line]))
+    return before[-1] if before else None
 
 
 def _rejected(source: Path, arch: str, report: str) -> TargetError:

@@ -98,6 +98,11 @@ void check_target(const std::string& path, const Manifest& manifest) {
     throw Error(AWQ_TVM_TARGET, "The bundle was built for another machine.", path + ", target " + manifest.target_name,
                 "it needs " + needed + "; found " + found, rebuild_line(path, manifest));
   };
+  if (manifest.source_only) {
+    throw Error(AWQ_TVM_TARGET, "The bundle holds its GPU kernels as source only.",
+                path + ", target " + manifest.target_name, "it was compiled without nvcc, by `compile --source-only`",
+                "on a machine with the CUDA toolkit: `python -m awq_tvm finish " + path + " -o " + path + ".finished`");
+  }
   if (manifest.target_kind != "cpu") {
     throw Error(AWQ_TVM_UNSUPPORTED, "This runner runs bundles for CPUs.", path + ", target " + manifest.target_name,
                 "found a bundle for " + manifest.target_kind,

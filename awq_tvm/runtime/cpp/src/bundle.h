@@ -20,6 +20,7 @@ struct Manifest {
   std::vector<int32_t> eos_token_ids;
   std::string target_name, target_kind, fingerprint, triple;
   std::vector<std::string> required_features;
+  bool source_only;    // nvcc has not compiled the kernels yet
   std::string source;  // what the bundle was compiled from, for messages
   std::string library, weights;
   std::vector<std::string> parameters;  // names of the weights in the order of the library's arguments

@@ -85,6 +85,7 @@ Manifest parse_manifest(const std::string& raw, const std::string& where) {
   manifest.fingerprint = target.at("fingerprint").text();
   manifest.triple = target.at("triple").text();
   manifest.required_features = texts(target.at("required_features"));
+  manifest.source_only = root.boolean_or("source_only", false);
   manifest.source = root.at("recipe").at("extra").text_or("source", "MODEL");
   manifest.library = file_name(root.at("library"), root.at("library").text());
   manifest.weights = file_name(root.at("weights"), root.at("weights").text());
