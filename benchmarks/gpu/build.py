@@ -28,7 +28,7 @@ from awq_tvm.schedules.spec import MatmulSpec
 from awq_tvm.targets import Target, resolve
 
 from .counts import counts_of
-from .machine_code import count, disassemble
+from .machine_code import disassemble, read_listing
 from .model_build import LLAMA_3_8B, build_model
 from .pack import Case, Pack
 
@@ -92,13 +92,13 @@ def compile_cubin(source: Path, arch: str) -> tuple[Path, dict[str, dict[str, in
     image = source.with_suffix(".cubin")
     built.rename(image)
     listing = disassemble(image)
-    machine_code = count(listing) if listing else {}
+    machine_code = read_listing(listing) if listing else {}
     kernels = {
         kernel.name: {
             "registers": kernel.registers or 0,
             "spill_bytes": (kernel.spill_store_bytes or 0) + (kernel.spill_load_bytes or 0),
             "shared_bytes": kernel.shared_bytes or 0,
-            **machine_code.get(kernel.name, {}),
+            **(machine_code[kernel.name].counts() if machine_code else {}),
         }
         for kernel in found
     }

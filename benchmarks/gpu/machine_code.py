@@ -1,66 +1,110 @@
-"""Counts in machine code: of each kernel its instructions, and those of the loop that multiplies."""
+"""What is in the machine code of a CUDA kernel: its instructions, and those of the loop that multiplies.
+
+The disassembler is `nvdisasm`, of the CUDA toolkit or of the package `nvidia-cuda-nvdisasm`.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shutil
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
-_FUNCTION = re.compile(r"^\s*Function : (\w+)")
-_INSTRUCTION = re.compile(r"^\s*/\*([0-9a-f]{4,6})\*/\s+(?:@!?\w+\s+)?([A-Z][\w.]*)(.*);")
-_TARGET = re.compile(r"0x([0-9a-f]+)")
+_KERNEL = re.compile(r"^\.text\.(\w+):")
+_LABEL = re.compile(r"^(\.L_x_\d+):")
+_INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,6}\*/\s+(?:@!?\w+\s+)?([A-Z][\w.]*)(.*);")
+_JUMP = re.compile(r"`\((\.L_x_\d+)\)")
+_MATRIX = ("HMMA", "HGMMA", "QGMMA", "IMMA")
+
+
+@dataclass(frozen=True)
+class MachineCode:
+    """One kernel's, without the padding at its end.
+
+    Attributes:
+        instructions: names with their modifiers, in order: "LDGSTS.E.BYPASS.128".
+        loop: those of the loop with the most matrix products; empty if there is none.
+    """
+
+    instructions: tuple[str, ...]
+    loop: tuple[str, ...]
+
+    def count(self, *names: str) -> int:
+        """How many instructions have one of these names, whatever their modifiers."""
+        return _count(self.instructions, names)
+
+    def counts(self) -> dict[str, int]:
+        """What the tables of a pack show.
+
+        Returns:
+            "instructions", "hmma" (matrix products), "copies_16" and "copies" (asynchronous copies to shared
+            memory, those of 16 bytes and all), "loop_instructions" and "loop_hmma".
+        """
+        copies = [name for name in self.instructions if name.startswith("LDGSTS")]
+        return {
+            "instructions": len(self.instructions),
+            "hmma": self.count(*_MATRIX),
+            "copies": len(copies),
+            "copies_16": sum(name.endswith(".128") for name in copies),
+            "loop_instructions": len(self.loop),
+            "loop_hmma": _count(self.loop, _MATRIX),
+        }
+
+
+def find_disassembler() -> str | None:
+    """The path of nvdisasm, or None where there is none."""
+    if on_path := shutil.which("nvdisasm"):
+        return on_path
+    package = importlib.util.find_spec("nvidia")
+    folders = package.submodule_search_locations if package else None
+    found = [path for folder in folders or () for path in Path(folder).glob("cu*/bin/nvdisasm")]
+    return str(found[0]) if found else None
 
 
 def disassemble(image: Path) -> str | None:
-    """The text of a binary's machine code, or None where cuobjdump is not on the path."""
-    tool = shutil.which("cuobjdump")
+    """The listing of a cubin, or None where there is no disassembler."""
+    tool = find_disassembler()
     if tool is None:
         return None
-    return subprocess.run([tool, "-sass", str(image)], capture_output=True, text=True, check=True).stdout
+    return subprocess.run([tool, "-c", str(image)], capture_output=True, text=True, check=True).stdout
 
 
-def count(listing: str) -> dict[str, dict[str, int]]:
-    """Counts by kernel.
-
-    Returns:
-        For each kernel "instructions", "hmma" (matrix products), "copies_16" and "copies" (asynchronous copies to
-        shared memory, those of 16 bytes and all), and of the loop with the most matrix products
-        "loop_instructions" and "loop_hmma".
-    """
-    found: dict[str, dict[str, int]] = {}
-    name, code = "", list[tuple[int, str, str]]()
+def read_listing(listing: str) -> dict[str, MachineCode]:
+    """The kernels of what ``disassemble`` returned, by name."""
+    kernels: dict[str, list[str]] = {}
+    lines: list[str] = []
     for line in listing.splitlines():
-        if function := _FUNCTION.match(line):
-            if name:
-                found[name] = _of(code)
-            name, code = function[1], []
-        elif instruction := _INSTRUCTION.match(line):
-            code.append((int(instruction[1], 16), instruction[2], instruction[3]))
-    if name:
-        found[name] = _of(code)
-    return found
+        if kernel := _KERNEL.match(line):
+            lines = kernels.setdefault(kernel[1], [])
+        else:
+            lines.append(line)
+    return {name: _read(lines) for name, lines in kernels.items()}
 
 
-def _of(code: list[tuple[int, str, str]]) -> dict[str, int]:
-    # What follows the end is padding: a jump to itself, and nothing.
-    code = [(at, op, rest) for at, op, rest in code if op != "NOP"]
-    loops = []
-    for at, op, rest in code:
-        target = _TARGET.search(rest)
-        if op.startswith("BRA") and target and int(target[1], 16) < at:
-            loops.append([one for one in code if int(target[1], 16) <= one[0] <= at])
-    best = max(loops, key=lambda loop: (_hmma(loop), -len(loop)), default=[])
-    copies = [op for _, op, _ in code if op.startswith("LDGSTS")]
-    return {
-        "instructions": len(code),
-        "hmma": _hmma(code),
-        "copies": len(copies),
-        "copies_16": sum(".128" in op for op in copies),
-        "loop_instructions": len(best) if _hmma(best) else 0,
-        "loop_hmma": _hmma(best),
-    }
+def _read(lines: list[str]) -> MachineCode:
+    instructions: list[str] = []
+    labels: dict[str, int] = {}
+    loops: list[tuple[str, ...]] = []
+    for line in lines:
+        if label := _LABEL.match(line):
+            labels[label[1]] = len(instructions)
+        elif (found := _INSTRUCTION.match(line)) and found[1] != "NOP":
+            instructions.append(found[1])
+            jump = _JUMP.search(found[2])
+            # To a label before it; what only jumps to itself is padding.
+            if (
+                found[1].startswith("BRA")
+                and jump
+                and labels.get(jump[1], len(instructions)) < len(instructions) - 1
+            ):
+                loops.append(tuple(instructions[labels[jump[1]] :]))
+    best = max(loops, key=lambda loop: (_count(loop, _MATRIX), -len(loop)), default=())
+    if instructions and instructions[-1] == "BRA":
+        instructions.pop()
+    return MachineCode(tuple(instructions), best if _count(best, _MATRIX) else ())
 
 
-def _hmma(code: list[tuple[int, str, str]]) -> int:
-    return sum(op.startswith("HMMA") for _, op, _ in code)
+def _count(instructions: tuple[str, ...], names: tuple[str, ...]) -> int:
+    return sum(instruction.split(".")[0] in names for instruction in instructions)

@@ -28,7 +28,7 @@ from benchmarks.gpu.check import checked_rows, error_of, random_weight, rows_of_
 from benchmarks.gpu.count_table import blocks_of_sm
 from benchmarks.gpu.counts import counts_of, weight_bytes
 from benchmarks.gpu.emulated import EmulatedDevice
-from benchmarks.gpu.machine_code import count
+from benchmarks.gpu.machine_code import MachineCode, read_listing
 from benchmarks.gpu.measure import measure_limits, measure_rows
 from benchmarks.gpu.model import Parameter, lines, measure_model, random_weights, write_random_bundle
 from benchmarks.gpu.model_build import LLAMA_3_8B, build_model
@@ -311,34 +311,40 @@ def test_blocks_that_an_sm_has_room_for() -> None:
 
 
 LISTING = """
-        Function : first
+	.section	.text.first,"ax",@progbits
+.text.first:
         /*0000*/                   LDGSTS.E.BYPASS.128 [R1], [R2.64] ;
         /*0010*/                   LDGSTS.E [R1], [R2.64] ;
+.L_x_0:
         /*0020*/                   IADD3 R1, R1, 0x1, RZ ;
+.L_x_1:
         /*0030*/                   HMMA.16816.F32 R4, R4, R16, RZ ;
         /*0040*/                   HMMA.16816.F32 R4, R4, R16, R4 ;
-        /*0050*/              @!P0 BRA 0x30 ;
-        /*0060*/               @P1 BRA 0x20 ;
+        /*0050*/              @!P0 BRA `(.L_x_1) ;
+        /*0060*/               @P1 BRA `(.L_x_0) ;
         /*0070*/                   HMMA.16816.F32 R4, R4, R16, R4 ;
         /*0080*/                   EXIT ;
-        /*0090*/                   BRA 0x90;
+.L_x_2:
+        /*0090*/                   BRA `(.L_x_2);
         /*00a0*/                   NOP;
-        Function : second
+.text.second:
         /*0000*/                   EXIT ;
 """
 
 
 def test_the_innermost_loop_with_most_products_is_counted() -> None:
-    found = count(LISTING)
-    assert found["first"] == {
-        "instructions": 10,
+    found = read_listing(LISTING)
+    assert found["first"].counts() == {
+        "instructions": 9,
         "hmma": 3,
         "copies": 2,
         "copies_16": 1,
         "loop_instructions": 3,
         "loop_hmma": 2,
     }
-    assert found["second"]["loop_instructions"] == 0
+    assert found["first"].loop == ("HMMA.16816.F32", "HMMA.16816.F32", "BRA")
+    assert found["first"].count("LDGSTS", "EXIT") == 3
+    assert found["second"] == MachineCode(("EXIT",), ())
 
 
 def test_statistics_of_real_products() -> None:
