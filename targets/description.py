@@ -232,7 +232,7 @@ class Target:
     def has_bfloat16(self) -> bool:
         """Whether kernels may compute in bfloat16: on GPUs all of whose architectures multiply it on tensor cores."""
         return self.kind == "cuda" and all(
-            int(arch.removeprefix("sm_")) >= _BFLOAT16_ARCH for arch in self.cuda_archs
+            int(arch.removeprefix("sm_").rstrip("a")) >= _BFLOAT16_ARCH for arch in self.cuda_archs
         )
 
     @property

@@ -69,8 +69,10 @@ class Gpu:
         )
 
     def resident(self, threads: int, shared_bytes: int, sums: int) -> int:
-        """Blocks that an SM holds at once; 0 where not even one fits."""
-        registers = min(MOST_REGISTERS, BESIDE_SUMS + A_SUM * sums)
+        """Blocks that an SM holds at once; 0 where not even one fits, or a thread would spill registers."""
+        registers = BESIDE_SUMS + A_SUM * sums
+        if registers > MOST_REGISTERS:
+            return 0
         return min(
             self.shared_bytes // shared_bytes,
             self.registers // (threads * registers),

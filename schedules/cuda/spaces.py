@@ -11,6 +11,7 @@ from awq_tvm.errors import UnsupportedError
 from awq_tvm.schedules.cuda.config import FewConfig, TensorCoreConfig, TiledConfig
 from awq_tvm.schedules.cuda.cost import Gpu, few_work, middle_seconds, tiled_work
 from awq_tvm.schedules.cuda.hopper_config import HopperConfig
+from awq_tvm.schedules.cuda.split_k import limit_of
 from awq_tvm.schedules.ranking import ranked, with_place
 from awq_tvm.schedules.rule import Part
 
@@ -24,6 +25,7 @@ WARPS = (2, 4, 8, 16)
 STAGES = (2, 3, 4, 5, 6, 8)
 TILES = (1, 2, 4)
 TOKEN_WARPS, ROW_WARPS = (1, 2, 4), (1, 2, 4, 8)
+K_WARPS = (1, 2)
 SPLIT_BLOCKS = (4, 8, 16)
 """Blocks of 64 k that a part of k has at least."""
 MANY = (128, 512, 2048)
@@ -71,13 +73,16 @@ def few_part(spec: MatmulSpec, gpu: Gpu, default: _Config, place: int, first: in
 
 
 def _middle_part(spec: MatmulSpec, gpu: Gpu, default: TensorCoreConfig, first: int) -> Part:
-    """All kernels of the middle: their tokens stay, and they share what is chosen."""
+    """All kernels of the middle: their tokens stay, and they share what is chosen.
+
+    The last serves more than its tile as long as those for many tokens would leave SMs idle.
+    """
     tokens = [tiled.tokens for tiled in default.middle]
 
-    def changed(sizes: tuple[int, int, int, int, int]) -> TensorCoreConfig:
-        tiles, token_warps, row_warps, stages, split = sizes
+    def changed(sizes: tuple[int, int, int, int, int, int]) -> TensorCoreConfig:
+        tiles, token_warps, row_warps, stages, k_warps, split = sizes
         middle = tuple(
-            TiledConfig(eights_of(many, token_warps), tiles, token_warps, row_warps, stages)
+            TiledConfig(eights_of(many, token_warps), tiles, token_warps, row_warps, stages, k_warps)
             for many in tokens
         )
         return replace(default, middle=middle, split_blocks=split)
@@ -88,15 +93,15 @@ def _middle_part(spec: MatmulSpec, gpu: Gpu, default: TensorCoreConfig, first: i
         )
 
     fields = (*(f"middle.{place}" for place in range(len(tokens))), "split_blocks")
-    every = product(TILES, TOKEN_WARPS, ROW_WARPS, STAGES, SPLIT_BLOCKS)
+    every = product(TILES, TOKEN_WARPS, ROW_WARPS, STAGES, K_WARPS, SPLIT_BLOCKS)
     configs = ranked(default, changed, every, seconds)
-    return Part(
-        first, tokens[-1], fields, configs, tuple(tokens), (first, *tokens), ("stages", "split_blocks")
-    )
+    last = limit_of(spec, default, default.middle[-1])
+    timed = tuple(dict.fromkeys((*tokens, last)))
+    return Part(first, last, fields, configs, timed, (first, *timed), ("stages", "k_warps", "split_blocks"))
 
 
 def _many_part(spec: MatmulSpec, gpu: Gpu, default: TensorCoreConfig) -> Part:
-    """The kernel for many tokens; at some M of its range the last one of the middle may still do the work."""
+    """The kernel for many tokens; where another fills the SMs later, the last of the middle serves a little more."""
 
     def changed(sizes: tuple[int, int, int, int, int]) -> TensorCoreConfig:
         return replace(default, many=TiledConfig(*sizes))
@@ -104,9 +109,12 @@ def _many_part(spec: MatmulSpec, gpu: Gpu, default: TensorCoreConfig) -> Part:
     def seconds(config: TensorCoreConfig) -> float:
         return geometric_mean([tiled_work(spec, config.many, rows).seconds(gpu) for rows in MANY])
 
-    first = default.middle[-1].tokens + 1
-    configs = ranked(default, changed, product((2, 4, 8, 16), TILES, TOKEN_WARPS, ROW_WARPS, STAGES), seconds)
-    return Part(first, None, ("many",), configs, MANY, (first, *MANY), ("stages",))
+    first = limit_of(spec, default, default.middle[-1]) + 1
+    configs = ranked(default, changed, product((2, 4, 8), TILES, TOKEN_WARPS, ROW_WARPS, STAGES), seconds)
+    # Of a linear so narrow that even prompts divide k, one length that does not.
+    timed = tuple(rows for rows in MANY if rows >= first) or (first,)
+    checked = tuple(dict.fromkeys((first, *timed)))
+    return Part(first, None, ("many",), configs, timed, checked, ("stages",))
 
 
 def eights_of(tokens: int, warps: int) -> int:

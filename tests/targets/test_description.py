@@ -46,6 +46,7 @@ def test_the_good_twins_are_accepted() -> None:
     assert Target(**GPU).compute_dtype == "float16"
     assert not Target(**CPU).has_bfloat16
     assert Target(**GPU).has_bfloat16
+    assert resolve("nvidia-h100").has_bfloat16
 
 
 @pytest.mark.parametrize(

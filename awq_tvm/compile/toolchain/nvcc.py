@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,6 +98,22 @@ class Nvcc:
     def _compile_one(self, source: Path, arch: str, fast_math: bool) -> tuple[Path, tuple[Kernel, ...]]:
         form = "ptx" if arch.startswith("compute_") else "cubin"
         output = source.with_suffix(f".{arch}.{form}")
+        report = self._run(source, arch, output, fast_math)
+        kernels = read_report(report)
+        spilling = [kernel.name for kernel in kernels if kernel.spill_store_bytes or kernel.spill_load_bytes]
+        if spilling:
+            # To make room for another block on an SM. These may have it for themselves.
+            alone = source.with_suffix(f".{arch}.cu")
+            alone.write_text(
+                one_block_at_a_time(source.read_text(encoding="utf-8"), spilling), encoding="utf-8"
+            )
+            kernels = read_report(self._run(alone, arch, output, fast_math))
+            alone.unlink()
+        return output, kernels
+
+    def _run(self, source: Path, arch: str, output: Path, fast_math: bool) -> str:
+        """Compile, and return what the compiler reports."""
+        form = output.suffix.removeprefix(".")
         command = [self.nvcc, f"-{form}", f"-arch={arch}", *FLAGS, "-o", str(output), str(source)]
         if fast_math:
             command.insert(2, "--use_fast_math")
@@ -104,7 +121,7 @@ class Nvcc:
         report = done.stdout + done.stderr
         if done.returncode:
             raise _rejected(source, arch, report)
-        return output, read_report(report)
+        return report
 
 
 def read_report(text: str) -> tuple[Kernel, ...]:
@@ -130,6 +147,12 @@ def read_report(text: str) -> tuple[Kernel, ...]:
 def kernel_names(source: str) -> list[str]:
     """The kernels that a CUDA source defines, in order."""
     return [found.group(1) for text in source.splitlines() if (found := _DEFINITION.match(text))]
+
+
+def one_block_at_a_time(source: str, kernels: Sequence[str]) -> str:
+    """A CUDA source in which an SM need not have room for two blocks of some kernels."""
+    names = "|".join(map(re.escape, kernels))
+    return re.sub(rf"__launch_bounds__\((\d+)\) (?=(?:{names})\()", r"__launch_bounds__(\1, 1) ", source)
 
 
 def kernel_at(source: str, line: int) -> str | None:
