@@ -17,6 +17,7 @@ from awq_tvm.schedules.layout import LAYOUTS
 from awq_tvm.schedules.rule import Chosen, NotApplicable, select
 from awq_tvm.schedules.spec import MatmulSpec
 from awq_tvm.targets import resolve
+from benchmarks.gpu.machine_code import disassemble, find_disassembler, read_listing
 from tests.support.gpu_kernels import Emulated, build_for, check, needs_compiler
 
 RULE, TARGET = HopperRule(), resolve("nvidia-h100")
@@ -173,6 +174,7 @@ def test_shared_memory_is_what_the_configuration_says(bits: int, group_size: int
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
+@pytest.mark.skipif(find_disassembler() is None, reason="nvdisasm is not installed")
 @pytest.mark.parametrize(("bits", "group_size"), [(4, 128), (4, 32), (8, 64)])
 def test_products_overlap_and_nothing_spills(bits: int, group_size: int, tmp_path) -> None:
     built = build_for(RULE, spec(2048, 4096, bits, group_size), TARGET)
@@ -188,6 +190,15 @@ def test_products_overlap_and_nothing_spills(bits: int, group_size: int, tmp_pat
     # Two blocks of the smaller tile share an SM; one of the larger has it for itself.
     assert registers["mm_kernel_6"] <= 128
     assert registers["mm_kernel_8"] <= 255
+    listing = disassemble(cubin)
+    assert listing is not None
+    for name in ("mm_kernel_6", "mm_kernel_8"):
+        code = read_listing(listing)[name]
+        assert code.count("HGMMA") > 0, name
+        assert code.count("HMMA", "LDG", "LDL", "STL") == 0, name
+        copies = [one for one in code.instructions if one.startswith("LDGSTS")]
+        assert copies, name
+        assert all(one.endswith(".128") for one in copies), name
     # Where the assembler sees no other way, it waits for each product and says so.
     again = subprocess.run(
         [nvcc.nvcc, "-cubin", "-arch=sm_90a", "-std=c++17", "-Xptxas", "-v", "-o", str(cubin), str(path)],
