@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from tvm.script.ir_builder import tirx as T
-
-from awq_tvm.schedules.cuda.config import FewConfig, TiledConfig
-from awq_tvm.schedules.cuda.few_tokens import few_tokens_kernel
-from awq_tvm.schedules.cuda.hopper_config import HopperConfig, WarpgroupConfig, default_hopper_config
+from awq_tvm.schedules.cuda.hopper_config import WarpgroupConfig, default_hopper_config
 from awq_tvm.schedules.cuda.hopper_tiled import hopper_kernel
-from awq_tvm.schedules.cuda.split_k import add_parts_kernel, limit_of, make_parts
-from awq_tvm.schedules.cuda.tensor_core import TensorCoreRule
+from awq_tvm.schedules.cuda.tensor_core import TensorCoreRule, matched
 from awq_tvm.schedules.cuda.tiled import tiled_kernel
-from awq_tvm.schedules.gpu.function import Emit, matmul_function
 from awq_tvm.schedules.rule import Match, NotApplicable, Part
 from awq_tvm.schedules.spec import MatmulSpec
 from awq_tvm.targets import Target
@@ -37,25 +32,11 @@ class HopperRule(TensorCoreRule):
         if isinstance(answer, NotApplicable):
             return answer
         config = default_hopper_config(spec, target.num_sms, target.shared_memory_bytes)
-        wanted = config.shared_bytes(spec.bits, spec.group_size)
-        if (target.shared_memory_bytes or 0) < wanted:
-            return NotApplicable(
-                f"the tiles take {wanted} bytes of shared memory, and {target.shared_memory_bytes} are there"
-            )
-        return Match(config)
+        return matched(config, spec, target)
 
-    def build(self, spec: MatmulSpec, target: Target, config: HopperConfig) -> Any:  # type: ignore[override]
-        """See ``MatmulRule.build``; the host part looks at M and launches one kernel."""
-        up_to: dict[int, Emit] = {few.most_tokens: _few(spec, few) for few in config.few}
-        for tile in config.middle:
-            up_to[limit_of(spec, config, tile)] = _divided(spec, config, tile)
-        return matmul_function(
-            spec,
-            self.layout(spec, target),
-            self.name,
-            up_to,
-            lambda arguments, tokens: hopper_kernel(spec, config.many, arguments, tokens),
-        )
+    def kernel_of(self, tile: Any) -> Callable[..., None]:
+        """See ``TensorCoreRule.kernel_of``."""
+        return hopper_kernel if isinstance(tile, WarpgroupConfig) else tiled_kernel
 
     def space(self, spec: MatmulSpec, target: Target) -> tuple[Part, ...]:
         """See ``MatmulRule.space``."""
@@ -63,25 +44,3 @@ class HopperRule(TensorCoreRule):
 
         default = default_hopper_config(spec, target.num_sms, target.shared_memory_bytes)
         return hopper_parts(spec, target, default)
-
-
-def _few(spec: MatmulSpec, config: FewConfig) -> Emit:
-    return lambda arguments, tokens: few_tokens_kernel(spec, config, arguments, tokens)
-
-
-def _divided(spec: MatmulSpec, config: HopperConfig, tile: TiledConfig | WarpgroupConfig) -> Emit:
-    def emit(arguments: dict[str, Any], tokens: Any) -> None:
-        parts = make_parts(spec, config, tile, tokens)
-        if isinstance(tile, TiledConfig):
-            tiled_kernel(spec, tile, arguments, tokens, parts)
-        else:
-            hopper_kernel(spec, tile, arguments, tokens, parts)
-        if parts is None:
-            return
-        if isinstance(parts.count, int):
-            add_parts_kernel(spec, parts, arguments, tokens)
-            return
-        with T.If(parts.count > 1), T.Then():
-            add_parts_kernel(spec, parts, arguments, tokens)
-
-    return emit

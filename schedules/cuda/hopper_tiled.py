@@ -9,7 +9,7 @@ wait for its products at the end of each group. (Weights in registers for `wgmma
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 from tvm.script.ir_builder import IRBuilder
@@ -19,8 +19,8 @@ from awq_tvm.schedules.cuda import ptx, warpgroup
 from awq_tvm.schedules.cuda.fragments import BLOCK_K, Fragments
 from awq_tvm.schedules.cuda.hopper_config import ROWS, WarpgroupConfig
 from awq_tvm.schedules.cuda.split_k import Parts, columns
+from awq_tvm.schedules.cuda.tile_outputs import TileOutputs
 from awq_tvm.schedules.cuda.warp_sum import clear
-from awq_tvm.schedules.gpu.epilogue import finish
 from awq_tvm.schedules.gpu.weights import local
 from awq_tvm.schedules.spec import MatmulSpec
 
@@ -69,42 +69,17 @@ def hopper_kernel(
         first_tile, first_token = bx * (config.rows // 16), by * config.tokens
         _add_up(spec, config, arguments, sums, first_tile, first_token, own_blocks, thread, tokens)
 
-        # In registers once, or the compiler works them out again for every store.
         lane, warp = thread % 32, thread // 32
         own_row = warp // 4 * (ROWS * config.tiles) + warp % 4 * 16 + lane // 4
-        corner = local("corner", 3, "int32")
-        T.buffer_store(corner, T.Cast("int32", first_token + lane % 4 * 2), [0])
-        T.buffer_store(corner, bx * config.rows + own_row, [1])
+        token, row = first_token + lane % 4 * 2, bx * config.rows + own_row
+        TileOutputs(spec, arguments, tokens, token, row).store(sums, _held(config), parts, part)
 
-        def store(into: Callable[[Any, int, int], None]) -> None:
-            for at in range(config.sums):
-                tile, number = divmod(at, config.tokens // 2)
-                row, token = ROWS * tile + number // 2 % 2 * 8, number // 4 * 8 + number % 2
-                inside = T.And(corner[0] + token < tokens, corner[1] + row < spec.out_features)
-                with T.If(inside), T.Then():
-                    into(sums[at], token, row)
 
-        def store_output(total: Any, token: int, row: int) -> None:
-            finish(spec, total, corner[0] + token, corner[1] + row, arguments)
-
-        def store_parts(parts: Parts) -> None:
-            T.buffer_store(corner, parts.place(part, corner[0], corner[1]), [2])
-
-            def store_part(total: Any, token: int, row: int) -> None:
-                T.buffer_store(parts.sums, total, [corner[2] + (token * spec.out_features + row)])
-
-            store(store_part)
-
-        if parts is None:
-            store(store_output)
-        elif isinstance(parts.count, int):
-            store_parts(parts)
-        else:
-            with T.If(parts.count == 1):
-                with T.Then():
-                    store(store_output)
-                with T.Else():
-                    store_parts(parts)
+def _held(config: WarpgroupConfig) -> Iterator[tuple[int, int, int]]:
+    """What a thread's sums are of: (place among them, output and token behind its first)."""
+    for at in range(config.sums):
+        tile, number = divmod(at, config.tokens // 2)
+        yield at, ROWS * tile + number // 2 % 2 * 8, number // 4 * 8 + number % 2
 
 
 def _add_up(

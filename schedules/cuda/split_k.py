@@ -134,8 +134,10 @@ def make_parts(spec: MatmulSpec, config: Dispatch, tiled: Tile, tokens: Any) -> 
     if isinstance(count, int) and count == 1:
         return None
     limit = limit_of(spec, config, tiled)
+    # Of all M with as many tiles the largest, which has the most sums.
     counts = {
-        m: parts_for(spec, config, -(-m // tiled.tokens) * columns(spec, tiled)) for m in range(1, limit + 1)
+        min(along * tiled.tokens, limit): parts_for(spec, config, along * columns(spec, tiled))
+        for along in range(1, -(-limit // tiled.tokens) + 1)
     }
     longest = max(m * parts for m, parts in counts.items() if parts > 1)
     length = longest * spec.out_features

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from tvm.script.ir_builder import tirx as T
 
-from awq_tvm.schedules.cuda.config import FewConfig, TensorCoreConfig, TiledConfig, default_config
+from awq_tvm.schedules.cuda.config import FewConfig, TensorCoreConfig, default_config
 from awq_tvm.schedules.cuda.few_tokens import few_tokens_kernel
 from awq_tvm.schedules.cuda.fragments import BLOCK_K, HALF_K
 from awq_tvm.schedules.cuda.split_k import add_parts_kernel, limit_of, make_parts
@@ -40,12 +41,7 @@ class TensorCoreRule(MatmulRule):
             )
         if int((target.sm_arch or "sm_0").removeprefix("sm_")) < LEAST_ARCH:
             return NotApplicable(f"{target.sm_arch} lacks cp.async and mma.m16n8k16")
-        wanted = config.shared_bytes(spec.bits, spec.group_size)
-        if (target.shared_memory_bytes or 0) < wanted:
-            return NotApplicable(
-                f"the tiles take {wanted} bytes of shared memory, and {target.shared_memory_bytes} are there"
-            )
-        return Match(config)
+        return matched(config, spec, target)
 
     def layout(self, spec: MatmulSpec, target: Target) -> Layout:
         """Fragments, shared by all kernels."""
@@ -54,9 +50,20 @@ class TensorCoreRule(MatmulRule):
     def build(self, spec: MatmulSpec, target: Target, config: TensorCoreConfig) -> Any:
         """See ``MatmulRule.build``; the host part looks at M and launches one kernel."""
         up_to: dict[int, Emit] = {few.most_tokens: _few(spec, few) for few in config.few}
-        for tiled in config.middle:
-            up_to[limit_of(spec, config, tiled)] = _divided(spec, config, tiled)
-        return matmul_function(spec, LAYOUTS["mma_fragments"], self.name, up_to, _tiled(spec, config.many))
+        for tile in config.middle:
+            up_to[limit_of(spec, config, tile)] = _divided(spec, config, tile, self.kernel_of(tile))
+        many = self.kernel_of(config.many)
+        return matmul_function(
+            spec,
+            self.layout(spec, target),
+            self.name,
+            up_to,
+            lambda arguments, tokens: many(spec, config.many, arguments, tokens),
+        )
+
+    def kernel_of(self, tile: Any) -> Callable[..., None]:
+        """What emits the kernel for one of ``middle`` or for ``many``."""
+        return tiled_kernel
 
     def space(self, spec: MatmulSpec, target: Target) -> tuple[Part, ...]:
         """See ``MatmulRule.space``."""
@@ -71,14 +78,10 @@ def _few(spec: MatmulSpec, config: FewConfig) -> Emit:
     return lambda arguments, tokens: few_tokens_kernel(spec, config, arguments, tokens)
 
 
-def _tiled(spec: MatmulSpec, config: TiledConfig) -> Emit:
-    return lambda arguments, tokens: tiled_kernel(spec, config, arguments, tokens)
-
-
-def _divided(spec: MatmulSpec, config: TensorCoreConfig, tiled: TiledConfig) -> Emit:
+def _divided(spec: MatmulSpec, config: Any, tile: Any, kernel: Callable[..., None]) -> Emit:
     def emit(arguments: dict[str, Any], tokens: Any) -> None:
-        parts = make_parts(spec, config, tiled, tokens)
-        tiled_kernel(spec, tiled, arguments, tokens, parts)
+        parts = make_parts(spec, config, tile, tokens)
+        kernel(spec, tile, arguments, tokens, parts)
         if parts is None:
             return
         if isinstance(parts.count, int):
@@ -88,3 +91,13 @@ def _divided(spec: MatmulSpec, config: TensorCoreConfig, tiled: TiledConfig) -> 
             add_parts_kernel(spec, parts, arguments, tokens)
 
     return emit
+
+
+def matched(config: Any, spec: MatmulSpec, target: Target) -> Match | NotApplicable:
+    """A configuration, if the target's shared memory has room for its tiles."""
+    wanted = config.shared_bytes(spec.bits, spec.group_size)
+    if (target.shared_memory_bytes or 0) < wanted:
+        return NotApplicable(
+            f"the tiles take {wanted} bytes of shared memory, and {target.shared_memory_bytes} are there"
+        )
+    return Match(config)

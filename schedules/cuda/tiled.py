@@ -7,7 +7,6 @@ where a warp would own too little to be worth the decoding, warps take the block
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from tvm.script.ir_builder import IRBuilder
@@ -17,8 +16,8 @@ from awq_tvm.schedules.cuda import ptx
 from awq_tvm.schedules.cuda.config import EIGHT, ROWS, TiledConfig
 from awq_tvm.schedules.cuda.fragments import BLOCK_K, Fragments
 from awq_tvm.schedules.cuda.split_k import Parts, columns
+from awq_tvm.schedules.cuda.tile_outputs import TileOutputs
 from awq_tvm.schedules.cuda.warp_sum import add_block, clear, held
-from awq_tvm.schedules.gpu.epilogue import finish
 from awq_tvm.schedules.gpu.weights import local
 from awq_tvm.schedules.spec import MatmulSpec
 
@@ -59,45 +58,14 @@ def tiled_kernel(
         own = (own_tile, own_token, own_k, own_blocks)
         _add_up(spec, config, arguments, sums, first_tile, first_token, own, thread, tokens)
 
-        # In registers once, or the compiler works them out again for every store.
-        corner = local("corner", 3, "int32")
-        T.buffer_store(corner, T.Cast("int32", first_token + own_token + lane % 4 * 2), [0])
-        T.buffer_store(corner, (first_tile + own_tile) * ROWS + lane // 4, [1])
-
-        def store(into: Callable[[Any, int, int], None]) -> None:
-            for at, row, token in held(config.tiles, config.eights, 0):
-                inside = T.And(corner[0] + token < tokens, corner[1] + row < spec.out_features)
-                with T.If(inside), T.Then():
-                    into(sums[at], token, row)
-
-        def store_output(total: Any, token: int, row: int) -> None:
-            finish(spec, total, corner[0] + token, corner[1] + row, arguments)
-
-        def store_parts(parts: Parts) -> None:
-            T.buffer_store(corner, parts.place(part, corner[0], corner[1]), [2])
-
-            def store_part(total: Any, token: int, row: int) -> None:
-                T.buffer_store(parts.sums, total, [corner[2] + (token * spec.out_features + row)])
-
-            store(store_part)
-
-        def store_all() -> None:
-            if parts is None:
-                store(store_output)
-            elif isinstance(parts.count, int):
-                store_parts(parts)
-            else:
-                with T.If(parts.count == 1):
-                    with T.Then():
-                        store(store_output)
-                    with T.Else():
-                        store_parts(parts)
-
+        token, row = first_token + own_token + lane % 4 * 2, (first_tile + own_tile) * ROWS + lane // 4
+        outputs = TileOutputs(spec, arguments, tokens, token, row)
+        held_sums = held(config.tiles, config.eights, 0)
         if config.k_warps == 1:
-            store_all()
+            outputs.store(sums, held_sums, parts, part)
         else:
             with T.If(own_k == 0), T.Then():
-                store_all()
+                outputs.store(sums, held_sums, parts, part)
 
 
 def _add_up(
