@@ -42,6 +42,7 @@ class Part:
         checked_rows: at these their numbers are checked too.
         refined: fields, of nested ones the inner name, that matter less: a search tries one value of these for each
             of the others first.
+        rounds_weights: its kernels multiply (q - z) * scale rounded to the linear's dtype, and not exact weights.
     """
 
     first_rows: int
@@ -51,6 +52,7 @@ class Part:
     timed_rows: tuple[int, ...]
     checked_rows: tuple[int, ...]
     refined: tuple[str, ...] = ()
+    rounds_weights: bool = False
 
 
 class MatmulRule(ABC):

@@ -122,7 +122,8 @@ def _tile_part(spec: MatmulSpec, gpu: Gpu, default: HopperConfig, first: int) ->
 
     choices = product(WARPGROUP_TILES, WARPGROUPS, WARPGROUP_STAGES)
     configs = ranked(default, changed, choices, seconds)
-    return Part(first, tokens, (f"middle.{place}",), configs, (tokens,), ends(first, tokens), ("stages",))
+    checked = ends(first, tokens)
+    return Part(first, tokens, (f"middle.{place}",), configs, (tokens,), checked, ("stages",), True)
 
 
 def _many_part(spec: MatmulSpec, gpu: Gpu, default: HopperConfig, first: int) -> Part:
@@ -137,4 +138,4 @@ def _many_part(spec: MatmulSpec, gpu: Gpu, default: HopperConfig, first: int) ->
     choices = product(TOKENS, WARPGROUP_TILES, WARPGROUPS, WARPGROUP_STAGES)
     configs = ranked(default, changed, choices, seconds)
     timed = tuple(rows for rows in MANY if rows >= first)
-    return Part(first, None, ("many",), configs, timed, (first, *timed), ("stages",))
+    return Part(first, None, ("many",), configs, timed, (first, *timed), ("stages",), True)

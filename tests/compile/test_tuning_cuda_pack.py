@@ -74,9 +74,10 @@ class Emulated:
         into = self._folder / name
         if not into.exists():
             into.mkdir()
-            (table,) = [part["library"] for part in self.content["parts"]]
+            tables = [part["library"] for part in self.content["parts"]]
             (source,) = [
                 one["source"]
+                for table in tables
                 for one in json.loads(self.pack.read(table))["candidates"]
                 if one["image"] == name
             ]
@@ -134,6 +135,30 @@ def outcome(archive: Emulated, driver: str, folder: Path) -> dict[str, Any]:
     return there.measure(part, [0], 0.01)
 
 
+def test_each_kernel_is_held_to_the_numbers_that_it_is_to_compute(driver: str, tmp_path: Path) -> None:
+    """On Hopper those for more than 64 tokens round weights; bfloat16 is none of NumPy's types."""
+    brain = Problem.of(replace(SPEC, dtype="bfloat16"), GPU)
+    assert brain is not None
+    few, tile = problem().parts[0], problem().parts[3]
+    wanted = {problem().key(few), problem().key(tile), brain.key(brain.parts[1])}
+    known = [found.key(part) for found in (problem(), brain) for part in found.parts]
+    file = tmp_path / "gpu.pack"
+    report = write_pack(
+        [problem(), brain], GPU, file, known=set(known) - wanted, trials=1, seconds=0.01, limit=120
+    )
+    assert (report.parts, report.refused) == (3, [])
+    (tmp_path / "libraries").mkdir()
+    archive = Emulated(Pack(file), tmp_path / "libraries")
+    exact, rounded, _ = archive.content["problems"]
+    # The same weights, and another y.
+    assert exact["arrays"][3:] == rounded["arrays"][3:]
+    assert not set(exact["arrays"][:3]) & set(rounded["arrays"][:3])
+    there = device(archive, driver, tmp_path)
+    for part in archive.content["parts"]:
+        there.open(part)
+        assert set(there.measure(part, [0], 0.01)) == {"cold", "hot"}, part["title"]
+
+
 def test_faults_are_survived(packed: Path, driver: str, libraries: Path, tmp_path: Path) -> None:
     def spoiled() -> tuple[Emulated, dict[str, Any]]:
         archive = Emulated(Pack(packed), libraries)
@@ -188,12 +213,22 @@ def test_without_a_gpu_the_pack_says_so(packed: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "results.jsonl").exists()
 
 
-def test_numbers_in_float16_allow_for_one_rounding_of_the_result() -> None:
-    half, single = (Numbers(replace_dtype(dtype), 2) for dtype in ("float16", "float32"))
-    assert half.x.dtype == np.float16
-    expected, allowed = half.device_arrays()
-    assert (np.abs(expected.astype(np.float16) - expected.astype(np.float64)) <= allowed).all()
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_numbers_of_16_bits_allow_for_one_rounding_of_the_result(dtype: str) -> None:
+    numbers, single = (Numbers(replace_dtype(one), 2) for one in (dtype, "float32"))
+    assert numbers.x.dtype.name == dtype
+    expected, allowed = numbers.device_arrays()
+    assert (np.abs(expected.astype(numbers.x.dtype).astype(np.float64) - expected) <= allowed).all()
     assert (allowed > single.device_arrays()[1]).all()
+
+
+def test_rounded_weights_are_other_numbers_of_the_same_linear() -> None:
+    exact, rounded = Numbers(problem(), 2), Numbers(problem(), 3, rounds_weights=True)
+    assert (exact.x == rounded.x[:2]).all()
+    assert all((a == b).all() for a, b in zip(exact.packed, rounded.packed, strict=True))
+    apart = np.abs(exact.device_arrays()[0] - rounded.device_arrays()[0][:2])
+    # A float32 sum would not be told from the other; both are the result of float16 weights, about.
+    assert 2 * exact.bound < (apart / exact._scale).max() < 2.0**-11
 
 
 def replace_dtype(dtype: str) -> Problem:

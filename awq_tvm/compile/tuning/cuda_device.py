@@ -33,6 +33,10 @@ LEAST_SAMPLES, LEAST_CALLS = 9, 32
 """Of each candidate, and calls of one sample, recorded as a graph."""
 
 
+_NAN_BITS = 0x7FC0
+"""Of bfloat16, which NumPy does not have: a pack holds such numbers as uint16."""
+
+
 class Archive(Protocol):
     """A pack."""
 
@@ -108,10 +112,10 @@ class CudaDevice:
         first: Buffers = {name: gpu.upload(array) for name, array in named.items()}
         for candidate in chosen:
             for m in dict.fromkeys((*part["checked_rows"], *part["rows"])):
-                y = np.full((m, len(allowed)), np.nan, x.dtype)
+                y = np.full((m, len(allowed)), _NAN_BITS if x.dtype == np.uint16 else np.nan, x.dtype)
                 buffers = {**first, "x": gpu.upload(x[:m]), "y": gpu.upload(y), **_workspaces(gpu, candidate)}
                 _start(gpu, candidate, m, buffers)
-                found = gpu.download(buffers["y"], y).astype(np.float64)
+                found = _as_float(gpu.download(buffers["y"], y))
                 error = float((np.abs(found - expected[:m]) / allowed).max())
                 if not error <= 1:
                     return {"kind": "wrong", "why": f"off by {error:.2g} of what is allowed at M = {m}"}
@@ -162,6 +166,13 @@ class CudaDevice:
             )
             return {"kind": "died", "why": why}
         return found
+
+
+def _as_float(y: Array) -> Array:
+    """Float64 of float16, or of bfloat16 as its bits."""
+    if y.dtype == np.uint16:
+        y = (y.astype(np.uint32) << 16).view(np.float32)
+    return y.astype(np.float64)
 
 
 def _read_until(descriptor: int, deadline: float) -> bytes | None:

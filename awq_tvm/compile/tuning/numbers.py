@@ -15,6 +15,9 @@ from awq_tvm.schedules.spec import DenseSpec, MatmulSpec
 
 Array = np.ndarray[Any, Any]
 
+ROUNDING = {"float32": 0.0, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+"""Of a result to its type, relative; that to float32 is among what ``ERROR_ALLOWED`` allows."""
+
 
 @dataclass(frozen=True)
 class Bound:
@@ -34,7 +37,8 @@ class Numbers:
 
     Args:
         problem: the linear.
-        rows: the largest M.
+        rows: the largest M; the first rows of x, and W, are the same for any.
+        rounds_weights: W is rounded to the linear's type first, as some kernels do; see ``Part``.
 
     Attributes:
         x: [rows, K] of the linear's type.
@@ -47,12 +51,14 @@ class Numbers:
     bound = ERROR_ALLOWED
     unit = "sum(|x||W|)"
 
-    def __init__(self, problem: Problem, rows: int) -> None:
-        rng = np.random.default_rng(20230601)
+    def __init__(self, problem: Problem, rows: int, rounds_weights: bool = False) -> None:
+        of_weight, of_x = map(np.random.default_rng, np.random.SeedSequence(20230601).spawn(2))
         spec = linear(problem)
         self.out_features = spec.out_features
-        self.x = rng.standard_normal((rows, spec.in_features), dtype=np.float32).astype(spec.dtype)
-        weight, self.packed = _weight(problem, rng)
+        self.x = of_x.standard_normal((rows, spec.in_features), dtype=np.float32).astype(_dtype(spec.dtype))
+        weight, self.packed = _weight(problem, of_weight)
+        if rounds_weights:
+            weight = weight.astype(self.x.dtype)
         used = self.x.astype(np.float64)
         if isinstance(spec, MatmulSpec) and spec.activations == "int8":
             used = int8_rows(self.x, spec.group_size)
@@ -83,7 +89,7 @@ class Numbers:
 
     def device_arrays(self) -> tuple[Array, Array]:
         """What y must be [rows, N], and how far off it may be at any row [N], both float32."""
-        rounding = 2.0**-11 if self.x.dtype == np.float16 else 0.0
+        rounding = ROUNDING[str(self.x.dtype)]
         allowed = ERROR_ALLOWED * self._scale.min(0) + rounding * np.abs(self._expected).max(0)
         return self._expected.astype(np.float32), allowed.astype(np.float32)
 
@@ -108,18 +114,20 @@ def linear(problem: Problem) -> MatmulSpec | DenseSpec:
     return problem.spec
 
 
+def _dtype(name: str) -> np.dtype[Any]:
+    """NumPy's type of that name, or for bfloat16 that of ml_dtypes."""
+    import ml_dtypes
+
+    return np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)
+
+
 def _weight(problem: Problem, rng: np.random.Generator) -> tuple[Array, tuple[Array, ...]]:
     """W [N, K], float32 or as it is stored, and its arrays."""
     spec = linear(problem)
     layout = problem.family.layout(spec, problem.target)
     n, k = spec.out_features, spec.in_features
     if isinstance(spec, DenseSpec):
-        import ml_dtypes
-
-        dtype = (
-            np.dtype(ml_dtypes.bfloat16) if spec.weight_dtype == "bfloat16" else np.dtype(spec.weight_dtype)
-        )
-        dense = rng.standard_normal((n, k), dtype=np.float32).astype(dtype)
+        dense = rng.standard_normal((n, k), dtype=np.float32).astype(_dtype(spec.weight_dtype))
         return dense, layout.pack(dense)
     g = spec.groups
     q = rng.integers(0, 2**spec.bits, (n, k), dtype=np.uint8)

@@ -156,14 +156,17 @@ def write_pack(
         for problem, parts in todo.items():
             if not parts:
                 continue
-            number = len(content["problems"])
-            content["problems"].append(_add_operands(writer, problem, parts, number))
+            operands: dict[bool, int] = {}
             for part in parts:
+                if part.rounds_weights not in operands:
+                    alike = [one for one in parts if one.rounds_weights == part.rounds_weights]
+                    operands[part.rounds_weights] = len(content["problems"])
+                    content["problems"].append(_add_operands(writer, problem, alike, content["problems"]))
                 progress(ProgressEvent("pack", report.parts, count, title(problem, part)))
                 entry = _add_part(
                     writer, problem, part, trials, Path(folder) / f"part-{report.parts}.so", report
                 )
-                content["parts"].append({"problem": number, **entry})
+                content["parts"].append({"problem": operands[part.rounds_weights], **entry})
                 report.parts += 1
         table = json.dumps({**content, "files": writer.digests}, sort_keys=True).encode()
         archive.writestr(CONTENT, table, zipfile.ZIP_DEFLATED)
@@ -191,17 +194,33 @@ class _Writer:
         self.digests[name] = hashlib.sha256(content).hexdigest()
 
 
-def _add_operands(writer: _Writer, problem: Problem, parts: Sequence[Part], number: int) -> dict[str, Any]:
-    """X, what y must be, how far it may be off, and the weights."""
+def _add_operands(
+    writer: _Writer, problem: Problem, parts: Sequence[Part], before: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """X, what y must be, how far it may be off, and the weights.
+
+    NumPy has no bfloat16, and the device nothing but NumPy: such numbers travel as their bits, in uint16.
+
+    Args:
+        writer: of the archive.
+        problem: the linear.
+        parts: of it, all of which round their weights, or none.
+        before: what this returned before; the weights of the same linear are there already.
+    """
     rows = max(max(*part.timed_rows, *part.checked_rows) for part in parts)
-    numbers = Numbers(problem, rows)
+    numbers = Numbers(problem, rows, parts[0].rounds_weights)
+    own = problem.to_json()
+    others = [one["arrays"] for one in before if one["problem"] == own]
+    there = others[0][-len(numbers.packed) :] if others else []
     names = []
-    for place, array in enumerate((numbers.x, *numbers.device_arrays(), *numbers.packed)):
-        names.append(f"problem-{number}/{place}.npy")
+    for place, array in enumerate((numbers.x, *numbers.device_arrays(), *(() if there else numbers.packed))):
+        name = f"problem-{len(before)}/{place}.npy"
         buffer = io.BytesIO()
-        np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
-        writer.add(names[-1], buffer.getvalue(), compress=False)  # random numbers do not get smaller
-    return {"problem": problem.to_json(), "arrays": names}
+        bits = array.view(np.uint16) if array.dtype.name == "bfloat16" else array
+        np.save(buffer, np.ascontiguousarray(bits), allow_pickle=False)
+        writer.add(name, buffer.getvalue(), compress=False)  # random numbers do not get smaller
+        names.append(name)
+    return {"problem": own, "arrays": [*names, *there]}
 
 
 def _add_part(
