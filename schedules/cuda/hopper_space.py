@@ -13,6 +13,7 @@ from awq_tvm.schedules.cuda.cost import LATENCY_S, LAUNCH_S, Gpu, Work, middle_s
 from awq_tvm.schedules.cuda.fragments import BLOCK_K
 from awq_tvm.schedules.cuda.hopper_config import HopperConfig, WarpgroupConfig
 from awq_tvm.schedules.cuda.spaces import (
+    K_WARPS,
     MANY,
     ROW_WARPS,
     STAGES,
@@ -86,15 +87,21 @@ def warpgroup_work(spec: MatmulSpec, config: WarpgroupConfig, rows: int, parts: 
 
 
 def _middle_part(spec: MatmulSpec, gpu: Gpu, default: HopperConfig, first: int) -> Part:
-    """The kernels before those of warpgroups: their tokens stay, and they share what is chosen."""
+    """The kernels before those of warpgroups: their tokens stay, and they share what is chosen.
+
+    ``split_blocks`` stays, too: the tiles of warpgroups divide k by it as well, and those are tuned by themselves.
+    """
     others = default.middle[:-1]
     tokens = [one.tokens for one in others]
 
-    def tiled(sizes: tuple[int, int, int, int]) -> list[TiledConfig]:
-        tiles, token_warps, row_warps, stages = sizes
-        return [TiledConfig(eights_of(m, token_warps), tiles, token_warps, row_warps, stages) for m in tokens]
+    def tiled(sizes: tuple[int, int, int, int, int]) -> list[TiledConfig]:
+        tiles, token_warps, row_warps, stages, k_warps = sizes
+        return [
+            TiledConfig(eights_of(m, token_warps), tiles, token_warps, row_warps, stages, k_warps)
+            for m in tokens
+        ]
 
-    def changed(sizes: tuple[int, int, int, int]) -> HopperConfig:
+    def changed(sizes: tuple[int, int, int, int, int]) -> HopperConfig:
         return replace(default, middle=(*tiled(sizes), default.middle[-1]))
 
     def seconds(config: HopperConfig) -> float:
@@ -102,8 +109,8 @@ def _middle_part(spec: MatmulSpec, gpu: Gpu, default: HopperConfig, first: int) 
         return geometric_mean([middle_seconds(spec, config, one, one.tokens, gpu) for one in tiles])
 
     fields = tuple(f"middle.{place}" for place in range(len(others)))
-    configs = ranked(default, changed, product(TILES, TOKEN_WARPS, ROW_WARPS, STAGES), seconds)
-    return Part(first, tokens[-1], fields, configs, tuple(tokens), (first, *tokens), ("stages",))
+    configs = ranked(default, changed, product(TILES, TOKEN_WARPS, ROW_WARPS, STAGES, K_WARPS), seconds)
+    return Part(first, tokens[-1], fields, configs, tuple(tokens), (first, *tokens), ("stages", "k_warps"))
 
 
 def _tile_part(spec: MatmulSpec, gpu: Gpu, default: HopperConfig, first: int) -> Part:

@@ -70,6 +70,14 @@ def test_every_candidate_fits_the_gpu_and_differs_where_it_may(
             assert shared_bytes(config, spec) <= (target.shared_memory_bytes or 0)
 
 
+@pytest.mark.parametrize("name", ["nvidia-a100", "nvidia-h100"])
+def test_warps_that_divide_k_are_tried_with_and_without(name: str) -> None:
+    (part,) = [part for part in problem_of(target=resolve(name)).parts if part.first_rows == 17]
+    assert part.configs[0].middle[1].k_warps == 2
+    assert {config.middle[1].k_warps for config in part.configs} == {1, 2}
+    assert {config.middle[1].stages for config in part.configs if config.middle[1].k_warps == 2} > {2, 3}
+
+
 def test_a_smaller_gpu_has_a_smaller_space() -> None:
     small = replace(A100, shared_memory_bytes=99 * 1024)
     for here, there in zip(problem_of().parts, problem_of(target=small).parts, strict=True):
