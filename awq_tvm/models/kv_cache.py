@@ -1,7 +1,8 @@
 """The paged KV cache of a compiled model.
 
 The cache itself (pages, sequences, forks) is TVM's runtime object; what it calls to compute is compiled into
-the model: our kernels on CPUs; on GPUs ours for rotating, decoding and merging, and TVM's for the rest.
+the model: our kernels on CPUs; on GPUs ours for rotating, appending, decoding and merging, and
+TVM's for the rest.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from awq_tvm import ir_attrs
 from awq_tvm.errors import UnsupportedError
 from awq_tvm.models.rope import RopeConfig
 from awq_tvm.schedules.attention import decode, merge, pages, prefill, rotary
+from awq_tvm.schedules.attention.gpu.append import append_on_gpu
 from awq_tvm.schedules.attention.gpu.choose import decode_on_gpu
+from awq_tvm.schedules.attention.gpu.rotary import split_and_rotate_on_gpu
 from awq_tvm.schedules.attention.rule import AttentionSpec
 from awq_tvm.schedules.attention.shape import PAGE_SIZE, AttentionShape, Kernel, default_config
 
@@ -174,7 +177,7 @@ def _gpu_kernels(shape: AttentionShape, layers: int, target: Target, gpu_cores: 
     paged = stock._attention_prefill(h_kv, h, d, dtype, False, no_rope, target)
     paged_decode = decode_on_gpu(shape, target, gpu_cores)
     return [
-        _add(stock._kv_cache_transpose_append(h_kv, d, dtype), "kv_cache_append"),
+        _add(append_on_gpu(shape), "kv_cache_append"),
         relax.prim_value(0),
         _entry(ragged, "attention_prefill_ragged"),
         _entry(paged, "attention_prefill_paged"),
@@ -185,7 +188,7 @@ def _gpu_kernels(shape: AttentionShape, layers: int, target: Target, gpu_cores: 
         _NONE,
         _NONE,
         relax.Tuple([_add(merge.merge_in_place_on_gpu(shape), "attention_merge")]),
-        _add(rotary.split_and_rotate_on_gpu(shape), "split_rotary"),
+        _add(split_and_rotate_on_gpu(shape), "split_rotary"),
         _add(stock._copy_single_page(h_kv, STOCK_PAGE_SIZE, d, dtype, target), "kv_cache_copy_page"),
         _add(stock._kv_cache_debug_get_kv(layers, h_kv, d, dtype), "kv_cache_read_back"),
         _add(stock._compact_kv_copy(h_kv, d, dtype, target), "kv_cache_compact"),

@@ -17,7 +17,7 @@ VECTOR_BYTES = 16
 """Of the widest load, and of the vectors that pages are read in."""
 
 Exchange = Callable[[Any, int], Any]
-"""(value, distance) -> the value of the lane whose number differs in that one bit; every lane must come."""
+"""(value of 32 bits, distance) -> that of the lane whose number differs in that one bit; every lane must come."""
 
 
 def exchange_of(target: Target) -> Exchange:
@@ -28,7 +28,7 @@ def exchange_of(target: Target) -> Exchange:
 
 
 def _simd_shuffle_xor(value: Any, distance: int) -> Any:
-    return T.call_pure_extern("float32", "simd_shuffle_xor", value, tirx.const(distance, "uint16"))
+    return T.call_pure_extern(value.ty.dtype, "simd_shuffle_xor", value, tirx.const(distance, "uint16"))
 
 
 _EVERYONE = 0xFFFFFFFF
@@ -37,7 +37,9 @@ _EVERYONE = 0xFFFFFFFF
 def shfl_xor(value: Any, distance: int) -> Any:
     """CUDA's ``Exchange``."""
     everyone = tirx.const(_EVERYONE, "uint32")
-    return T.call_pure_extern("float32", "__shfl_xor_sync", everyone, value, tirx.const(distance, "int32"))
+    return T.call_pure_extern(
+        value.ty.dtype, "__shfl_xor_sync", everyone, value, tirx.const(distance, "int32")
+    )
 
 
 def shfl(value: Any, lane: Any) -> Any:
@@ -62,23 +64,46 @@ def as_words(buffer: Any, count: Any) -> Any:
     return T.decl_buffer((count * 4,), "uint32", data=buffer.data)
 
 
-def load_vector(into: Any, at: int, words: Any, vector: Any) -> None:
-    """Emit the load of a vector of ``as_words`` into registers from ``at`` on."""
-    T.buffer_store(into, words[T.Ramp(vector * 4, 1, 4)], [T.Ramp(at, 1, 4)])
+def load_vector(into: Any, at: int, words: Any, vector: Any, length: int = 4) -> None:
+    """Emit the load of a vector of so many words, of ``as_words``, into registers from ``at`` on."""
+    T.buffer_store(into, words[T.Ramp(vector * length, 1, length)], [T.Ramp(at, 1, length)])
 
 
-def unpack(words: Any, first: int, dtype: str) -> list[Any]:
-    """The numbers in four words of registers from ``first`` on, in order, as float32."""
+def store_vector(words: Any, vector: Any, source: Any, at: int, length: int = 4) -> None:
+    """Emit the store of so many registers from ``at`` on as a vector of ``as_words``."""
+    T.buffer_store(words, source[T.Ramp(at, 1, length)], [T.Ramp(vector * length, 1, length)])
+
+
+def unpack(words: Any, first: int, dtype: str, length: int = 4) -> list[Any]:
+    """The numbers in so many words of registers from ``first`` on, in order, as float32."""
     if dtype == "float32":
-        return [T.reinterpret("float32", words[first + i]) for i in range(4)]
+        return [T.reinterpret("float32", words[first + i]) for i in range(length)]
     if dtype == "bfloat16":
         # Which is the upper half of a float32.
-        halves = ((words[first + i // 2], i % 2) for i in range(8))
+        halves = ((words[first + i // 2], i % 2) for i in range(2 * length))
         return [
             T.reinterpret("float32", word & T.uint32(0xFFFF0000) if upper else word << T.uint32(16))
             for word, upper in halves
         ]
-    pairs = registers("pairs", 8, "float16")
-    for i in range(4):
+    pairs = registers("pairs", 2 * length, "float16")
+    for i in range(length):
         T.buffer_store(pairs, T.reinterpret("float16x2", words[first + i]), [T.Ramp(2 * i, 1, 2)])
-    return [pairs[i].astype("float32") for i in range(8)]
+    return [pairs[i].astype("float32") for i in range(2 * length)]
+
+
+def pack(into: Any, first: int, values: list[Any], dtype: str) -> None:
+    """Emit the rounding of float32 to ``dtype``, and the stores of the words they fill from ``first`` on."""
+    if dtype == "float32":
+        for i, value in enumerate(values):
+            T.buffer_store(into, T.reinterpret("uint32", value), [first + i])
+        return
+    pairs = registers("pairs", len(values), dtype)
+    for i, value in enumerate(values):
+        T.buffer_store(pairs, value.astype(dtype), [i])
+    for i in range(len(values) // 2):
+        if dtype == "bfloat16":
+            low, high = (T.reinterpret("uint16", pairs[2 * i + j]).astype("uint32") for j in range(2))
+            word = low | high << T.uint32(16)
+        else:
+            word = T.reinterpret("uint32", pairs[T.Ramp(2 * i, 1, 2)])
+        T.buffer_store(into, word, [first + i])
