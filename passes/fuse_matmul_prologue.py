@@ -9,7 +9,7 @@ import tvm
 from tvm import relax
 
 from awq_tvm import ir_attrs
-from awq_tvm.passes.fuse_dequantize_matmul import ACTIVATION_FUNCTIONS
+from awq_tvm.passes.gates import find_gate
 from awq_tvm.passes.rewrite import Bindings, Replacement, Rewriter, rewrite
 from awq_tvm.schedules.layout import LAYOUTS
 from awq_tvm.schedules.reference import dequantize_matmul
@@ -77,31 +77,8 @@ def _norm(bindings: Bindings, x: relax.Expr, spec: MatmulSpec) -> _Prologue | No
 
 
 def _gate(bindings: Bindings, x: relax.Expr, spec: MatmulSpec) -> _Prologue | None:
-    product = bindings.call(x, "relax.multiply")
-    if product is None or bindings.uses[x] != 1:
-        return None
-    k = spec.in_features
-    for gate, up in (product.args, reversed(product.args)):
-        value: Any = bindings.values.get(gate)
-        name = value.op.name if isinstance(value, relax.Call) and isinstance(value.op, tvm.ir.Op) else ""
-        if name not in ACTIVATION_FUNCTIONS:
-            continue
-        source, other = _half(bindings, value.args[0], 0, k), _half(bindings, up, k, 2 * k)
-        if source is not None and other is not None and source.same_as(other):
-            return replace(spec, gate=ACTIVATION_FUNCTIONS[name]), source, ()
-    return None
-
-
-def _half(bindings: Bindings, x: relax.Expr, begin: int, end: int) -> relax.Expr | None:
-    """What x is the columns begin .. end - 1 of, where there are twice as many."""
-    part = bindings.call(x, "relax.strided_slice")
-    if part is None:
-        return None
-    source, axes, begins, ends = part.args[:4]
-    found = [[int(value.value) for value in fields] for fields in (axes, begins, ends)]
-    if found != [[1], [begin], [end]] or len(part.args) > 4 or source.ty.ndim != 2:
-        return None
-    return source if int(source.ty.shape[1]) == 2 * (end - begin) else None
+    found = find_gate(bindings, x) if bindings.uses[x] == 1 else None
+    return None if found is None else (replace(spec, gate=found[0]), found[1], ())
 
 
 def _fused(

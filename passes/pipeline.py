@@ -22,6 +22,7 @@ from awq_tvm.passes.legalize_vector_math import LegalizeVectorMath
 from awq_tvm.passes.repack_dense_weights import RepackDenseWeights
 from awq_tvm.passes.repack_weights import RepackWeights
 from awq_tvm.passes.schedule_remaining import ScheduleRemaining
+from awq_tvm.passes.schedule_rows import ScheduleRows
 from awq_tvm.passes.verify_fusion import VerifyFusion
 from awq_tvm.schedules.rule import Chooser
 from awq_tvm.targets import Target
@@ -69,6 +70,10 @@ def passes(target: Target, opt: int, chooser: Chooser | None = None) -> list[tup
     # A second entry, for one token of one sequence
     if target.kind == "cpu":
         found += [("add_decode_step", AddDecodeStep())]
+
+    # Norms and gates that no matmul took in
+    if target.kind != "cpu":
+        found += [("schedule_rows", ScheduleRows(target))]
 
     # Everything else
     found += [("remove_redundant_reshape", relax_transform.RemoveRedundantReshape())]

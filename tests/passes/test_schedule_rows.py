@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import pytest
+import tvm
+from tvm import relax
+from tvm.script import relax as R
+
+from awq_tvm import ir_attrs
+from awq_tvm.passes.schedule_rows import ScheduleRows
+from awq_tvm.targets import resolve
+
+n, m = TypeVar("n"), TypeVar("m")
+
+
+def calls(mod: tvm.IRModule, name: str = "forward") -> list[str]:
+    """What a function calls, in order."""
+    found: list[str] = []
+
+    def visit(expr: Any) -> None:
+        if isinstance(expr, relax.Call):
+            called = expr.args[0] if expr.op.name == "relax.call_tir" else expr.op
+            found.append(called.name_hint if isinstance(called, tvm.ir.GlobalVar) else called.name)
+
+    relax.analysis.post_order_visit(mod[name].body, visit)
+    return found
+
+
+def scheduled(func: Any, **more: Any) -> tvm.IRModule:
+    functions = {"forward": func, **more}
+    mod = tvm.IRModule({name: f.with_attr("global_symbol", name) for name, f in functions.items()})
+    return ScheduleRows(resolve("nvidia-a100"))(mod.with_attr(ir_attrs.METADATA, "{}"))
+
+
+@R.function
+def decoder(
+    x: R.Tensor((n, 64), "float16"),
+    positions: R.Tensor((m,), "int32"),
+    gate_up: R.Tensor((n, 128), "float16"),
+    weight: R.Tensor((64,), "float16"),
+):
+    with R.dataflow():
+        a = R.nn.rms_norm(x, weight, axes=[-1], epsilon=1e-5)
+        left = R.strided_slice(gate_up, [1], [0], [64])
+        right = R.strided_slice(gate_up, [1], [64], [128])
+        gate = R.nn.silu(left)
+        b = R.multiply(gate, right)
+        rows = R.take(x, positions, axis=0, mode="clip")
+        c = R.nn.rms_norm(rows, weight, axes=[-1], epsilon=1e-5)
+        out = (a, b, c)
+        R.output(out)
+    return out
+
+
+def test_norms_gates_and_picked_rows_are_kernels() -> None:
+    mod = scheduled(decoder, decode=decoder)
+    for name in ("forward", "decode"):
+        assert calls(mod, name) == ["rms_norm", "gated", "rms_norm1"]
+    assert ir_attrs.METADATA in mod.attrs
+    for function in ("rms_norm", "gated", "rms_norm1"):
+        assert mod[function].attrs[ir_attrs.IS_SCHEDULED]
+    # Rows that are wanted come from the matrix itself.
+    (picked,) = [
+        binding.value
+        for block in mod["forward"].body.blocks
+        for binding in block.bindings
+        if isinstance(binding.value, relax.Call) and binding.value.args[0].name_hint == "rms_norm1"
+    ]
+    assert [argument.name for argument in picked.args[1]] == ["x", "positions", "weight"]
+
+
+@R.function
+def of_heads(x: R.Tensor((n, 4, 32), "float16"), weight: R.Tensor((32,), "float16")):
+    with R.dataflow():
+        y = R.nn.rms_norm(x, weight, axes=[2], epsilon=1e-5)
+        R.output(y)
+    return y
+
+
+def test_heads_are_rows() -> None:
+    mod = scheduled(of_heads)
+    assert calls(mod) == ["relax.reshape", "rms_norm", "relax.reshape"]
+    tvm.ir.assert_structural_equal(mod["forward"].ret_ty, of_heads.ret_ty, map_free_vars=True)
+
+
+@R.function
+def read_twice(
+    x: R.Tensor((n, 64), "float16"), positions: R.Tensor((m,), "int32"), weight: R.Tensor((64,), "float16")
+):
+    with R.dataflow():
+        rows = R.take(x, positions, axis=0, mode="clip")
+        y = R.nn.rms_norm(rows, weight, axes=[-1], epsilon=1e-5)
+        out = (rows, y)
+        R.output(out)
+    return out
+
+
+def test_rows_that_are_wanted_as_they_are_are_taken() -> None:
+    assert calls(scheduled(read_twice)) == ["relax.take", "rms_norm"]
+
+
+@R.function
+def over_both_axes(x: R.Tensor((n, 64), "float16"), weight: R.Tensor((n, 64), "float16")):
+    with R.dataflow():
+        y = R.nn.rms_norm(x, weight, axes=[0, 1], epsilon=1e-5)
+        R.output(y)
+    return y
+
+
+@R.function
+def no_whole_vectors(x: R.Tensor((n, 60), "float16"), weight: R.Tensor((60,), "float16")):
+    with R.dataflow():
+        y = R.nn.rms_norm(x, weight, axes=[-1], epsilon=1e-5)
+        R.output(y)
+    return y
+
+
+@R.function
+def no_gate(x: R.Tensor((n, 128), "float16")):
+    with R.dataflow():
+        left = R.strided_slice(x, [1], [64], [128])
+        right = R.strided_slice(x, [1], [0], [64])
+        gate = R.nn.silu(left)
+        y = R.multiply(gate, right)
+        R.output(y)
+    return y
+
+
+@R.function
+def narrow_gate(x: R.Tensor((n, 24), "float16")):
+    with R.dataflow():
+        left = R.strided_slice(x, [1], [0], [12])
+        right = R.strided_slice(x, [1], [12], [24])
+        gate = R.nn.silu(left)
+        y = R.multiply(gate, right)
+        R.output(y)
+    return y
+
+
+@pytest.mark.parametrize("func", [over_both_axes, no_whole_vectors, no_gate, narrow_gate])
+def test_leaves_alone(func: Any) -> None:
+    mod = scheduled(func)
+    assert len(mod.functions) == 1
+    assert all(name.startswith("relax.") for name in calls(mod))
