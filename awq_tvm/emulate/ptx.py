@@ -224,6 +224,15 @@ def _load(found: re.Match[str], operands: Operands) -> str:
     return _into_registers(operands[0], kind, f"ptx::load<{kind}, {count}>({_pointer(operands[1])}, awq_d)")
 
 
+def _store(found: re.Match[str], operands: Operands) -> str:
+    kind = {"f32": "float", "b32": "std::uint32_t", "u32": "std::uint32_t"}[found.group(2)]
+    registers = _many(operands[1])
+    count = int(found.group(1) or 1)
+    if count != len(registers):
+        raise _unknown("a store with so many registers", found.group(0))
+    return f"ptx::store<{kind}, {count}>({_pointer(operands[0])}, {{{', '.join(registers)}}});"
+
+
 def _copy(_: re.Match[str], operands: Operands) -> str:
     to, source, size = _address(operands[0]), _pointer(operands[1]), _one(operands[2])
     taken = _one(operands[3]) if len(operands) > 3 else size
@@ -242,6 +251,7 @@ _INSTRUCTIONS = (
     _instruction(r"mul\.(?:rn\.)?f16x2", _call("mul_f16x2")),
     _instruction(r"fma\.rn\.f16x2", _call("fma_f16x2")),
     _instruction(r"fma\.rn\.bf16x2", _call("fma_bf16x2")),
+    _instruction(r"cvt\.rn\.f16x2\.f32", _call("pack_f16x2")),
     _instruction(r"cvt\.rn\.bf16x2\.f32", _call("pack_bf16x2")),
     _instruction(r"mma\.sync\.aligned\.m16n8k16\.row\.col\.f32\.(b?f16)\.\1\.f32", _mma),
     _instruction(r"wgmma\.mma_async\.sync\.aligned\.m64n(\d+)k16\.f32\.f16\.f16", _wgmma),
@@ -251,6 +261,7 @@ _INSTRUCTIONS = (
     _instruction(r"fence\.proxy\.async(?:\.shared::cta)?", lambda _, o: "emulator::fence_proxy();"),
     _instruction(r"ldmatrix\.sync\.aligned\.m8n8\.x([124])(\.trans)?\.shared(?:::cta)?\.b16", _ldmatrix),
     _instruction(r"ld\.global(?:\.nc)?(?:\.L1::\w+)?(?:\.L2::\w+)?(?:\.v([24]))?\.(b32|u32|f32)", _load),
+    _instruction(r"st\.global(?:\.v([24]))?\.(b32|u32|f32)", _store),
     _instruction(r"cp\.async\.c[ag]\.shared(?:::cta)?\.global(?:\.L2::\w+)?", _copy),
     _instruction(r"cp\.async\.commit_group", lambda _, operands: "emulator::commit_copies();"),
     _instruction(

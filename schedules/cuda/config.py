@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from awq_tvm.errors import UnsupportedError
 from awq_tvm.schedules.spec import MatmulSpec
@@ -17,7 +18,7 @@ EIGHT = 8
 """Tokens of the right operand of one instruction."""
 
 PADDING = 4
-"""Floats between rows of partial sums, so that the lanes of a store meet different banks."""
+"""Floats between tokens of partial sums, so that the lanes of a store meet different banks."""
 
 GROUP_BYTES = 48
 """Scales and zero points of a tile's outputs for one group: 16 float16 and 16 bytes."""
@@ -99,8 +100,8 @@ class TiledConfig:
         copies = self.tokens * 8 % (self.threads // self.k_warps)
         _require(copies == 0, "the threads do not divide the copies of a stage")
         _require(self.stages >= 2, "fewer than two stages hide nothing")
-        met = 4 * (self.k_warps - 1) * self.rows * self.tokens
-        _require(met <= self.shared_bytes(4, 64), "the sums of k_warps do not fit the stages")
+        fit = eights_at_once(self, self.eights, self.shared_bytes(4, 64))
+        _require(fit >= 1, "not even the sums of eight tokens of each warp fit the stages")
 
     @property
     def threads(self) -> int:
@@ -152,6 +153,21 @@ class TensorCoreConfig:
         sizes = [few.shared_bytes(bits, group_size) for few in self.few]
         sizes += [tiled.shared_bytes(bits, group_size) for tiled in (*self.middle, self.many)]
         return max(sizes)
+
+
+def eights_at_once(tile: Any, eights: int, room: int) -> int:
+    """How many of the eights of tokens of each warp pass through shared memory at once when their sums leave a tile.
+
+    Args:
+        tile: what a block computes: so many ``rows`` and ``tokens``, with sums of ``k_warps`` kinds.
+        eights: of a warp.
+        room: bytes of shared memory.
+
+    Returns:
+        The largest divisor of ``eights`` that has room, 0 where none has.
+    """
+    an_eight = 4 * tile.k_warps * (tile.tokens // eights) * (tile.rows + PADDING)
+    return max((n for n in range(1, eights + 1) if eights % n == 0 and n * an_eight <= room), default=0)
 
 
 def tile_bytes(bits: int, group_size: int) -> int:

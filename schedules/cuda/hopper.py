@@ -20,7 +20,7 @@ class HopperRule(TensorCoreRule):
     """``TensorCoreRule``, but for more than 64 tokens `wgmma`: on compute capability 9.0 and no other."""
 
     name = "cuda_hopper_matmul"
-    version = 1
+    version = 2
 
     def applies(self, spec: MatmulSpec, target: Target) -> Match | NotApplicable:
         """What ``TensorCoreRule`` takes in float16, where all code is for Hopper alone."""

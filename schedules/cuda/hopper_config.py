@@ -58,6 +58,11 @@ class WarpgroupConfig:
         return ROWS * self.tiles * self.warpgroups
 
     @property
+    def k_warps(self) -> int:
+        """Warps with sums of the same outputs."""
+        return 1
+
+    @property
     def sums(self) -> int:
         """Of a thread."""
         return self.tiles * self.tokens // 2

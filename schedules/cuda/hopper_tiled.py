@@ -9,17 +9,17 @@ wait for its products at the end of each group. (Weights in registers for `wgmma
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from awq_tvm.schedules.cuda import ptx, warpgroup
+from awq_tvm.schedules.cuda.config import EIGHT
 from awq_tvm.schedules.cuda.fragments import BLOCK_K, Fragments
 from awq_tvm.schedules.cuda.hopper_config import ROWS, WarpgroupConfig
 from awq_tvm.schedules.cuda.split_k import Parts, columns
-from awq_tvm.schedules.cuda.tile_outputs import TileOutputs
+from awq_tvm.schedules.cuda.tile_outputs import Held, TileOutputs
 from awq_tvm.schedules.cuda.warp_sum import clear
 from awq_tvm.schedules.gpu.weights import local
 from awq_tvm.schedules.spec import MatmulSpec
@@ -67,19 +67,13 @@ def hopper_kernel(
         sums = local("sums", config.sums, "float32")
         clear(sums, config.sums)
         first_tile, first_token = bx * (config.rows // 16), by * config.tokens
-        _add_up(spec, config, arguments, sums, first_tile, first_token, own_blocks, thread, tokens)
+        stages = _add_up(spec, config, arguments, sums, first_tile, first_token, own_blocks, thread, tokens)
 
         lane, warp = thread % 32, thread // 32
-        own_row = warp // 4 * (ROWS * config.tiles) + warp % 4 * 16 + lane // 4
-        token, row = first_token + lane % 4 * 2, bx * config.rows + own_row
-        TileOutputs(spec, arguments, tokens, token, row).store(sums, _held(config), parts, part)
-
-
-def _held(config: WarpgroupConfig) -> Iterator[tuple[int, int, int]]:
-    """What a thread's sums are of: (place among them, output and token behind its first)."""
-    for at in range(config.sums):
-        tile, number = divmod(at, config.tokens // 2)
-        yield at, ROWS * tile + number // 2 % 2 * 8, number // 4 * 8 + number % 2
+        row = warp // 4 * (ROWS * config.tiles) + warp % 4 * 16 + lane // 4
+        held = Held(config.tiles, ROWS, config.tokens // EIGHT, row, lane % 4 * 2, 0)
+        outputs = TileOutputs(spec, config, arguments, tokens, first_token, bx * config.rows, thread)
+        outputs.store(sums, held, stages, parts, part)
 
 
 def _add_up(
@@ -92,8 +86,8 @@ def _add_up(
     own_blocks: tuple[Any, Any],
     thread: Any,
     tokens: Any,
-) -> None:
-    """Emit the loop over the blocks of k.
+) -> Any:
+    """Emit the loop over the blocks of k; returns the shared memory of its stages.
 
     Args:
         spec: the linear.
@@ -160,6 +154,7 @@ def _add_up(
         T.buffer_store(x, warpgroup.descriptor(x_address + T.Cast("uint32", x_at(step) * 4)), [0])
         _multiply(config, weights, sums, stages, codes_of(step), x, thread)
     warpgroup.wait(0)
+    return stages
 
 
 def _multiply(

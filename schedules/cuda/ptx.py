@@ -63,6 +63,11 @@ def pack_bfloats(d: Any, low: Any, high: Any) -> None:
     T.evaluate(T.ptx["cvt.rn.bf16x2.f32"](d, high, low))
 
 
+def pack_halves(d: Any, low: Any, high: Any) -> None:
+    """Emit d = two float32 rounded to float16."""
+    T.evaluate(T.ptx["cvt.rn.f16x2.f32"](d, high, low))
+
+
 def load_matrices(d: Sequence[Any], row: Any) -> None:
     """Emit the loads of four matrices of 8 x 8 numbers of 16 bits from shared memory.
 
@@ -71,6 +76,12 @@ def load_matrices(d: Sequence[Any], row: Any) -> None:
         row: the address of row l % 8 of matrix l / 8, 16 bytes.
     """
     T.evaluate(T.ptx["ldmatrix.sync.aligned.m8n8.x4.shared.b16"](*d, row))
+
+
+def store(address: Any, words: Sequence[Any]) -> None:
+    """Emit one store of 1, 2 or 4 registers to global memory; the compiler splits some stores of vectors."""
+    vector = f".v{len(words)}" if len(words) > 1 else ""
+    T.evaluate(T.ptx[f"st.global{vector}.b32"](address, *words))
 
 
 def copy_async(into: Any, address: Any) -> None:

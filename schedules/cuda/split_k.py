@@ -7,6 +7,7 @@ second-level cache.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -14,12 +15,13 @@ from typing import Any, Protocol
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from awq_tvm.schedules.cuda.epilogue import MOST, finish_together
 from awq_tvm.schedules.cuda.fragments import BLOCK_K
-from awq_tvm.schedules.gpu.epilogue import finish
 from awq_tvm.schedules.gpu.weights import local
 from awq_tvm.schedules.spec import MatmulSpec
 
-_THREADS = 256
+_THREADS = 128
+"""Of a block that adds parts."""
 
 
 class Tile(Protocol):
@@ -148,7 +150,7 @@ def make_parts(spec: MatmulSpec, config: Dispatch, tiled: Tile, tokens: Any) -> 
 
 
 def add_parts_kernel(spec: MatmulSpec, parts: Parts, arguments: dict[str, Any], tokens: Any) -> None:
-    """Emit the kernel that adds the parts and finishes each output: a thread an output.
+    """Emit the kernel that adds the parts and finishes the outputs: a thread eight neighbours, where N allows.
 
     Args:
         spec: the linear.
@@ -156,15 +158,24 @@ def add_parts_kernel(spec: MatmulSpec, parts: Parts, arguments: dict[str, Any], 
         arguments: buffers by name.
         tokens: M.
     """
+    width = math.gcd(spec.out_features, MOST)
+    pieces = spec.out_features // width
     with (
         T.launch_thread("blockIdx.y", tokens) as token,
-        T.launch_thread("blockIdx.x", -(-spec.out_features // _THREADS)) as bx,
+        T.launch_thread("blockIdx.x", -(-pieces // _THREADS)) as bx,
         T.launch_thread("threadIdx.x", _THREADS) as thread,
     ):
-        row = bx * _THREADS + thread
+        row = (bx * _THREADS + thread) * width
         with T.If(row < spec.out_features), T.Then():
-            total = local("total", 1, "float32")
-            T.buffer_store(total, T.float32(0), [0])
+            totals = local("totals", width, "float32")
+            for i in range(width):
+                T.buffer_store(totals, T.float32(0), [i])
             with T.serial(0, parts.count) as part:
-                T.buffer_store(total, total[0] + parts.sums[parts.place(part, token, row)], [0])
-            finish(spec, total[0], token, row, arguments)
+                found = local("found", width, "float32")
+                for first in range(0, width, 4):
+                    place = parts.place(part, token, row + first)
+                    with T.vectorized(0, min(width, 4)) as j:
+                        T.buffer_store(found, parts.sums[place + j], [first + j])
+                for i in range(width):
+                    T.buffer_store(totals, totals[i] + found[i], [i])
+            finish_together(spec, totals, width, token, row, arguments)

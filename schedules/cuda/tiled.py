@@ -16,8 +16,8 @@ from awq_tvm.schedules.cuda import ptx
 from awq_tvm.schedules.cuda.config import EIGHT, ROWS, TiledConfig
 from awq_tvm.schedules.cuda.fragments import BLOCK_K, Fragments
 from awq_tvm.schedules.cuda.split_k import Parts, columns
-from awq_tvm.schedules.cuda.tile_outputs import TileOutputs
-from awq_tvm.schedules.cuda.warp_sum import add_block, clear, held
+from awq_tvm.schedules.cuda.tile_outputs import Held, TileOutputs
+from awq_tvm.schedules.cuda.warp_sum import add_block, clear
 from awq_tvm.schedules.gpu.weights import local
 from awq_tvm.schedules.spec import MatmulSpec
 
@@ -56,16 +56,11 @@ def tiled_kernel(
         sums = local("sums", 4 * config.eights * config.tiles, "float32")
         clear(sums, 4 * config.eights * config.tiles)
         own = (own_tile, own_token, own_k, own_blocks)
-        _add_up(spec, config, arguments, sums, first_tile, first_token, own, thread, tokens)
+        stages = _add_up(spec, config, arguments, sums, first_tile, first_token, own, thread, tokens)
 
-        token, row = first_token + own_token + lane % 4 * 2, (first_tile + own_tile) * ROWS + lane // 4
-        outputs = TileOutputs(spec, arguments, tokens, token, row)
-        held_sums = held(config.tiles, config.eights, 0)
-        if config.k_warps == 1:
-            outputs.store(sums, held_sums, parts, part)
-        else:
-            with T.If(own_k == 0), T.Then():
-                outputs.store(sums, held_sums, parts, part)
+        row, token = own_tile * ROWS + lane // 4, own_token + lane % 4 * 2
+        outputs = TileOutputs(spec, config, arguments, tokens, first_token, first_tile * ROWS, thread)
+        outputs.store(sums, Held(config.tiles, ROWS, config.eights, row, token, own_k), stages, parts, part)
 
 
 def _add_up(
@@ -78,8 +73,8 @@ def _add_up(
     own: tuple[Any, Any, Any, tuple[Any, Any]],
     thread: Any,
     tokens: Any,
-) -> None:
-    """Emit the loop over the blocks of k.
+) -> Any:
+    """Emit the loop over the blocks of k; returns the shared memory of its stages.
 
     Args:
         spec: the linear.
@@ -155,32 +150,7 @@ def _add_up(
         else:
             with T.If(step * config.k_warps + own_k < count), T.Then():
                 work(step * config.k_warps + own_k)
-    if config.k_warps > 1:
-        _meet(config, sums, stages, own_k, copier)
-
-
-def _meet(config: TiledConfig, sums: Any, shared: Any, own_k: Any, number: Any) -> None:
-    """Emit the addition of the sums of warps that took blocks of k in turn, in the first of them.
-
-    Args:
-        config: sizes.
-        sums: of the thread.
-        shared: of 32-bit words; nothing in it is wanted any more, once every warp is here.
-        own_k: which of those that share a tile.
-        number: of the thread among those of one ``own_k``.
-    """
-    threads, held_sums = config.threads // config.k_warps, 4 * config.eights * config.tiles
-    T.evaluate(T.tvm_storage_sync("shared"))
-    with T.If(own_k > 0), T.Then():
-        for at in range(held_sums):
-            place = ((own_k - 1) * held_sums + at) * threads + number
-            T.buffer_store(shared, T.reinterpret("uint32", sums[at]), [place])
-    T.evaluate(T.tvm_storage_sync("shared"))
-    with T.If(own_k == 0), T.Then():
-        for other in range(config.k_warps - 1):
-            for at in range(held_sums):
-                found = shared[(other * held_sums + at) * threads + number]
-                T.buffer_store(sums, sums[at] + T.reinterpret("float32", found), [at])
+    return stages
 
 
 def _swizzled(token: Any, chunk: Any) -> Any:

@@ -79,6 +79,21 @@ def test_arithmetic_of_pairs_rounds_once(name: str, emulated) -> None:
     np.testing.assert_array_equal(d.view(np.float16), expected.astype(np.float16))
 
 
+def test_two_float32_become_two_float16_and_are_stored_at_once(emulated) -> None:
+    low, high = (np.float32([1 + 2.0**-11, 1 + 3 * 2.0**-11, -3, 1e6] * 8) * sign for sign in (1, -1))
+    y = np.zeros(64, np.uint32)
+    launch(
+        emulated,
+        'uint32_t both; asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high[t]), "f"(low[t]));\n'
+        'asm volatile("st.global.v2.b32 [%0], {%1, %2};" :: "l"(y + 2 * t), "r"(both), "r"(t) : "memory");',
+        {"low": low, "high": high, "y": y},
+    )
+    with np.errstate(over="ignore"):
+        expected = np.stack([low, high], 1).astype(np.float16)
+    np.testing.assert_array_equal(y[::2].copy().view(np.float16), expected.ravel())
+    np.testing.assert_array_equal(y[1::2], np.arange(32))
+
+
 def test_bfloat16_rounds_once_to_even(emulated) -> None:
     """Numbers between two bfloat16, halfway, and just above by less than float32 shows."""
     wide = np.float32([1 + 2.0**-8, 1 + 3 * 2.0**-8, -1 - 2.0**-8, 1 + 2.0**-8 + 2.0**-23, 3e37, 0])

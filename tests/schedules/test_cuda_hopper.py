@@ -199,6 +199,9 @@ def test_products_overlap_and_nothing_spills(bits: int, group_size: int, tmp_pat
         copies = [one for one in code.instructions if one.startswith("LDGSTS")]
         assert copies, name
         assert all(one.endswith(".128") for one in copies), name
+        stores = [one for one in code.instructions if one.startswith("STG")]
+        assert stores, name
+        assert all(one == "STG.E.128" for one in stores), name
     # Where the assembler sees no other way, it waits for each product and says so.
     again = subprocess.run(
         [nvcc.nvcc, "-cubin", "-arch=sm_90a", "-std=c++17", "-Xptxas", "-v", "-o", str(cubin), str(path)],

@@ -86,21 +86,29 @@ def compiled(
     return list(found.values())
 
 
-def hold_the_gates(kernels: list[Compiled]) -> None:
+def hold_the_gates(spec: MatmulSpec, kernels: list[Compiled]) -> None:
     """Assert of each kernel what must hold on every architecture."""
     for one in kernels:
         where = (one.kernel, one.config)
         assert one.kernel.spill_store_bytes == one.kernel.spill_load_bytes == 0, where
         assert one.code.count("LDL", "STL") == 0, where
+        loads, stores = (
+            [name for name in one.code.instructions if name.startswith(kind)] for kind in ("LDG.", "STG.")
+        )
+        if spec.out_features % 8 == 0 and not isinstance(one.config, FewConfig):
+            # Outputs, sums of parts, and what is added to them: 16 bytes at a time.
+            assert stores, where
+            assert all(".128" in name for name in (*loads, *stores)), where
         if one.config is None:
             assert one.code.count("HMMA") == 0, where
             continue
         assert one.code.count("HMMA") > 0, where
-        # Everything is copied 16 bytes at a time, and nothing of global memory is read but by those copies.
+        # Everything is copied 16 bytes at a time, and nothing else that is multiplied is read from global memory.
         copies = [name for name in one.code.instructions if name.startswith("LDGSTS")]
         assert copies, where
         assert all(name.endswith(".128") for name in copies), where
-        assert one.code.count("LDG", "LD") == 0, where
+        assert not loads or spec.has_bias or spec.has_residual, where
+        assert one.code.count("LD") == 0, where
         # Codes become numbers by their bits. Where a warp has few blocks of k there is no loop left.
         assert not [name for name in one.code.loop or one.code.instructions if name.startswith("I2F")], where
         sums = 4 * one.config.eights * one.config.tiles
@@ -111,20 +119,21 @@ def hold_the_gates(kernels: list[Compiled]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("bits", "group_size", "dtype", "target"),
+    ("bits", "group_size", "dtype", "target", "more"),
     [
-        (4, 32, "float16", "nvidia-h100"),
-        (8, 64, "float16", "nvidia-l4"),
-        (4, 64, "bfloat16", "nvidia-a100"),
+        (4, 32, "float16", "nvidia-h100", {}),
+        (8, 64, "float16", "nvidia-l4", {"has_residual": True}),
+        (4, 64, "bfloat16", "nvidia-a100", {"has_bias": True}),
     ],
 )
-def test_kernels_spill_nothing_copy_16_bytes_and_multiply_matrices(
-    bits: int, group_size: int, dtype: str, target: str, tmp_path: Path
+def test_kernels_spill_nothing_move_16_bytes_and_multiply_matrices(
+    bits: int, group_size: int, dtype: str, target: str, more: dict[str, bool], tmp_path: Path
 ) -> None:
-    kernels = compiled(MatmulSpec(4096, 4096, bits, group_size, dtype), resolve(target), tmp_path)
+    spec = MatmulSpec(4096, 4096, bits, group_size, dtype, **more)
+    kernels = compiled(spec, resolve(target), tmp_path)
     # Two for a few tokens, two that divide k with a third that adds the parts after each, one for many.
     assert len([one for one in kernels if one.config]) == 5
-    hold_the_gates(kernels)
+    hold_the_gates(spec, kernels)
 
 
 LINEARS = {
@@ -142,7 +151,8 @@ LINEARS = {
 def test_what_is_chosen_for_known_models_holds_the_gates(model: str, target: str, tmp_path: Path) -> None:
     group_size = 64 if model.startswith("SmolLM2") else 128
     for k, n in LINEARS[model]:
-        hold_the_gates(compiled(MatmulSpec(k, n, 4, group_size, "float16"), resolve(target), tmp_path))
+        spec = MatmulSpec(k, n, 4, group_size, "float16")
+        hold_the_gates(spec, compiled(spec, resolve(target), tmp_path))
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from awq_tvm.errors import BundleError, UnsupportedError
 from awq_tvm.schedules.cuda.config import FewConfig, TensorCoreConfig, TiledConfig, default_config
 from awq_tvm.schedules.cuda.split_k import parts_of_tiled
 from awq_tvm.schedules.cuda.tensor_core import TensorCoreRule
+from awq_tvm.schedules.cuda.tile_outputs import place
 from awq_tvm.schedules.rule import Chosen, NotApplicable, select
 from awq_tvm.schedules.spec import MatmulSpec
 from awq_tvm.targets import resolve
@@ -126,6 +127,43 @@ def test_every_synchronisation_is_needed(line: str, m: int, said: str, tmp_path)
     assert said in error.value.why
 
 
+@needs_compiler
+@pytest.mark.parametrize("barrier", [1, 2, 3])
+@pytest.mark.parametrize("m", [33, 65])
+def test_each_barrier_around_the_sums_is_needed(m: int, barrier: int, tmp_path) -> None:
+    """Behind the loop: before sums take the place of x and codes, before others read them, and before the next."""
+    case = spec(128, 136, 4, 64)
+    # Sums of eight tokens of each warp at a time, twice.
+    config = TensorCoreConfig(
+        (FewConfig(1, 1, 2),), (TiledConfig(2, 2, 4, 2, 2, 2),), TiledConfig(2, 2, 4, 4, 2), sms=1
+    )
+    built = build_for(RULE, case, TARGET, config)
+    kernel = built.launches(m + 32)[0].kernel
+    head, body = built.source.rsplit(f" {kernel}(", 1)
+    pieces = body.split('extern "C"')[0].split("__syncthreads();")
+    # In the loop, and twice two behind it.
+    assert len(pieces) == 6
+    joined = "__syncthreads();".join(pieces[: 1 + barrier]) + "__syncthreads();".join(pieces[1 + barrier :])
+    broken = f"{head} {kernel}({body.replace('__syncthreads();'.join(pieces), joined)}"
+    with pytest.raises(BundleError) as error:
+        check(Emulated(broken, "cuda", tmp_path), built, case, m + 32)
+    assert "missing barrier" in error.value.why
+
+
+@pytest.mark.parametrize("rows", [64, 128, 192, 256])
+def test_sums_pass_through_shared_memory_without_a_conflict(rows: int) -> None:
+    """All banks once: by 32 threads that write a number, and by eight at a time that read four."""
+    for first_row in range(0, rows, 8):
+        written = [place(rows, lane % 4 * 2, first_row + lane // 4) % 32 for lane in range(32)]
+        assert len(set(written)) == 32
+    for width in (4, 8):
+        for thread in range(0, 2 * rows // width, 8):
+            for half in range(0, width, 4):
+                pieces = [divmod((thread + i) * width, rows) for i in range(8)]
+                banks = [place(rows, token, row + half) % 32 // 4 for token, row in pieces]
+                assert len(set(banks)) == 8, (width, pieces)
+
+
 @pytest.fixture(scope="module")
 def square():
     return build_for(RULE, spec(4096, 4096, 4, 128), resolve("nvidia-h100"))
@@ -211,9 +249,9 @@ def test_nothing_spills(bits: int, tmp_path) -> None:
     _, _, kernels = Nvcc.find().compile(path, ("sm_80", "sm_90"), None)
     assert len(kernels) == 14
     assert all(kernel.spill_store_bytes == kernel.spill_load_bytes == 0 for kernel in kernels)
-    # Of 65,536 registers: three blocks of the kernels for a few tokens share an SM, two of those for 32, and one
-    # of the others has room.
-    limits = dict(zip(("", "_1", "_2", "_3", "_4", "_5", "_6"), (80, 80, 128, 32, 255, 32, 255), strict=True))
+    # Of 65,536 registers: three blocks of the kernels for a few tokens share an SM, two of those for 32, one of the
+    # others has room; and 1,024 threads that add parts.
+    limits = dict(zip(("", "_1", "_2", "_3", "_4", "_5", "_6"), (80, 80, 128, 64, 255, 64, 255), strict=True))
     for kernel in kernels:
         assert kernel.registers <= limits[kernel.name.removeprefix("mm_kernel")], kernel
 
@@ -269,7 +307,7 @@ def test_gpus_that_lack_something_are_left_to_the_portable_kernels(target, reaso
         lambda: TiledConfig(1, 1, 1, 4),
         lambda: TiledConfig(8, 2, stages=1),
         lambda: TiledConfig(8, 2, k_warps=0),
-        lambda: TiledConfig(8, 2, stages=2, k_warps=3),
+        lambda: TiledConfig(1, 4, 8, 2, stages=2),
         lambda: TensorCoreConfig((FewConfig(1, 1, 4),), (), TiledConfig(8, 2)),
         lambda: TensorCoreConfig((FewConfig(1, 1, 4),), (TiledConfig(4, 2),), TiledConfig(8, 2), sms=0),
     ],

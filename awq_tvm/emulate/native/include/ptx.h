@@ -45,6 +45,7 @@ inline std::uint32_t sub_f16x2(std::uint32_t a, std::uint32_t b) {
 inline std::uint32_t mul_f16x2(std::uint32_t a, std::uint32_t b) {
   return pair_of(half_of(a, 0) * half_of(b, 0), half_of(a, 1) * half_of(b, 1));
 }
+inline std::uint32_t pack_f16x2(float high, float low) { return pair_of(_Float16(low), _Float16(high)); }
 inline std::uint32_t fma_f16x2(std::uint32_t a, std::uint32_t b, std::uint32_t c) {
   // A product of two float16 is exact in double, and so is its sum with a third wherever the result is not tiny.
   const auto one = [&](int i) {
@@ -141,6 +142,11 @@ inline void load(const void* address, T* into) {
   };
   emulator::check_read(address, sizeof(Block));
   std::memcpy(into, address, sizeof(Block));
+}
+template <typename T, int N>
+inline void store(const void* address, const T (&words)[N]) {
+  emulator::check_write(address, sizeof words);
+  std::memcpy(const_cast<void*>(address), words, sizeof words);
 }
 
 }  // namespace ptx
