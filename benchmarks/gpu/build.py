@@ -22,15 +22,17 @@ from awq_tvm.compile.toolchain.launches import HostPart
 from awq_tvm.compile.toolchain.nvcc import Nvcc
 from awq_tvm.errors import AwqTvmError, UnsupportedError
 from awq_tvm.output_folder import output_folder
+from awq_tvm.schedules.cuda.hopper import HopperRule
+from awq_tvm.schedules.cuda.hopper_config import WarpgroupConfig
 from awq_tvm.schedules.cuda.tensor_core import TensorCoreRule
 from awq_tvm.schedules.rule import Match
 from awq_tvm.schedules.spec import MatmulSpec
 from awq_tvm.targets import Target, resolve
 
-from .counts import counts_of
+from .counts import config_for, counts_of
 from .machine_code import disassemble, read_listing
 from .model_build import LLAMA_3_8B, build_model
-from .pack import Case, Pack
+from .pack import OURS, WITH_MMA, Case, Pack
 
 SHAPES = ((4096, 4096), (4096, 11008), (4096, 14336), (8192, 8192), (8192, 28672))
 """(K, N)."""
@@ -53,36 +55,70 @@ sys.exit(main(PACK))
 '''
 
 
-def build_case(spec: MatmulSpec, target: Target, tokens: Sequence[int], folder: Path) -> Case:
-    """Compile the kernels of one linear into a folder.
+def build_cases(spec: MatmulSpec, target: Target, tokens: Sequence[int], folder: Path) -> tuple[Case, ...]:
+    """Compile the kernels of one linear that ship for a target, and for Hopper those of `mma` for the M of `wgmma`.
 
     Raises:
         UnsupportedError: the tensor-core kernels do not serve it.
         TargetError: nvcc is missing or rejects the source.
     """
-    rule = TensorCoreRule()
+    hopper, others = HopperRule(), TensorCoreRule()
+    if not isinstance(hopper.applies(spec, target), Match):
+        return (_build_case(OURS, others, spec, target, target.own_cuda_arch, tokens, folder),)
+    ours = _build_case(OURS, hopper, spec, target, target.own_cuda_arch, tokens, folder)
+    if not ours.rounds_weights_at:
+        return (ours,)
+    # Of the same target, so that the instructions alone are compared.
+    arch = str(target.sm_arch)
+    return (ours, _build_case(WITH_MMA, others, spec, target, arch, ours.rounds_weights_at, folder))
+
+
+def _build_case(
+    name: str,
+    rule: TensorCoreRule,
+    spec: MatmulSpec,
+    target: Target,
+    arch: str,
+    tokens: Sequence[int],
+    folder: Path,
+) -> Case:
     match = rule.applies(spec, target)
     if not isinstance(match, Match):
         raise UnsupportedError("The tensor-core kernels do not serve this linear", why=match.reason)
-    func = rule.build(spec, target, match.config).with_attr("global_symbol", "matmul")
+    config = match.config
+    func = rule.build(spec, target, config).with_attr("global_symbol", "matmul")
     host, layout = HostPart(func, target), str(func.attrs[ir_attrs.LAYOUT])
-    arch = str(target.sm_arch)
     source = folder / f"{spec.in_features}x{spec.out_features}-w{spec.bits}-g{spec.group_size}-{arch}.cu"
     source.write_text(host.source, encoding="utf-8")
     image, kernels = compile_cubin(source, arch)
     launches = {m: host.launches({"m": m}) for m in tokens}
     return Case(
+        name=name,
         spec=asdict(spec),
         layout=layout,
-        arch=arch,
-        sms=match.config.sms,
+        arch=str(target.sm_arch),
+        sms=config.sms,
         image=image.name,
         source=source.name,
         launches=launches,
         workspaces=host.workspaces,
+        rounds_weights_at=tuple(
+            m for m in tokens if isinstance(config_for(spec, config, m), WarpgroupConfig)
+        ),
         kernels=kernels,
-        counts={m: counts_of(spec, layout, match.config, m, launches[m]) for m in tokens},
+        counts={m: counts_of(spec, layout, config, m, launches[m]) for m in tokens},
     )
+
+
+def build_limits(arch: str, folder: Path) -> str:
+    """Compile what measures the machine itself, `wgmma` where there is one; returns the binary's name."""
+    parts = ["limits.cu", *(["limits_hopper.cu"] if arch.endswith("a") else [])]
+    source = folder / f"limits-{arch}.cu"
+    source.write_text(
+        "\n".join(Path(__file__).with_name(part).read_text(encoding="utf-8") for part in parts),
+        encoding="utf-8",
+    )
+    return compile_cubin(source, arch)[0].name
 
 
 def compile_cubin(source: Path, arch: str) -> tuple[Path, dict[str, dict[str, int]]]:
@@ -124,29 +160,31 @@ def build_pack(
         model: config.json of a Llama that is compiled too.
     """
     with output_folder(out, needed_bytes=64 << 20) as folder:
-        cases, limits, models = [], {}, {}
+        cases: list[Case] = []
+        limits, models = {}, {}
         for target in map(resolve, targets):
             arch = str(target.sm_arch)
-            source = folder / f"limits-{arch}.cu"
-            shutil.copyfile(Path(__file__).with_name("limits.cu"), source)
-            limits[arch] = compile_cubin(source, arch)[0].name
+            limits[arch] = build_limits(target.own_cuda_arch, folder)
             for k, n in shapes:
                 print(f"{target.name}: {k}x{n}", file=sys.stderr, flush=True)
-                cases.append(build_case(MatmulSpec(k, n, 4, group_size, "float16"), target, tokens, folder))
+                cases += build_cases(MatmulSpec(k, n, 4, group_size, "float16"), target, tokens, folder)
             if model is not None:
-                print(
-                    f"{target.name}: a model of {model['num_hidden_layers']} layers",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                ships = model_target(target)
+                layers = model["num_hidden_layers"]
+                print(f"{ships.name}: a model of {layers} layers", file=sys.stderr, flush=True)
                 models[arch] = f"model-{arch}"
-                build_model(folder / models[arch], target, model, group_size)
+                build_model(folder / models[arch], ships, model, group_size)
         copy_program(folder / "program")
         (folder / "run.py").write_text(RUN, encoding="utf-8")
         made_with = {"apache-tvm": version("apache-tvm"), "nvcc": _nvcc_version(), "revision": _revision()}
         pack = Pack(folder, made_with, limits, tuple(cases), models)
         pack.write()
     return Pack.read(out)
+
+
+def model_target(target: Target) -> Target:
+    """What one would compile a model for: Hopper by its name, others as `cuda`, which all of a kind can run."""
+    return target if target.own_cuda_arch.endswith("a") else resolve("cuda")
 
 
 def copy_program(into: Path) -> None:

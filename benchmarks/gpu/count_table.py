@@ -30,43 +30,52 @@ def blocks_of_sm(arch: str, launch: Launch, kernel: dict[str, int]) -> int:
 HEADER = (
     "K x N",
     "M",
+    "by",
     "blocks",
     "on an SM",
+    "registers",
     "bytes MB",
     "floor",
     "copied / floor",
-    "HMMA / floor",
-    "instructions an HMMA",
-    "cycles of an SM",
+    "products / floor",
+    "matrix instructions of a round",
+    "others for 16 x 8 x 16",
 )
+
+
+def instructions_of(case: Case, m: int) -> str:
+    """What multiplies at M."""
+    return "wgmma" if m in case.rounds_weights_at else "mma"
 
 
 def table(cases: Sequence[Case]) -> list[str]:
     """The counts of cases of one architecture as lines of Markdown.
 
-    "cycles of an SM" is what issuing the loops' instructions alone takes if four leave an SM in each cycle, and all
-    SMs have the same share.
+    A round is what a warp does for its outputs and tokens and 64 k. The last column is what it issues beside matrix
+    instructions for each product of 16 outputs, eight tokens and 16 k.
     """
     lines = [f"| {' | '.join(HEADER)} |", "|" + "---|" * len(HEADER)]
     for case in cases:
         for m, counts in case.counts.items():
             launch = case.launches[m][0]
             kernel = case.kernels[launch.kernel]
-            loop = kernel.get("loop_instructions", 0)
+            loop, matrix = kernel.get("loop_instructions", 0), kernel.get("loop_matrix", 0)
             parts = (
                 f"{counts['blocks'] // counts['parts']} x {counts['parts']}" if counts["parts"] > 1 else ""
             )
             cells = (
                 case.shape,
                 str(m),
+                instructions_of(case, m),
                 parts or str(counts["blocks"]),
                 str(blocks_of_sm(case.arch, launch, kernel)),
+                str(kernel["registers"]),
                 f"{counts['copied_bytes'] / 1e6:.1f}",
                 f"{counts['floor_bytes'] / 1e6:.1f}",
                 f"{counts['copied_bytes'] / counts['floor_bytes']:.2f}",
-                f"{counts['hmma'] / counts['floor_hmma']:.2f}",
-                f"{loop / kernel['loop_hmma']:.1f}" if loop else "",
-                f"{loop * counts['rounds'] / (4 * case.sms):.0f}" if loop else "",
+                f"{counts['products'] / counts['floor_products']:.2f}",
+                str(matrix) if loop else "",
+                f"{(loop - matrix) / kernel['loop_products']:.1f}" if loop else "",
             )
             lines.append(f"| {' | '.join(cells)} |")
     return lines

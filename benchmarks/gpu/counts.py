@@ -11,12 +11,16 @@ from collections.abc import Sequence
 from awq_tvm.compile.toolchain.launch import Launch
 from awq_tvm.schedules.cuda.config import FewConfig, TensorCoreConfig, TiledConfig
 from awq_tvm.schedules.cuda.fragments import BLOCK_K
+from awq_tvm.schedules.cuda.hopper_config import HopperConfig, WarpgroupConfig
 from awq_tvm.schedules.cuda.split_k import limit_of
 from awq_tvm.schedules.layout import LAYOUTS
 from awq_tvm.schedules.spec import MatmulSpec
 
 _BYTES = {"uint8": 1, "float16": 2}
 _HALF, _FLOAT = 2, 4
+
+Config = TensorCoreConfig | HopperConfig
+Kernel = FewConfig | TiledConfig | WarpgroupConfig
 
 
 def weight_bytes(spec: MatmulSpec, layout: str) -> int:
@@ -30,7 +34,7 @@ def weight_bytes(spec: MatmulSpec, layout: str) -> int:
     return total
 
 
-def config_for(spec: MatmulSpec, config: TensorCoreConfig, m: int) -> FewConfig | TiledConfig:
+def config_for(spec: MatmulSpec, config: Config, m: int) -> Kernel:
     """Which of the kernels serves M."""
     for few in config.few:
         if m <= few.most_tokens:
@@ -42,14 +46,15 @@ def config_for(spec: MatmulSpec, config: TensorCoreConfig, m: int) -> FewConfig 
 
 
 def counts_of(
-    spec: MatmulSpec, layout: str, config: TensorCoreConfig, m: int, launches: Sequence[Launch]
+    spec: MatmulSpec, layout: str, config: Config, m: int, launches: Sequence[Launch]
 ) -> dict[str, int]:
     """Counts of all that is launched for M.
 
     Returns:
-        "floor_bytes"; "copied_bytes", what blocks ask of memory and caches, sums of parts included; "floor_hmma" and
-        "hmma", matrix products of 16 x 8 x 16; "rounds", how many times a warp goes through the loop over k, of all
-        warps; "blocks", of the matmul itself; "parts" of k; "launches".
+        "floor_bytes"; "copied_bytes", what blocks ask of memory and caches, sums of parts included; "floor_products"
+        and "products", of 16 x 8 x 16, as many in an instruction of a warpgroup as fit into it; "rounds", how many
+        times a warp goes through the loop over k, of all warps; "warps" of a block; "blocks", of the matmul itself;
+        "parts" of k; "launches".
     """
     n, k, blocks_of_k = spec.out_features, spec.in_features, spec.in_features // BLOCK_K
     weights, x, y = weight_bytes(spec, layout), m * k * _HALF, m * n * _HALF
@@ -63,17 +68,21 @@ def counts_of(
     else:
         tiles = first.grid[0] * first.grid[1]
         copied = first.grid[1] * weights + tiles * chosen.tokens * k * _HALF
-        warps = chosen.token_warps * chosen.row_warps
-        rounds = tiles * blocks_of_k * warps
-        products = rounds * chosen.tiles * chosen.eights * 4
+        if isinstance(chosen, WarpgroupConfig):
+            rounds = tiles * blocks_of_k * chosen.threads // 32
+            products = rounds * chosen.tiles * (chosen.tokens // 8) * 4
+        else:
+            rounds = tiles * blocks_of_k * chosen.token_warps * chosen.row_warps
+            products = rounds * chosen.tiles * chosen.eights * 4
     parts = first.grid[2]
     sums = 2 * parts * m * n * _FLOAT if parts > 1 else 0
     return {
         "floor_bytes": weights + x + y,
         "copied_bytes": copied + sums + y,
-        "floor_hmma": -(-n // 16) * (k // 16) * -(-m // 8),
-        "hmma": products,
+        "floor_products": -(-n // 16) * (k // 16) * -(-m // 8),
+        "products": products,
         "rounds": rounds,
+        "warps": first.block[0] // 32,
         "blocks": first.blocks,
         "parts": parts,
         "launches": len(launches),

@@ -17,6 +17,7 @@ _LABEL = re.compile(r"^(\.L_x_\d+):")
 _INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,6}\*/\s+(?:@!?\w+\s+)?([A-Z][\w.]*)(.*);")
 _JUMP = re.compile(r"`\((\.L_x_\d+)\)")
 _MATRIX = ("HMMA", "HGMMA", "QGMMA", "IMMA")
+_WARPGROUPS = re.compile(r"HGMMA\.64x(\d+)x(\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -39,17 +40,19 @@ class MachineCode:
         """What the tables of a pack show.
 
         Returns:
-            "instructions", "hmma" (matrix products), "copies_16" and "copies" (asynchronous copies to shared
-            memory, those of 16 bytes and all), "loop_instructions" and "loop_hmma".
+            "instructions", "matrix" (of those, matrix instructions), "copies_16" and "copies" (asynchronous copies to
+            shared memory, those of 16 bytes and all); of the loop "loop_instructions", "loop_matrix" and
+            "loop_products", what these compute of 16 x 8 x 16 for one warp.
         """
         copies = [name for name in self.instructions if name.startswith("LDGSTS")]
         return {
             "instructions": len(self.instructions),
-            "hmma": self.count(*_MATRIX),
+            "matrix": self.count(*_MATRIX),
             "copies": len(copies),
             "copies_16": sum(name.endswith(".128") for name in copies),
             "loop_instructions": len(self.loop),
-            "loop_hmma": _count(self.loop, _MATRIX),
+            "loop_matrix": _count(self.loop, _MATRIX),
+            "loop_products": sum(map(_products, self.loop)),
         }
 
 
@@ -104,6 +107,13 @@ def _read(lines: list[str]) -> MachineCode:
     if instructions and instructions[-1] == "BRA":
         instructions.pop()
     return MachineCode(tuple(instructions), best if _count(best, _MATRIX) else ())
+
+
+def _products(instruction: str) -> int:
+    """Products of 16 x 8 x 16 of a warp: a warpgroup's of 64 rows are 16 for each of its warps."""
+    if found := _WARPGROUPS.match(instruction):
+        return int(found[1]) // 8 * int(found[2]) // 16
+    return int(instruction.startswith("HMMA.16816."))
 
 
 def _count(instructions: tuple[str, ...], names: tuple[str, ...]) -> int:

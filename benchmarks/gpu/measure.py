@@ -1,4 +1,4 @@
-"""What a GPU does: its limits, then every linear and M beside PyTorch."""
+"""What a GPU does: its limits, then every linear and M beside PyTorch and our other kernels."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from awq_tvm.compile.tuning.cuda_driver import Gpu
 from awq_tvm.schedules.spec import MatmulSpec
 
 from .check import error_of, random_weight
-from .pack import Case
+from .pack import OURS, Case
 from .peers import LEAST_CALLS, torch_contenders
-from .report import OURS, Limits, Row
+from .report import Limits, Row
 from .timing import LEAST_ROTATED_BYTES, Contender, copies_beyond, interleaved
 
 READ_BYTES, ROUNDS = 1 << 30, 4096
@@ -23,17 +23,27 @@ READ_BYTES, ROUNDS = 1 << 30, 4096
 _PRODUCTS, _OPERATIONS = 8, 2 * 16 * 8 * 16
 """Of a round of the kernel ``multiply``, and of one matrix product."""
 
+_OF_WARPGROUP, _WARPGROUP_SHARED = 2 * 64 * 128 * 16, 17408
+"""Operations of a round of a warpgroup in ``multiply_wgmma``, and the shared memory of its block."""
+
 _SQUARE = 8192
 
 
 def measure_limits(
-    gpu: Gpu, image: str, torch: Any, repetitions: int, read_bytes: int = READ_BYTES, rounds: int = ROUNDS
+    gpu: Gpu,
+    image: str,
+    wgmma: bool,
+    torch: Any,
+    repetitions: int,
+    read_bytes: int = READ_BYTES,
+    rounds: int = ROUNDS,
 ) -> Limits:
     """Medians of the best that the machine does.
 
     Args:
         gpu: the device.
         image: name of the binary of ``limits.cu`` for it.
+        wgmma: ``limits_hopper.cu`` is in it.
         torch: the module, or None.
         repetitions: of each.
         read_bytes: how much is read.
@@ -43,9 +53,10 @@ def measure_limits(
     buffers = {"x": gpu.empty(read_bytes), "out": gpu.empty(4 * 512 * 16 * gpu.sms)}
     read = Launch("read16", ("out", "x", read_bytes // 16), (4 * gpu.sms, 1, 1), (512, 1, 1), 0)
     multiply = Launch("multiply", ("out", rounds), (4 * gpu.sms, 1, 1), (256, 1, 1), 0)
+    hopper = Launch("multiply_wgmma", ("out", rounds), (4 * gpu.sms, 1, 1), (256, 1, 1), _WARPGROUP_SHARED)
     contenders = [
         Contender(one.kernel, lambda one=one: gpu.seconds(lambda: gpu.launch(loaded, one, buffers)))  # type: ignore[misc]
-        for one in (read, multiply)
+        for one in (read, multiply, *([hopper] if wgmma else []))
     ]
     if torch is not None:
         a, b = (torch.randn(_SQUARE, _SQUARE, device="cuda", dtype=torch.float16) for _ in range(2))
@@ -65,6 +76,7 @@ def measure_limits(
     return Limits(
         read_bytes / found["read16"],
         operations / found["multiply"],
+        hopper.blocks * 2 * rounds * _OF_WARPGROUP / found[hopper.kernel] if wgmma else None,
         2.0 * _SQUARE**3 / found["matmul"] if torch is not None else None,
     )
 
@@ -72,31 +84,38 @@ def measure_limits(
 def measure_rows(
     gpu: Gpu, cases: Sequence[Case], torch: Any, repetitions: int, rotated: int = LEAST_ROTATED_BYTES
 ) -> Iterator[Row]:
-    """Check, then time, every M of every case.
+    """Check, then time, every M of every case, in turn with others that compute the same.
 
     Args:
         gpu: the device.
-        cases: for it.
+        cases: for it, those that are called ours before the others.
         torch: the module, or None.
         repetitions: of each contender, in turn.
         rotated: bytes of weights that are gone through at least, one copy after the other.
     """
-    for case in cases:
+    for case in (case for case in cases if case.name == OURS):
         spec = MatmulSpec(**case.spec)
         for m in case.launches:
-            error = error_of(gpu, case, m)
-            gpu.free_all()
-            if error > 1:
-                yield Row(case.shape, m, 0, 0.0, error, (), {OURS: "wrong numbers"})
+            same = [one for one in cases if one.spec == case.spec and m in one.launches]
+            errors = {}
+            for one in same:
+                errors[one.name] = error_of(gpu, one, m)
+                gpu.free_all()
+            right = [one for one in same if errors[one.name] <= 1]
+            wrong = {name: "wrong numbers" for name, error in errors.items() if not error <= 1}
+            if case not in right:
+                yield Row(case.shape, m, 0, 0.0, errors, (), wrong)
                 continue
             peers, left_out = (
                 torch_contenders(torch, spec, m, gpu.l2_bytes) if torch is not None else ([], {})
             )
-            times = interleaved([_ours(gpu, case, m, rotated), *peers], repetitions)
+            times = interleaved([*(_ours(gpu, one, m, rotated) for one in right), *peers], repetitions)
             gpu.free_all()
             counts = case.counts[m]
             operations = 2.0 * m * spec.in_features * spec.out_features
-            yield Row(case.shape, m, counts["floor_bytes"], operations, error, tuple(times), left_out)
+            yield Row(
+                case.shape, m, counts["floor_bytes"], operations, errors, tuple(times), {**wrong, **left_out}
+            )
 
 
 def _ours(gpu: Gpu, case: Case, m: int, rotated: int) -> Contender:
@@ -132,4 +151,4 @@ def _ours(gpu: Gpu, case: Case, m: int, rotated: int) -> Contender:
             start()
 
     graph = gpu.graph(all_rounds)
-    return Contender(OURS, lambda: gpu.seconds(graph) / (rounds * copies))
+    return Contender(case.name, lambda: gpu.seconds(graph) / (rounds * copies))

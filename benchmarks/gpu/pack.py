@@ -3,34 +3,41 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from awq_tvm.compile.toolchain.launch import Launch
 from awq_tvm.errors import BundleError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 PACK_NAME = "pack.json"
+
+OURS, WITH_MMA = "ours", "ours by mma"
+"""Kernels of ours: what a GPU's target ships, and for Hopper what `mma` computes of the same."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One linear for one architecture.
+    """One linear for one architecture, by one family of kernels.
 
     Attributes:
+        name: ``OURS`` or ``WITH_MMA``.
         spec: the fields of its ``MatmulSpec``.
         layout: of its weight.
-        arch: "sm_90" and the like.
+        arch: of GPUs: "sm_90" and the like, also where the binary is for sm_90a.
         sms: streaming multiprocessors that its launches were made for.
         image: the binary, in the pack.
         source: the CUDA source, in the pack.
         launches: by M, what runs in order.
         workspaces: bytes of the buffers that launches share, by name.
+        rounds_weights_at: M whose kernels multiply by weights rounded to float16, as `wgmma` takes them.
         kernels: of each kernel what compiler and disassembler say.
         counts: by M, what is read, copied and multiplied, see ``counts.py``.
     """
 
+    name: str
     spec: dict[str, Any]
     layout: str
     arch: str
@@ -39,6 +46,7 @@ class Case:
     source: str
     launches: dict[int, tuple[Launch, ...]]
     workspaces: dict[str, int]
+    rounds_weights_at: tuple[int, ...] = ()
     kernels: dict[str, dict[str, int]] = field(default_factory=dict)
     counts: dict[int, dict[str, int]] = field(default_factory=dict)
 
@@ -47,12 +55,18 @@ class Case:
         """K x N."""
         return f"{self.spec['in_features']}x{self.spec['out_features']}"
 
+    def at(self, tokens: Collection[int]) -> Case:
+        """The same for no other M than these."""
+        launches = {m: found for m, found in self.launches.items() if m in tokens}
+        return replace(self, launches=launches, counts={m: self.counts[m] for m in launches})
+
     @staticmethod
     def of(fields: dict[str, Any]) -> Case:
         """Read back what ``asdict`` and JSON made."""
         launches = {int(m): tuple(map(_launch, found)) for m, found in fields["launches"].items()}
         counts = {int(m): found for m, found in fields["counts"].items()}
-        return Case(**{**fields, "launches": launches, "counts": counts})
+        rounds = tuple(fields["rounds_weights_at"])
+        return Case(**{**fields, "launches": launches, "counts": counts, "rounds_weights_at": rounds})
 
 
 @dataclass(frozen=True)
@@ -63,7 +77,7 @@ class Pack:
         folder: where it is.
         made_with: versions, and the revision of the sources.
         limits: the binary that measures the machine, by architecture.
-        cases: every linear for every architecture.
+        cases: every linear for every architecture; what ships stands before what is measured beside it.
         models: the folder of a whole model, by architecture.
     """
 

@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass
 from html import escape
 from typing import Any
 
+from .pack import WITH_MMA
 from .timing import Timed
 
-OURS, CUBLAS, INT4 = "ours", "cuBLAS fp16", "torch int4"
+CUBLAS, INT4 = "cuBLAS fp16", "torch int4"
 
 BARS = {1: 3.2, 16: 3.0, 64: 1.8, 512: 0.9, 2048: 0.9}
 """How many times as fast as cuBLAS in float16 we want to be, by M."""
@@ -24,13 +25,20 @@ class Limits:
 
     Attributes:
         read: bytes a second, from memory.
-        multiply: float16 operations a second of tensor cores with float32 sums, without any memory.
+        multiply: float16 operations a second of `mma.sync` with float32 sums, without any memory.
+        wgmma: the same of Hopper's products; None on other GPUs.
         matmul: the same of cuBLAS with a large square product; None without PyTorch.
     """
 
     read: float
     multiply: float
+    wgmma: float | None = None
     matmul: float | None = None
+
+    @property
+    def best(self) -> float:
+        """Operations a second of what multiplies fastest."""
+        return max(self.multiply, self.wgmma or 0.0, self.matmul or 0.0)
 
 
 @dataclass(frozen=True)
@@ -42,7 +50,7 @@ class Row:
         m: tokens.
         floor_bytes: that must be read and written.
         operations: 2 M N K.
-        error: ours, as a part of what is allowed.
+        errors: of ours by the name of their contender, as a part of what is allowed.
         times: of the contenders, ours first; none if our numbers are wrong.
         left_out: why, by contender.
     """
@@ -51,7 +59,7 @@ class Row:
     m: int
     floor_bytes: int
     operations: float
-    error: float
+    errors: dict[str, float]
     times: tuple[Timed, ...]
     left_out: dict[str, str]
 
@@ -61,7 +69,7 @@ class Row:
 
     def roof(self, limits: Limits) -> float:
         """Seconds that the machine allows at best: the longer of reading and multiplying."""
-        return max(self.floor_bytes / limits.read, self.operations / (limits.matmul or limits.multiply))
+        return max(self.floor_bytes / limits.read, self.operations / limits.best)
 
     def of_roof(self, limits: Limits) -> float:
         """The part of the roof that ours reaches."""
@@ -88,6 +96,8 @@ def table(rows: Sequence[Row], limits: Limits) -> list[str]:
         "x",
         INT4,
         "x",
+        WITH_MMA,
+        "x",
     )
     lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
     for row in _timed(rows):
@@ -102,7 +112,7 @@ def table(rows: Sequence[Row], limits: Limits) -> list[str]:
             f"{row.floor_bytes / ours.median / 1e9:.0f}",
             f"{row.operations / ours.median / 1e12:.1f}",
         ]
-        for name in (CUBLAS, INT4):
+        for name in (CUBLAS, INT4, WITH_MMA):
             other, ratio = row.median(name), row.times_as_fast(name)
             cells += (
                 [f"{other * 1e6:.2f}", f"{ratio:.2f}"]
@@ -132,9 +142,10 @@ def bars(rows: Sequence[Row], limits: Limits) -> list[str]:
 def wrong(rows: Sequence[Row]) -> list[str]:
     """Which kernels compute something else, a line each."""
     return [
-        f"- WRONG: {row.shape}, M = {row.m}: {row.error:.3g} times the error that rounding allows"
+        f"- WRONG: {row.shape}, M = {row.m}, {name}: {error:.3g} times the error that rounding allows"
         for row in rows
-        if row.error > 1
+        for name, error in row.errors.items()
+        if not error <= 1
     ]
 
 

@@ -1,7 +1,8 @@
 """Measure a pack on this machine's NVIDIA GPU: ``python PACK/run.py``. No network, no compiler.
 
 Numbers first: each kernel is compared with float64. Then what the machine can do at best, and every linear beside
-cuBLAS and PyTorch's 4-bit kernel: all of them in turn, through graphs, with weights that no cache holds. At last
+cuBLAS and PyTorch's 4-bit kernel, and on Hopper wgmma beside mma: all of them in turn, through graphs, with weights
+that no cache holds. At last
 prompts and generation of a model of Llama-3-8B's shape with random weights, if TVM's runtime is there.
 
 Without a GPU: --counts prints what the kernels read and multiply, --emulate compares their numbers on the CPU.
@@ -22,7 +23,7 @@ from typing import Any
 from awq_tvm.compile.tuning.cuda_driver import Gpu, best_arch
 from awq_tvm.errors import AwqTvmError, TargetError, UsageError
 
-from . import count_table, model, report
+from . import count_table, model, prediction, report
 from .check import error_of
 from .measure import measure_limits, measure_rows
 from .pack import Case, Pack
@@ -64,6 +65,11 @@ def _run(pack: Pack, options: argparse.Namespace) -> int:
         cases = _chosen(pack, options, options.arch or archs[-1])
         print(f"Counts for {cases[0].arch} with {cases[0].sms} SMs. No time was measured.\n")
         print("\n".join(count_table.table(cases)))
+        if bounds := prediction.table(cases):
+            print(
+                "\nCycles for which each part is busy at least, and the least time. No time was measured.\n"
+            )
+            print("\n".join(bounds))
         return 0
     if options.emulate:
         return _emulate(pack, _chosen(pack, options, options.arch or archs[-1]))
@@ -86,16 +92,7 @@ def _chosen(pack: Pack, options: argparse.Namespace, arch: str) -> list[Case]:
         cases = [case for case in cases if case.shape in options.shapes.split(",")]
     if options.m:
         wanted = {int(m) for m in options.m.split(",")}
-        cases = [
-            Case(
-                **{**vars(case), name: {m: found for m, found in getattr(case, name).items() if m in wanted}}
-            )
-            for case in cases
-            for name in ("launches",)
-        ]
-        cases = [
-            Case(**{**vars(case), "counts": {m: case.counts[m] for m in case.launches}}) for case in cases
-        ]
+        cases = [case.at(wanted) for case in cases]
     if not any(case.launches for case in cases):
         there = sorted({f"{case.arch} {case.shape}" for case in pack.cases})
         raise UsageError("The pack holds nothing of this kind", why=f"it holds {', '.join(there)}")
@@ -110,7 +107,8 @@ def _emulate(pack: Pack, cases: Sequence[Case]) -> int:
         for m in case.launches:
             error = error_of(device, case, m)
             worst = max(worst, error)
-            print(f"{case.shape}, M = {m}: {error:.2f} of the error that rounding allows", flush=True)
+            said = f"{case.shape}, M = {m}, {count_table.instructions_of(case, m)}"
+            print(f"{said}: {error:.2f} of the error that rounding allows", flush=True)
     print("Computed by the emulator on the CPU; no time was measured.")
     return int(worst > 1)
 
@@ -128,11 +126,13 @@ def _measure(pack: Pack, cases: Sequence[Case], gpu: Gpu, arch: str, options: ar
         "began": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
     }
     print(", ".join(f"{name} {value}" for name, value in machine.items()), flush=True)
-    limits = measure_limits(gpu, pack.limits[arch], torch, options.repetitions)
+    wgmma = any(case.rounds_weights_at for case in cases)
+    limits = measure_limits(gpu, pack.limits[arch], wgmma, torch, options.repetitions)
+    hopper = "" if limits.wgmma is None else f", of wgmma {limits.wgmma / 1e12:.0f}"
     cublas = "" if limits.matmul is None else f", cuBLAS {limits.matmul / 1e12:.0f}"
     print(
         f"Limits: reading {limits.read / 1e9:.0f} GB/s; float16 products {limits.multiply / 1e12:.0f} TFLOP/s of "
-        f"mma.sync{cublas}\n",
+        f"mma.sync{hopper}{cublas}\n",
         flush=True,
     )
     rows = []

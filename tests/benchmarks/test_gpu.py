@@ -14,25 +14,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from awq_tvm.compile.toolchain.launch import Launch
 from awq_tvm.compile.tuning.cuda_driver import Gpu, best_arch
 from awq_tvm.emulate import EmulatedKernels, build_kernels
 from awq_tvm.errors import BundleError, ResourceError, TargetError, UnsupportedError
-from awq_tvm.schedules.cuda.config import default_config
 from awq_tvm.schedules.layout import LAYOUTS
 from awq_tvm.schedules.spec import MatmulSpec
 from awq_tvm.targets import resolve
 from benchmarks.gpu import report, run
-from benchmarks.gpu.build import build_case, build_pack
+from benchmarks.gpu.build import build_cases, build_pack, model_target
 from benchmarks.gpu.check import checked_rows, error_of, random_weight, rows_of_weight
-from benchmarks.gpu.count_table import blocks_of_sm
-from benchmarks.gpu.counts import counts_of, weight_bytes
 from benchmarks.gpu.emulated import EmulatedDevice
-from benchmarks.gpu.machine_code import MachineCode, read_listing
+from benchmarks.gpu.machine_code import find_disassembler
 from benchmarks.gpu.measure import measure_limits, measure_rows
 from benchmarks.gpu.model import Parameter, lines, measure_model, random_weights, write_random_bundle
 from benchmarks.gpu.model_build import LLAMA_3_8B, build_model
-from benchmarks.gpu.pack import Pack
+from benchmarks.gpu.pack import OURS, WITH_MMA, Pack
 from benchmarks.gpu.timing import Contender, copies_beyond, interleaved, timed
 from tests.support.emulated_bundle import run_in_emulator
 
@@ -48,7 +44,8 @@ TINY = {
 }
 
 ROOT = Path(__file__).resolve().parents[2]
-TOKENS = (1, 17)
+TOKENS = (1, 17, 65)
+"""From 65 on Hopper has kernels of its own, and those of other GPUs are beside them."""
 
 needs_compilers = pytest.mark.skipif(
     shutil.which("nvcc") is None or shutil.which("g++") is None, reason="nvcc or g++ is not installed"
@@ -74,26 +71,35 @@ def in_pack(pack: Pack, *arguments: object) -> subprocess.CompletedProcess[str]:
 def test_a_pack_is_small_and_says_what_it_holds(pack: Pack) -> None:
     assert sum(path.stat().st_size for path in pack.folder.rglob("*") if path.is_file()) < 8 << 20
     assert pack == Pack.read(pack.folder)
-    (case,) = pack.cases
-    assert [len(case.launches[m]) for m in TOKENS] == [1, 2]
+    case, beside = pack.cases
+    assert [len(case.launches[m]) for m in TOKENS] == [1, 2, 2]
     assert case.counts[17]["parts"] == 2
-    assert all(kernel["spill_bytes"] == 0 and kernel["registers"] for kernel in case.kernels.values())
+    assert (case.name, beside.name) == (OURS, WITH_MMA)
+    assert (case.image.endswith("-sm_90a.cubin"), beside.image.endswith("-sm_90.cubin")) == (True, True)
+    assert (case.rounds_weights_at, beside.rounds_weights_at, list(beside.launches)) == ((65,), (), [65])
+    for one in pack.cases:
+        assert all(kernel["spill_bytes"] == 0 and kernel["registers"] for kernel in one.kernels.values())
     assert (pack.folder / pack.limits["sm_90"]).read_bytes()[:4] == b"\x7fELF"
 
 
 def test_kernels_of_a_pack_compute_what_they_should(pack: Pack) -> None:
     done = in_pack(pack, "--emulate")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("of the error that rounding allows") == len(TOKENS)
+    assert done.stdout.count("of the error that rounding allows") == len(TOKENS) + 1
+    assert "M = 65, wgmma" in done.stdout
+    assert "M = 65, mma" in done.stdout
     assert "no time was measured" in done.stdout
 
 
 def test_counts_are_printed_as_counts(pack: Pack) -> None:
-    done = in_pack(pack, "--counts", "--m", "17")
+    done = in_pack(pack, "--counts", "--m", "17,65")
     assert done.returncode == 0, done.stderr
     assert "No time was measured" in done.stdout
-    assert "| 1024x40 | 17 | 1 x 2 |" in done.stdout
+    for line in ("17 | mma | 1 x 2", "65 | wgmma | 1 x 2", "65 | mma | 2 x 2"):
+        assert f"| 1024x40 | {line} |" in done.stdout
     assert "| 1024x40 | 1 |" not in done.stdout
+    # Once as counts, once as what they say of a time, where there is a disassembler.
+    assert done.stdout.count("| 1024x40 | 65 | wgmma |") == 1 + (find_disassembler() is not None)
 
 
 @without_gpu
@@ -112,8 +118,18 @@ def test_what_a_pack_does_not_hold_is_refused(pack: Pack) -> None:
     assert "sm_90 1024x40" in done.stderr
 
 
+def test_hoppers_kernels_are_held_to_the_weights_that_they_multiply(pack: Pack) -> None:
+    """Rounded once, and then to no less than `mma`'s: with exact weights they would be told to be wrong."""
+    case, beside = pack.cases
+    device = EmulatedDevice(pack.folder)
+    assert error_of(device, case, 65) < 1
+    assert error_of(device, beside, 65) < 1
+    assert error_of(device, dataclasses.replace(case, rounds_weights_at=()), 65) > 1
+    assert error_of(device, dataclasses.replace(beside, rounds_weights_at=(65,)), 65) > 1
+
+
 def test_a_kernel_that_computes_something_else_is_found(pack: Pack, tmp_path: Path) -> None:
-    (case,) = pack.cases
+    case = pack.cases[0]
     source = (pack.folder / case.source).read_text()
     # A sixteenth, with which every second code is decoded.
     sixteenth = f"(uint){0x2C002C00}"
@@ -123,7 +139,7 @@ def test_a_kernel_that_computes_something_else_is_found(pack: Pack, tmp_path: Pa
 
 
 def test_an_output_that_is_not_written_is_infinitely_wrong(pack: Pack, emulated_gpu: Gpu) -> None:
-    (case,) = pack.cases
+    case = pack.cases[0]
     lazy = dataclasses.replace(case, launches={17: case.launches[17][:1]})
     assert math.isinf(error_of(emulated_gpu, lazy, 17))
 
@@ -136,7 +152,7 @@ def emulated_gpu(pack: Pack, tmp_path_factory: pytest.TempPathFactory) -> Gpu:
     subprocess.run(["g++", "-std=c++17", "-O1", "-shared", "-fPIC", "-o", library, source], check=True)
     gpu = Gpu(str(library))
     gpu.pack = folder
-    for image in (pack.cases[0].image, pack.limits["sm_90"]):
+    for image in (*(case.image for case in pack.cases), pack.limits["sm_90"]):
         into = folder / image.removesuffix(".cubin")
         into.mkdir()
         source = (pack.folder / image).with_suffix(".cu")
@@ -150,11 +166,17 @@ def test_all_that_is_measured_there_runs_here(
 ) -> None:
     """Through the program's own calls of the driver, graphs and events; what it prints is the emulator's time."""
     assert (emulated_gpu.arch, emulated_gpu.sms) == ("sm_90", 2)
-    limits = measure_limits(emulated_gpu, pack.limits["sm_90"], None, 2, read_bytes=1 << 16, rounds=1)
-    assert min(limits.read, limits.multiply) > 0
+    limits = measure_limits(emulated_gpu, pack.limits["sm_90"], True, None, 2, read_bytes=1 << 16, rounds=1)
+    assert limits.wgmma is not None
+    assert min(limits.read, limits.multiply, limits.wgmma) > 0
+    assert limits.best == max(limits.multiply, limits.wgmma)
     rows = list(measure_rows(emulated_gpu, pack.cases, None, 2, rotated=1))
     assert [row.m for row in rows] == list(TOKENS)
-    assert all(0 < row.error < 1 and row.times[0].median > 0 for row in rows)
+    assert [list(row.errors) for row in rows] == [[OURS], [OURS], [OURS, WITH_MMA]]
+    assert all(0 < error < 1 for row in rows for error in row.errors.values())
+    assert all(row.times[0].median > 0 for row in rows)
+    assert [one.name for one in rows[-1].times] == [OURS, WITH_MMA]
+    assert rows[-1].times_as_fast(WITH_MMA) == rows[-1].times[1].median / rows[-1].times[0].median
     assert report.wrong(rows) == []
     lines = report.table(rows, limits)
     assert len(lines) == 2 + len(rows)
@@ -186,7 +208,7 @@ def test_the_whole_program_writes_its_results(
 
 
 def test_a_fault_in_a_kernel_is_the_drivers_error(pack: Pack, emulated_gpu: Gpu) -> None:
-    (case,) = pack.cases
+    case = pack.cases[0]
     buffers = {name: emulated_gpu.empty(16) for name in ("qweight", "scales", "x", "y", "zeros")}
     with pytest.raises(ResourceError, match="cuLaunchKernel failed") as error:
         emulated_gpu.launch(emulated_gpu.image(case), case.launches[1][0], buffers)
@@ -254,7 +276,7 @@ def test_what_is_no_pack_is_refused(text: str, tmp_path: Path) -> None:
 
 def test_a_linear_that_the_kernels_do_not_serve_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="do not serve") as error:
-        build_case(MatmulSpec(96, 16, 4, 32, "float16"), resolve("nvidia-h100"), [1], tmp_path)
+        build_cases(MatmulSpec(96, 16, 4, 32, "float16"), resolve("nvidia-h100"), [1], tmp_path)
     assert "whole blocks" in error.value.why
 
 
@@ -283,68 +305,9 @@ def test_weights_are_decoded_as_they_were_packed() -> None:
     }
 
 
-def test_counts_are_what_arithmetic_says() -> None:
-    spec = MatmulSpec(4096, 4096, 4, 128, "float16")
-    weights = weight_bytes(spec, "mma_fragments")
-    assert weights == 4096 * 4096 // 2 + 3 * 4096 * 32
-    config = default_config(spec, 132, 227 << 10)
-    one = counts_of(spec, "mma_fragments", config, 1, [Launch("a", (), (128, 1, 1), (256, 1, 1), 0)])
-    assert one["copied_bytes"] == weights + 128 * 8192 + 8192
-    assert one["hmma"] == one["floor_hmma"] == 256 * 256
-    assert one["rounds"] == 128 * 64
-    # 32 tiles of 128 outputs in four parts; 17 tokens of 32.
-    both = [Launch("b", (), (32, 1, 4), (256, 1, 1), 0), Launch("c", (), (16, 17, 1), (256, 1, 1), 0)]
-    some = counts_of(spec, "mma_fragments", config, 17, both)
-    assert some["copied_bytes"] == weights + 32 * 32 * 8192 + 2 * 4 * 17 * 4096 * 4 + 17 * 8192
-    assert (some["hmma"], some["floor_hmma"]) == (256 * 256 * 4, 256 * 256 * 3)
-    assert (some["blocks"], some["parts"], some["launches"]) == (128, 4, 2)
-
-
-def test_blocks_that_an_sm_has_room_for() -> None:
-    launch = Launch("a", (), (1, 1, 1), (256, 1, 1), 83456)
-    assert blocks_of_sm("sm_90", launch, {"registers": 172, "shared_bytes": 0}) == 1
-    assert blocks_of_sm("sm_90", launch, {"registers": 128, "shared_bytes": 0}) == 2
-    assert blocks_of_sm("sm_86", launch, {"registers": 32, "shared_bytes": 0}) == 1
-    small = dataclasses.replace(launch, shared_bytes=0)
-    assert blocks_of_sm("sm_90", small, {"registers": 32, "shared_bytes": 0}) == 8
-    assert blocks_of_sm("sm_86", small, {"registers": 32, "shared_bytes": 0}) == 6
-
-
-LISTING = """
-	.section	.text.first,"ax",@progbits
-.text.first:
-        /*0000*/                   LDGSTS.E.BYPASS.128 [R1], [R2.64] ;
-        /*0010*/                   LDGSTS.E [R1], [R2.64] ;
-.L_x_0:
-        /*0020*/                   IADD3 R1, R1, 0x1, RZ ;
-.L_x_1:
-        /*0030*/                   HMMA.16816.F32 R4, R4, R16, RZ ;
-        /*0040*/                   HMMA.16816.F32 R4, R4, R16, R4 ;
-        /*0050*/              @!P0 BRA `(.L_x_1) ;
-        /*0060*/               @P1 BRA `(.L_x_0) ;
-        /*0070*/                   HMMA.16816.F32 R4, R4, R16, R4 ;
-        /*0080*/                   EXIT ;
-.L_x_2:
-        /*0090*/                   BRA `(.L_x_2);
-        /*00a0*/                   NOP;
-.text.second:
-        /*0000*/                   EXIT ;
-"""
-
-
-def test_the_innermost_loop_with_most_products_is_counted() -> None:
-    found = read_listing(LISTING)
-    assert found["first"].counts() == {
-        "instructions": 9,
-        "hmma": 3,
-        "copies": 2,
-        "copies_16": 1,
-        "loop_instructions": 3,
-        "loop_hmma": 2,
-    }
-    assert found["first"].loop == ("HMMA.16816.F32", "HMMA.16816.F32", "BRA")
-    assert found["first"].count("LDGSTS", "EXIT") == 3
-    assert found["second"] == MachineCode(("EXIT",), ())
+def test_a_model_is_compiled_for_what_one_would_name() -> None:
+    assert model_target(resolve("nvidia-h100")).name == "nvidia-h100"
+    assert model_target(resolve("nvidia-a100")).name == resolve("cuda").name
 
 
 def test_statistics_of_real_products() -> None:
@@ -362,10 +325,12 @@ def test_statistics_of_real_products() -> None:
 
         return Contender(name, seconds)
 
-    ours, other = interleaved([product(report.OURS, 8), product(report.CUBLAS, 128)], 4)
-    assert order == [report.OURS, report.CUBLAS] * 5
+    ours, other = interleaved([product(OURS, 8), product(report.CUBLAS, 128)], 4)
+    assert order == [OURS, report.CUBLAS] * 5
     assert 0 < ours.low <= ours.median <= ours.high
-    row = report.Row("8x8", 1, 3 * 8 * 8 * 4, 2.0 * 8**3, 0.5, (ours, other), {report.INT4: "not here"})
+    row = report.Row(
+        "8x8", 1, 3 * 8 * 8 * 4, 2.0 * 8**3, {OURS: 0.5}, (ours, other), {report.INT4: "not here"}
+    )
     limits = report.Limits(read=1e12, multiply=1e13)
     assert row.roof(limits) == 768 / 1e12
     assert row.of_roof(limits) == 768 / 1e12 / ours.median
@@ -374,9 +339,9 @@ def test_statistics_of_real_products() -> None:
     (line,) = report.table([row], limits)[2:]
     assert f"{ours.median * 1e6:.2f}" in line
     assert line.endswith("|  |  |")
-    assert report.table([dataclasses.replace(row, times=(), error=7.0)], limits)[2:] == []
-    assert report.wrong([dataclasses.replace(row, times=(), error=7.0)]) == [
-        "- WRONG: 8x8, M = 1: 7 times the error that rounding allows"
+    assert report.table([dataclasses.replace(row, times=(), errors={OURS: 7.0})], limits)[2:] == []
+    assert report.wrong([dataclasses.replace(row, times=(), errors={OURS: 7.0})]) == [
+        "- WRONG: 8x8, M = 1, ours: 7 times the error that rounding allows"
     ]
 
 
