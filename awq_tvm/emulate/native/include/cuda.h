@@ -94,6 +94,7 @@ inline unsigned __ballot_sync(unsigned mask, int holds) {
     if (mask >> i & 1) votes |= emulator::of<unsigned>(all, i) << i;
   return votes;
 }
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __any_sync(unsigned mask, int holds) { return __ballot_sync(mask, holds) != 0; }
 inline int __all_sync(unsigned mask, int holds) { return __ballot_sync(mask, holds) == mask; }
 
