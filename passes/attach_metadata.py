@@ -9,7 +9,9 @@ import tvm
 from tvm import relax
 
 from awq_tvm import ir_attrs
+from awq_tvm.passes.add_candidates import NAME as FINDS_CANDIDATES
 from awq_tvm.passes.add_decode_step import DECODE
+from awq_tvm.schedules.gpu.candidates import CANDIDATES
 from awq_tvm.targets import Target
 
 
@@ -26,9 +28,10 @@ class AttachMetadata:
         def forward(...): ...
         def metadata(): return '{"max_logit_rows": 128, ...}'
 
-    The facts are those under ``ir_attrs.METADATA``, the target's name and fingerprint, and whether there is a
-    ``decode``: the runtime reads from the library itself what it has and what it was built for. Needs: to stand
-    behind AddDecodeStep.
+    The facts are those under ``ir_attrs.METADATA``, the target's name and fingerprint, whether there is a
+    ``decode``, and how many ``candidates`` are found: the runtime reads from the library itself what it has and
+    what it was built for. Needs: to stand
+    behind AddDecodeStep and AddCandidates.
     """
 
     def __init__(self, target: Target) -> None:
@@ -43,6 +46,7 @@ class AttachMetadata:
             "target": self.target.name,
             "fingerprint": self.target.fingerprint,
             "decode": DECODE in names,
+            "candidates": CANDIDATES if FINDS_CANDIDATES in names else 0,
         }
         builder = relax.BlockBuilder()
         with builder.function("metadata", []):

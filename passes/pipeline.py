@@ -9,6 +9,7 @@ import tvm
 from tvm.relax import transform as relax_transform
 
 from awq_tvm.errors import UsageError
+from awq_tvm.passes.add_candidates import AddCandidates
 from awq_tvm.passes.add_decode_step import AddDecodeStep
 from awq_tvm.passes.attach_metadata import AttachMetadata
 from awq_tvm.passes.attach_schedules import AttachSchedules
@@ -74,6 +75,10 @@ def passes(target: Target, opt: int, chooser: Chooser | None = None) -> list[tup
     # Norms and gates that no matmul took in
     if target.kind != "cpu":
         found += [("schedule_rows", ScheduleRows(target))]
+
+    # A third, for what sampling needs of logits
+    if target.kind != "cpu":
+        found += [("add_candidates", AddCandidates(target))]
 
     # Everything else
     found += [("remove_redundant_reshape", relax_transform.RemoveRedundantReshape())]

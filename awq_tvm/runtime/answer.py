@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from awq_tvm.runtime.detokenizer import Decoder, Detokenizer, StopStrings
+from awq_tvm.runtime.logit_row import DeviceRow
 from awq_tvm.runtime.sampler import Sampler, SamplingOptions, log_chances
 
 FinishReason = Literal["stop", "length"]
@@ -83,11 +84,12 @@ class AnswerWriter:
         self._length = 0  # characters of text that are certain, those that a stop string holds back included
         self._ended = False
 
-    def take(self, logits: np.ndarray) -> str:
+    def take(self, row: np.ndarray | DeviceRow) -> str:
         """Draw the next token.
 
         Args:
-            logits: float32 [V] after the last token; left as they are.
+            row: logits float32 [V] after the last token; left as they are. Those on a device are read only where
+                their candidates do not tell.
 
         Returns:
             the text that is now certain, maybe none.
@@ -95,9 +97,11 @@ class AnswerWriter:
         Raises:
             BundleError: a logit is NaN, or none is finite.
         """
-        allowed = logits if self._constraint is None else self._constraint.mask(logits)
-        token = self._sampler.sample(allowed)
-        self.drawn.append(self._described(token, logits))
+        drawn = self._drawn_of_candidates(row) if isinstance(row, DeviceRow) else None
+        if drawn is None:
+            drawn = self._drawn_of_all(row.whole() if isinstance(row, DeviceRow) else row)
+        token = drawn.id
+        self.drawn.append(drawn)
         self._ended = token in self._ends
         complete = self._constraint is not None and self._constraint.accept(token)
         certain = self._detokenizer.finish() if self._ended else self._detokenizer.push(token)
@@ -132,10 +136,20 @@ class AnswerWriter:
             return rest
         return rest + self._stops.finish()
 
-    def _described(self, token: int, logits: np.ndarray) -> DrawnToken:
-        count = self.options.logprobs
-        if count is None:
+    def _drawn_of_all(self, logits: np.ndarray) -> DrawnToken:
+        token = self._sampler.sample(logits if self._constraint is None else self._constraint.mask(logits))
+        if self.options.logprobs is None:
             return DrawnToken(token, self._length)
-        chances, likeliest = log_chances(logits, count)
+        chances, likeliest = log_chances(logits, self.options.logprobs)
         top = tuple((int(other), float(chances[other])) for other in likeliest)
         return DrawnToken(token, self._length, float(chances[token]), top)
+
+    def _drawn_of_candidates(self, row: DeviceRow) -> DrawnToken | None:
+        """None where they do not tell; what a constraint leaves of them is not looked for."""
+        found = row.candidates
+        token = self._sampler.sample_from(found) if self._constraint is None else None
+        if token is None or self.options.logprobs is None:
+            return None if token is None else DrawnToken(token, self._length)
+        chances, likeliest = found.log_chances(self.options.logprobs)
+        top = tuple(zip(likeliest.tolist(), chances.tolist(), strict=False))
+        return DrawnToken(token, self._length, float(chances[found.ids == token][0]), top)

@@ -18,6 +18,7 @@ from awq_tvm.bundle.reader import open_bundle
 from awq_tvm.errors import AwqTvmError
 from awq_tvm.memory import peak_memory
 from awq_tvm.runtime.engine import ExecutorLike, load_executor
+from awq_tvm.runtime.logit_row import likeliest
 
 
 def measure(
@@ -73,7 +74,8 @@ def _generate(executor: ExecutorLike, token: int, count: int) -> float:
         executor.forward([sequence], [[token]])
         start = time.perf_counter()
         for _ in range(count):
-            token = int(executor.forward([sequence], [[token]])[0].argmax())
+            (row,) = executor.step([sequence], [[token]], [0.0])
+            token = likeliest(row)
         return time.perf_counter() - start
     finally:
         executor.remove_sequence(sequence)

@@ -18,6 +18,7 @@ from awq_tvm.memory import give_back_code, give_back_freed
 from awq_tvm.prompt.chat_template import ChatTemplate, Message, find_chat_template
 from awq_tvm.prompt.tokenizer import Tokenizer, load_tokenizer
 from awq_tvm.runtime.answer import AnswerWriter, Constraint, FinishReason
+from awq_tvm.runtime.logit_row import DeviceRow
 from awq_tvm.runtime.sampler import SamplingOptions
 
 MAX_THREADS = 1024
@@ -47,6 +48,12 @@ class ExecutorLike(Protocol):
         logits: Literal["last", "all"] = "last",
     ) -> np.ndarray:
         """Append tokens to sequences; float32 [m, V], one row a sequence or a token."""
+        ...
+
+    def step(
+        self, sequences: Sequence[int], tokens: Sequence[Sequence[int]], temperatures: Sequence[float]
+    ) -> Sequence[np.ndarray | DeviceRow]:
+        """Append tokens to sequences; of each the logits after its last, float32 [V], to draw from."""
         ...
 
 
@@ -342,9 +349,9 @@ class Engine:
         try:
             feed = tokens
             while writer.finish_reason is None:
-                logits = self.executor.forward([sequence], [feed])[0]
+                (row,) = self.executor.step([sequence], [feed], [writer.options.temperature])
                 prefill_end = prefill_end or time.perf_counter()
-                piece = writer.take(logits)
+                piece = writer.take(row)
                 feed = [writer.drawn[-1].id]
                 if piece:
                     yield piece

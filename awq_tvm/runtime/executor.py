@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,10 +12,12 @@ import numpy as np
 
 from awq_tvm.bundle.weights import map_weights
 from awq_tvm.errors import BundleError, ResourceError, UsageError
+from awq_tvm.runtime.candidate_finder import CandidateFinder
 from awq_tvm.runtime.tvm_library import TvmRuntime
 
 if TYPE_CHECKING:
     from awq_tvm.bundle.manifest import Manifest
+    from awq_tvm.runtime.logit_row import DeviceRow
 
 
 class Executor:
@@ -62,6 +64,8 @@ class Executor:
         self._forward = self._vm["forward"]
         self._cache = self._vm["create_kv_cache"]()
         self._decode = self._bind_decode() if facts.get("decode") else None
+        count = int(facts.get("candidates", 0))
+        self._finder = CandidateFinder(self._tvm, self._vm["candidates"], count) if count else None
         self._call = {
             name: self._tvm.function(f"vm.builtin.kv_state_{name}")
             for name in ("add_sequence", "remove_sequence", "fork_sequence", "begin_forward", "end_forward")
@@ -160,18 +164,45 @@ class Executor:
             # Too long for one call: each sequence for itself.
             parts = [self.forward([s], [t], logits=logits) for s, t in zip(sequences, tokens, strict=True)]
             return np.concatenate(parts)
-        results = []
-        if len(sequences) > 1:
-            results.append(self._call_forward(sequences, tokens, logits))
-        else:
-            step = self._step(logits)
-            starts = range(0, len(tokens[0]), step)
-            for start in starts:
-                chunk = tokens[0][start : start + step]
-                rows = self._call_forward(sequences, [chunk], logits)
-                if logits == "all" or start == starts[-1]:
-                    results.append(rows)
+        results = [self._tvm.array(result) for result in self._results(sequences, tokens, logits)]
         return results[0] if len(results) == 1 else np.concatenate(results)
+
+    def step(
+        self, sequences: Sequence[int], tokens: Sequence[Sequence[int]], temperatures: Sequence[float]
+    ) -> Sequence[np.ndarray[Any, np.dtype[np.float32]] | DeviceRow]:
+        """Append tokens to sequences, of whose logits tokens are to be drawn.
+
+        Args:
+            sequences: ids, each once.
+            tokens: the new tokens of each, at least one.
+            temperatures: at which each is drawn from, 0 for greedily.
+
+        Returns:
+            The logits after each sequence's last token, [vocab_size]; where the bundle finds candidates, those, and
+            the logits on the device until the next call.
+
+        Raises:
+            UsageError: as for `forward`.
+        """
+        if self._finder is None or (len(sequences) > 1 and sum(map(len, tokens)) > self._step("last")):
+            return list(self.forward(sequences, tokens))
+        self._check(sequences, tokens)
+        (result,) = self._results(sequences, tokens, "last")
+        return self._finder.rows(result, temperatures)
+
+    def _results(
+        self, sequences: Sequence[int], tokens: Sequence[Sequence[int]], logits: str
+    ) -> Iterator[Any]:
+        """What calls of the model leave on the device, of rows that are wanted; each read before the next call."""
+        if len(sequences) > 1:
+            yield self._call_forward(sequences, tokens, logits)
+            return
+        step = self._step(logits)
+        starts = range(0, len(tokens[0]), step)
+        for start in starts:
+            result = self._call_forward(sequences, [tokens[0][start : start + step]], logits)
+            if logits == "all" or start == starts[-1]:
+                yield result
 
     def _check_room(self) -> None:
         if len(self._lengths) - len(self._kept) >= self.max_sequences:
@@ -202,9 +233,7 @@ class Executor:
                     fix="shorten the prompt, or compile with a larger --context-length",
                 )
 
-    def _call_forward(
-        self, sequences: Sequence[int], tokens: Sequence[Sequence[int]], logits: str
-    ) -> np.ndarray[Any, np.dtype[np.float32]]:
+    def _call_forward(self, sequences: Sequence[int], tokens: Sequence[Sequence[int]], logits: str) -> Any:
         lengths = [len(new) for new in tokens]
         shape = self._tvm.shape
         self._call["begin_forward"](self._cache, shape(list(sequences)), shape(lengths))
@@ -216,7 +245,7 @@ class Executor:
         self._call["end_forward"](self._cache)
         for sequence, length in zip(sequences, lengths, strict=True):
             self._lengths[sequence] += length
-        return self._tvm.array(result)
+        return result
 
     def _forward_any(self, lengths: Sequence[int], tokens: Sequence[Sequence[int]], logits: str) -> Any:
         flat = np.fromiter((token for new in tokens for token in new), np.int32, sum(lengths))

@@ -11,10 +11,13 @@ from functools import cached_property
 import numpy as np
 
 from awq_tvm.errors import BundleError, UsageError
+from awq_tvm.runtime.logit_row import Candidates
 
 MAX_NEW_TOKENS = 1 << 20
 MAX_LOGPROBS = 20
 _MAX_STOPS, _MAX_STOP_LENGTH = 64, 4096
+_SUM_ERROR = 1e-4  # of a GPU's float32 sum of chances, with much to spare
+_EDGE = 1e-9  # chances nearer than this are left to one way of computing them
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,31 +116,91 @@ class Sampler:
         """
         options = self.options
         best = int(logits.argmax())  # where any logit is NaN, the first of those
-        if not math.isfinite(logits[best]):
-            raise BundleError(
-                "The model computed a logit that is not a number.",
-                where=f"logit {best}",
-                why=f"found {logits[best]}",
-                fix="run `python -m awq_tvm verify BUNDLE`, then build the bundle again",
-            )
+        _check_best(best, float(logits[best]))
         given = logits
         if options.repetition_penalty != 1.0 and self._seen:
             logits = logits.copy()
             seen = np.fromiter(self._seen, dtype=np.int64)
-            values = logits[seen]
-            penalty = options.repetition_penalty
-            logits[seen] = np.where(values > 0, values / penalty, values * penalty)
+            logits[seen] = self._repeated(logits[seen])
         if self._counts and (options.presence_penalty or options.frequency_penalty):
             logits = logits.copy()
             drawn = np.fromiter(self._counts, dtype=np.int64)
-            times = np.fromiter(self._counts.values(), dtype=np.float32)
-            logits[drawn] -= options.presence_penalty + options.frequency_penalty * times
+            logits[drawn] -= self._taken_off(drawn)
         if options.temperature > 0:
             token = self._draw(logits)
         elif logits is given:
             token = best
         else:
             token = int(logits.argmax())
+        return self._taken(token)
+
+    def sample_from(self, found: Candidates) -> int | None:
+        """Draw one token from the likeliest alone: the one that `sample` would draw from all with the same generator.
+
+        Args:
+            found: of the logits, at the temperature of the options.
+
+        Returns:
+            the token id; None where the likeliest do not tell, and nothing was drawn.
+
+        Raises:
+            BundleError: as `sample`.
+        """
+        options = self.options
+        _check_best(int(found.ids[0]), float(found.logits[0]))
+        known = self._certain(found)
+        if known is None:
+            return None
+        logits, tokens, changed = known
+        if options.temperature == 0:
+            return self._taken(int(tokens[0])) if logits.size else None
+        if options.top_k > 0:
+            # The same numbers in the same order as of all: the same token to the last bit.
+            count = options.top_k
+            return self._taken(int(tokens[self._draw(logits[:count])])) if count <= logits.size else None
+        if not logits.size or (options.top_p < 1.0 and changed):
+            return None
+        kept = _kept(logits, found, options)
+        if kept is None:
+            return None
+        order = np.argsort(tokens[: kept.size])
+        return self._taken(int(tokens[order][self._pick(kept[order])]))
+
+    def _certain(self, found: Candidates) -> tuple[np.ndarray, np.ndarray, bool] | None:
+        """What is certainly the largest behind penalties: logits, ids, and whether penalties have changed any.
+
+        None where a penalty raises logits, as others may then be larger. Where all lower them, what is still above
+        the last of the candidates is above all others.
+        """
+        options, logits, tokens = self.options, found.logits, found.ids
+        if options.repetition_penalty != 1.0 and self._seen:
+            if options.repetition_penalty < 1.0:
+                return None
+            repeated = np.isin(tokens, np.fromiter(self._seen, dtype=np.int64))
+            logits = np.where(repeated, self._repeated(logits), logits)
+        if self._counts and (options.presence_penalty or options.frequency_penalty):
+            if options.presence_penalty < 0 or options.frequency_penalty < 0:
+                return None
+            drawn = np.isin(tokens, np.fromiter(self._counts, dtype=np.int64))
+            logits = logits.copy()
+            logits[drawn] -= self._taken_off(tokens[drawn])
+        if logits is found.logits:
+            return logits, tokens, False
+        order = np.lexsort((tokens, -logits))
+        order = order[logits[order] > found.logits[-1]]
+        return logits[order], tokens[order], True
+
+    def _repeated(self, values: np.ndarray) -> np.ndarray:
+        """Logits of tokens that were there before."""
+        penalty = self.options.repetition_penalty
+        return np.where(values > 0, values / penalty, values * penalty)
+
+    def _taken_off(self, drawn: np.ndarray) -> np.ndarray:
+        """What the answer's own tokens lose, float32."""
+        times = np.fromiter((self._counts[int(token)] for token in drawn), np.float32, drawn.size)
+        return self.options.presence_penalty + self.options.frequency_penalty * times
+
+    def _taken(self, token: int) -> int:
         self._seen.add(token)
         self._counts[token] += 1
         return token
@@ -162,13 +225,48 @@ class Sampler:
             chances[order] = kept
         if options.min_p > 0.0:
             chances[chances < options.min_p * chances.max()] = 0.0
+        return int(tokens[self._pick(chances)])
+
+    def _pick(self, chances: np.ndarray) -> int:
+        """An index, drawn by chances that need not add up to 1."""
         edges = np.cumsum(chances)
         point = self._generator.random() * edges[-1]
         # side="right" never lands on a token of no chance; rounding may carry the point to the very end.
         index = int(np.searchsorted(edges, point, side="right"))
-        if index == edges.size:
-            index = int(np.flatnonzero(chances)[-1])
-        return int(tokens[index])
+        return int(np.flatnonzero(chances)[-1]) if index == edges.size else index
+
+
+def _check_best(token: int, logit: float) -> None:
+    if not math.isfinite(logit):
+        raise BundleError(
+            "The model computed a logit that is not a number.",
+            where=f"logit {token}",
+            why=f"found {logit}",
+            fix="run `python -m awq_tvm verify BUNDLE`, then build the bundle again",
+        )
+
+
+def _kept(logits: np.ndarray, found: Candidates, options: SamplingOptions) -> np.ndarray | None:
+    """Chances of the tokens that top_p and min_p leave, of logits largest first; None where they may leave others.
+
+    They do not say where the last known token is left, and not where one is so near the edge that the rounding of
+    the device's sum decides.
+    """
+    scaled = logits.astype(np.float64)
+    with np.errstate(over="ignore"):
+        chances = np.exp((scaled - scaled[0]) / options.temperature)
+    left = np.ones(logits.size, dtype=bool)
+    if options.top_p < 1.0:
+        parts = chances / found.tempered
+        before = np.cumsum(parts) - parts
+        if (np.abs(before - options.top_p) < _SUM_ERROR).any():
+            return None
+        left &= before < options.top_p
+    if options.min_p > 0.0:
+        if (np.abs(chances - options.min_p) < _EDGE * options.min_p).any():
+            return None
+        left &= chances > options.min_p
+    return None if left[-1] else chances[left]
 
 
 def log_chances(logits: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -16,6 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from awq_tvm.errors import AwqTvmError, ResourceError, UsageError
+from awq_tvm.runtime.logit_row import DeviceRow
 from awq_tvm.serve.job import Branch, Failure, Job, Listener, Progress, pages_to_come
 from awq_tvm.serve.prefixes import PrefixCache, names_of_parts
 
@@ -46,8 +47,10 @@ class PagedExecutor(Protocol):
         """Forget a sequence and free its pages."""
         ...
 
-    def forward(self, sequences: Sequence[int], tokens: Sequence[Sequence[int]]) -> np.ndarray:
-        """Append tokens to sequences; float32 [len(sequences), V]."""
+    def step(
+        self, sequences: Sequence[int], tokens: Sequence[Sequence[int]], temperatures: Sequence[float]
+    ) -> Sequence[np.ndarray | DeviceRow]:
+        """Append tokens to sequences; of each the logits after its last, float32 [V], to draw from."""
         ...
 
 
@@ -292,7 +295,7 @@ class Scheduler:
         if first.length == self.part or (first.length > self.part and not job.prefilling):
             self.prefixes.keep(first.sequence, job.names[: first.length // self.part], job.runs)
 
-    def _start_answers(self, job: Job, logits: np.ndarray) -> None:
+    def _start_answers(self, job: Job, logits: np.ndarray | DeviceRow) -> None:
         first, *others = job.branches
         for branch in others:
             if first.sequence is not None:
@@ -309,14 +312,16 @@ class Scheduler:
             if branch.sequence is not None:  # the job may have failed in another of its answers
                 self._take(job, branch, row)
 
-    def _call(self, branches: Sequence[Branch], tokens: Sequence[list[int]]) -> np.ndarray:
+    def _call(
+        self, branches: Sequence[Branch], tokens: Sequence[list[int]]
+    ) -> Sequence[np.ndarray | DeviceRow]:
         sequences = [branch.sequence for branch in branches if branch.sequence is not None]
-        rows = self.executor.forward(sequences, tokens)
+        rows = self.executor.step(sequences, tokens, [one.writer.options.temperature for one in branches])
         for branch, new in zip(branches, tokens, strict=True):
             branch.length += len(new)
         return rows
 
-    def _take(self, job: Job, branch: Branch, logits: np.ndarray) -> None:
+    def _take(self, job: Job, branch: Branch, logits: np.ndarray | DeviceRow) -> None:
         writer = branch.writer
         try:
             text = writer.take(logits)

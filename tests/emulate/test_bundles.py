@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import platform
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -106,8 +109,30 @@ def test_verify_emulates(compiled: tiny.Compiled) -> None:
     matmuls = {name: count for name, count in found["launches"].items() if "dequantize_matmul" in name}
     # Three forward passes of four linears a layer; the head is not quantized.
     assert sum(matmuls.values()) == 3 * 4 * tiny.LAYERS
+    # Each token is drawn from what the device found.
+    assert [count for name, count in found["launches"].items() if "candidates" in name] == [3, 3]
     plain = awq_tvm("verify", compiled.bundle, "--emulate", "--tokens", 1)
     assert "nothing found" in plain.stdout
+
+
+def test_tokens_drawn_from_candidates_are_those_drawn_from_all_logits(compiled: tiny.Compiled) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.support.emulated_sampling", str(compiled.bundle)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert all(len(tokens) == 6 for tokens in found["from_all"])
+    assert found["from_candidates"] == found["from_all"]
+    assert found["together"] == found["from_all"]
+    # Greedy, and k of fewer than there are; all logits where the options ask for all.
+    assert found["reads"][:2] == [0, 0]
+    assert found["reads"][-1] == 6
+    first, second = (found["launches"][f"candidates_kernels_kernel{end}"] for end in ("", "_1"))
+    assert first == second > 5 * 6
 
 
 def planted(compiled: tiny.Compiled, bundle: Path, pattern: str, instead: str) -> dict[str, Any]:

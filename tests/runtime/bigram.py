@@ -48,6 +48,11 @@ class Bigram:
             rows += new if logits == "all" else new[-1:]
         return self.table[rows].astype(np.float32)
 
+    def step(
+        self, seq_ids: Sequence[int], tokens: Sequence[Sequence[int]], _temperatures: Sequence[float]
+    ) -> Sequence[np.ndarray]:
+        return list(self.forward(seq_ids, tokens))
+
 
 def chain(tokenizer: Tokenizer, text: str, *, end: int | None = None, context_length: int = 64) -> Bigram:
     """A model that, greedily, says `text` after its first token; each token of it may occur once."""

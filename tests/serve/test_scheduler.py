@@ -276,13 +276,15 @@ class _Broken:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._executor, name)
 
-    def forward(self, sequences: list[int], tokens: list[list[int]]) -> np.ndarray:
-        rows = self._executor.forward(sequences, tokens).copy()
+    def step(
+        self, sequences: list[int], tokens: list[list[int]], _temperatures: list[float]
+    ) -> list[np.ndarray]:
+        rows = list(self._executor.forward(sequences, tokens).copy())
         self._calls -= 1
         if self._calls == -1:
             if self._error is not None:
                 raise self._error
-            rows[0] = np.nan
+            rows[0][:] = np.nan
         return rows
 
 

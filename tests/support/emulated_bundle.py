@@ -61,6 +61,7 @@ def main(bundle: str, plan_path: str, into: str) -> None:
     """The child."""
     from awq_tvm.bundle.reader import open_bundle
     from awq_tvm.runtime.emulated import emulated_executor, launches
+    from awq_tvm.runtime.logit_row import DeviceRow, likeliest
 
     plan = json.loads(Path(plan_path).read_text())
     counts = [count for count, _ in plan["parts"]]
@@ -75,7 +76,10 @@ def main(bundle: str, plan_path: str, into: str) -> None:
         for _ in range(plan["greedy"]):
             ids.append(int(logits[-1][-1].argmax()))
             rows.append(len(ids) - 1)
-            logits.append(executor.forward([sequence], [ids[-1:]]))
+            (row,) = executor.step([sequence], [ids[-1:]], [0.0])
+            assert isinstance(row, DeviceRow)
+            logits.append(row.whole()[None])
+            assert likeliest(row) == int(row.whole().argmax())
     np.savez(into, ids=ids, logits=np.concatenate(logits), rows=rows, launches=json.dumps(launches()))
 
 
