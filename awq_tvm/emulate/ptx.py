@@ -213,7 +213,8 @@ def _wgmma(found: re.Match[str], operands: Operands) -> str:
     b, add, *modes = (_one(operand) for operand in operands[2:])
     if len(accumulators) != int(found.group(1)) // 2 or len(a) != 4 or modes != ["1", "1", "0"]:
         raise _unknown("a form of wgmma", f"{found.group(0)} {operands[1:]}")
-    return f"ptx::wgmma({', '.join([*a, b, add, *accumulators])});"
+    bfloat16 = "true" if found.group(2) == "bf16" else "false"
+    return f"ptx::wgmma<{bfloat16}>({', '.join([*a, b, add, *accumulators])});"
 
 
 def _load(found: re.Match[str], operands: Operands) -> str:
@@ -254,7 +255,7 @@ _INSTRUCTIONS = (
     _instruction(r"cvt\.rn\.f16x2\.f32", _call("pack_f16x2")),
     _instruction(r"cvt\.rn\.bf16x2\.f32", _call("pack_bf16x2")),
     _instruction(r"mma\.sync\.aligned\.m16n8k16\.row\.col\.f32\.(b?f16)\.\1\.f32", _mma),
-    _instruction(r"wgmma\.mma_async\.sync\.aligned\.m64n(\d+)k16\.f32\.f16\.f16", _wgmma),
+    _instruction(r"wgmma\.mma_async\.sync\.aligned\.m64n(\d+)k16\.f32\.(b?f16)\.\2", _wgmma),
     _instruction(r"wgmma\.fence\.sync\.aligned", lambda _, o: "emulator::wgmma_fence();"),
     _instruction(r"wgmma\.commit_group\.sync\.aligned", lambda _, o: "emulator::wgmma_commit();"),
     _instruction(r"wgmma\.wait_group\.sync\.aligned", lambda _, o: f"emulator::wgmma_wait({_one(o[0])});"),

@@ -12,6 +12,7 @@ that power plus the code, and one subtraction leaves q - z. (The bit trick is th
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, Protocol
 
 from tvm.script.ir_builder import tirx as T
@@ -48,6 +49,24 @@ class Codes(Protocol):
             zeros: from ``zeros``.
         """
 
+    def scales(self, pair: Any) -> Any:
+        """Emit registers of what ``scaled`` takes the two rows' scales as.
+
+        Args:
+            pair: a register of two float16.
+        """
+
+    def scaled(self, into: Any, at: int, words: list[Any], zeros: Any, scales: Any) -> None:
+        """``pairs`` times the scales, each rounded once: (q - z) * scale as it is dequantized.
+
+        Args:
+            into: registers.
+            at: where in it.
+            words: as ``pairs`` takes them.
+            zeros: from ``zeros``.
+            scales: from ``scales``.
+        """
+
 
 def codes_for(spec: MatmulSpec) -> Codes:
     """What decodes the weight of a linear, into numbers of its ``dtype``."""
@@ -57,7 +76,25 @@ def codes_for(spec: MatmulSpec) -> Codes:
     return _WideFloat16() if wide else _Float16()
 
 
-class _Float16:
+class _Halves(ABC):
+    """What is the same for codes of any width."""
+
+    def scales(self, pair: Any) -> Any:
+        scales = local("scale_twice", 2, "uint32")
+        for row, selector in enumerate((0x1010, 0x3232)):
+            ptx.permute_bytes(scales[row], pair[0], 0, selector)
+        return scales
+
+    def scaled(self, into: Any, at: int, words: list[Any], zeros: Any, scales: Any) -> None:
+        self.pairs(into, at, words, zeros)
+        for i in range(4):
+            ptx.multiply_halves(into[at + i], into[at + i], scales[i % 2])
+
+    @abstractmethod
+    def pairs(self, into: Any, at: int, words: list[Any], zeros: Any) -> None: ...
+
+
+class _Float16(_Halves):
     def zeros(self, packed: Any) -> Any:
         zeros = local("zero", 2, "uint32")
         _behind(zeros[0], packed[0], 0x64, 0)
@@ -79,7 +116,7 @@ class _Float16:
             ptx.fma_halves(high, high, T.uint32(0x2C002C00), zeros[1])
 
 
-class _WideFloat16:
+class _WideFloat16(_Halves):
     def zeros(self, packed: Any) -> Any:
         zeros = local("zero", 2, "uint32")
         for row in range(2):
@@ -111,6 +148,25 @@ class _Bfloat16:
             # There is a subtraction of pairs only from compute capability 9.0 on.
             ptx.fma_bfloats(into[at + i], into[at + i], T.uint32(0x3F803F80), zeros[i % 2])
 
+    def scales(self, pair: Any) -> Any:
+        # Eleven bits of a scale are eight and three: the product of a difference of four bits with the three is exact
+        # and so is added to that with the eight before anything is rounded.
+        scales = local("scale_parts", 4, "uint32")
+        whole = floats_of(pair)
+        for row in range(2):
+            ptx.pack_bfloats(scales[row], whole[row], whole[row])
+            high = T.reinterpret("float32", T.bitwise_and(scales[row], T.uint32(0xFFFF0000)))
+            T.buffer_store(whole, whole[row] - high, [row])
+            ptx.pack_bfloats(scales[2 + row], whole[row], whole[row])
+        return scales
+
+    def scaled(self, into: Any, at: int, words: list[Any], zeros: Any, scales: Any) -> None:
+        self.pairs(into, at, words, zeros)
+        low = local("low", 1, "uint32")
+        for i in range(4):
+            ptx.fma_bfloats(low[0], into[at + i], scales[2 + i % 2], T.uint32(0x80008000))
+            ptx.fma_bfloats(into[at + i], into[at + i], scales[i % 2], low[0])
+
 
 class _WideBfloat16:
     def zeros(self, packed: Any) -> Any:
@@ -120,15 +176,34 @@ class _WideBfloat16:
         return zeros
 
     def pairs(self, into: Any, at: int, words: list[Any], zeros: Any) -> None:
+        self._pairs(into, at, words, zeros, None)
+
+    def scales(self, pair: Any) -> Any:
+        return floats_of(pair)
+
+    def scaled(self, into: Any, at: int, words: list[Any], zeros: Any, scales: Any) -> None:
+        # Twenty bits at most: exact in float32.
+        self._pairs(into, at, words, zeros, scales)
+
+    def _pairs(self, into: Any, at: int, words: list[Any], zeros: Any, scales: Any) -> None:
         bits = local("code_bits", 2, "uint32")
         code = local("code", 2, "float32")
         for a, word in enumerate(words):
             for row in range(2):
                 for i in range(2):
                     _as_float(bits[i], word, 2 * row + i)
-                    difference = T.reinterpret("float32", bits[i]) - T.reinterpret("float32", zeros[row])
-                    T.buffer_store(code, difference, [i])
+                    value = T.reinterpret("float32", bits[i]) - T.reinterpret("float32", zeros[row])
+                    T.buffer_store(code, value if scales is None else value * scales[row], [i])
                 ptx.pack_bfloats(into[at + 2 * a + row], code[0], code[1])
+
+
+def floats_of(pair: Any) -> Any:
+    """Emit two registers of float32, given one of two float16."""
+    found = local("scale", 2, "float32")
+    for u in range(2):
+        bits = T.Cast("uint16", pair[0] >> T.uint32(16 * u))
+        T.buffer_store(found, T.Cast("float32", T.reinterpret("float16", bits)), [u])
+    return found
 
 
 def _behind(register: Any, packed: Any, leading: int, byte: int) -> None:

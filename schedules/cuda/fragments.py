@@ -13,7 +13,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from awq_tvm.schedules.cuda import ptx
-from awq_tvm.schedules.cuda.codes import BROAD_BITS, codes_for
+from awq_tvm.schedules.cuda.codes import BROAD_BITS, codes_for, floats_of
 from awq_tvm.schedules.cuda.config import GROUP_BYTES, ROWS, tile_bytes
 from awq_tvm.schedules.gpu.weights import local
 from awq_tvm.schedules.spec import MatmulSpec
@@ -108,19 +108,12 @@ class Fragments:
     def read_group(self, shared: Any, base: Any, part: int, lane: Any) -> tuple[Any, Any]:
         """Emit the loads of a lane's two scales, as float32, and two zero points, as ``decode`` takes them."""
         pair = self._read_scales(shared, base, part, lane)
-        scales = local("scale", 2, "float32")
-        for u in range(2):
-            bits = T.Cast("uint16", pair[0] >> T.uint32(16 * u))
-            T.buffer_store(scales, T.Cast("float32", T.reinterpret("float16", bits)), [u])
-        return scales, self._read_zeros(shared, base, part, lane)
+        return floats_of(pair), self._read_zeros(shared, base, part, lane)
 
-    def read_group_in_pairs(self, shared: Any, base: Any, part: int, lane: Any) -> tuple[Any, Any]:
-        """``read_group`` with the scales as float16, each twice in a register."""
+    def read_group_to_scale(self, shared: Any, base: Any, part: int, lane: Any) -> tuple[Any, Any]:
+        """``read_group`` with the scales as ``decode_sixteen`` takes them."""
         pair = self._read_scales(shared, base, part, lane)
-        scales = local("scale_twice", 2, "uint32")
-        for u, selector in enumerate((0x1010, 0x3232)):
-            ptx.permute_bytes(scales[u], pair[0], 0, selector)
-        return scales, self._read_zeros(shared, base, part, lane)
+        return self.format.scales(pair), self._read_zeros(shared, base, part, lane)
 
     def _read_scales(self, shared: Any, base: Any, part: int, lane: Any) -> Any:
         pair = local("scale_pair", 1, "uint32")
@@ -146,8 +139,10 @@ class Fragments:
             self.decode_sixteen(into, 4 * j, raw, 2 * half + j, zeros)
         return into
 
-    def decode_sixteen(self, into: Any, at: int, raw: Any, number: int, zeros: Any) -> None:
-        """Emit ``into[at], ...`` = the four registers of 16 k of a block.
+    def decode_sixteen(
+        self, into: Any, at: int, raw: Any, number: int, zeros: Any, scales: Any = None
+    ) -> None:
+        """Emit ``into[at], ...`` = the four registers of 16 k of a block: q - z, or times the scales.
 
         Args:
             into: registers.
@@ -155,9 +150,14 @@ class Fragments:
             raw: from ``read_codes``.
             number: which 16 of the 64.
             zeros: from ``read_group``.
+            scales: from ``read_group_to_scale``, if they are to be multiplied in.
         """
-        words = self.lane_words // 4
-        self.format.pairs(into, at, [raw[words * number + a] for a in range(words)], zeros)
+        count = self.lane_words // 4
+        words = [raw[count * number + a] for a in range(count)]
+        if scales is None:
+            self.format.pairs(into, at, words, zeros)
+        else:
+            self.format.scaled(into, at, words, zeros, scales)
 
     def _tile(self, first: Any, number: Any) -> Any:
         return T.min(first + number, self.tiles - 1)

@@ -23,11 +23,9 @@ class HopperRule(TensorCoreRule):
     version = 2
 
     def applies(self, spec: MatmulSpec, target: Target) -> Match | NotApplicable:
-        """What ``TensorCoreRule`` takes in float16, where all code is for Hopper alone."""
+        """What ``TensorCoreRule`` takes, where all code is for Hopper alone."""
         if set(target.cuda_archs) != {ARCH} or target.ptx_arch:
             return NotApplicable(f"only code for {ARCH} alone has wgmma")
-        if spec.dtype != "float16":
-            return NotApplicable(f"x is in {spec.dtype}, and it takes float16")
         answer = super().applies(spec, target)
         if isinstance(answer, NotApplicable):
             return answer

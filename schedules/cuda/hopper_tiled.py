@@ -1,10 +1,10 @@
 """Hopper's kernel for many tokens: its roof is the arithmetic of the tensor cores.
 
 Weights are the left operand of `wgmma`, decoded by each thread into the registers that it multiplies, and are never
-in shared memory as float16; x is the right operand, and comes from shared memory by a descriptor. A product of 64
+in shared memory decoded; x is the right operand, and comes from shared memory by a descriptor. A product of 64
 outputs, 16 k and all tokens of the block goes on while its warps decode what the next one takes: as many are under
-way as a step has. Scales are multiplied into the weights, rounded to float16: to scale sums instead, every warp would
-wait for its products at the end of each group. (Weights in registers for `wgmma` are Machete's idea.)
+way as a step has. Scales are multiplied into the weights, rounded to the dtype of x: to scale sums instead, every
+warp would wait for its products at the end of each group. (Weights in registers for `wgmma` are Machete's idea.)
 """
 
 from __future__ import annotations
@@ -179,16 +179,15 @@ def _multiply(
     # Each product has registers of its own in a step: they are free when as many have followed it.
     pending = min(_PIECES * config.tiles - 1, warpgroup.MOST_PENDING)
     for part in range(weights.sums_per_block):
-        groups = [weights.read_group_in_pairs(shared, base, part, lane) for base in bases]
+        groups = [weights.read_group_to_scale(shared, base, part, lane) for base in bases]
         pieces = _PIECES // weights.sums_per_block
         for piece in range(part * pieces, (part + 1) * pieces):
             for tile, (scales, zeros) in enumerate(groups):
                 w = local("w", 4, "uint32")
                 warpgroup.wait(pending)
-                weights.decode_sixteen(w, 0, raw[tile], piece, zeros)
-                for r in range(4):
-                    ptx.multiply_halves(w[r], w[r], scales[r % 2])
+                weights.decode_sixteen(w, 0, raw[tile], piece, zeros, scales)
                 warpgroup.fence_registers()
                 own = [sums[tile * held + i] for i in range(held)]
-                warpgroup.multiply(own, [w[r] for r in range(4)], x[0] + T.uint64(warpgroup.STEP_16 * piece))
+                right = x[0] + T.uint64(warpgroup.STEP_16 * piece)
+                warpgroup.multiply(own, [w[r] for r in range(4)], right, weights.spec.dtype)
                 warpgroup.commit()

@@ -33,16 +33,17 @@ def descriptor(address: Any) -> Any:
     return T.bitwise_or(start, T.uint64(fixed))
 
 
-def multiply(d: Sequence[Any], a: Sequence[Any], b: Any) -> None:
-    """Emit the beginning of D[64, N] += A[64, 16] @ B[16, N]: float16, sums in float32.
+def multiply(d: Sequence[Any], a: Sequence[Any], b: Any, dtype: str) -> None:
+    """Emit the beginning of D[64, N] += A[64, 16] @ B[16, N], in float32.
 
     Args:
         d: N / 2 float32 of every thread: as `mma.m16n8k16` has them, for each warp 16 rows.
         a: four registers of every thread, likewise.
         b: a descriptor.
+        dtype: of A and B, "float16" or "bfloat16".
     """
-    columns = 2 * len(d)
-    name = f"wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.f16.f16"
+    kind, columns = {"float16": "f16", "bfloat16": "bf16"}[dtype], 2 * len(d)
+    name = f"wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.{kind}.{kind}"
     T.evaluate(T.ptx[name](*d, *a, b, True, 1, 1, 0))
 
 

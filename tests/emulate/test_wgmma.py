@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -131,6 +132,16 @@ def test_it_multiplies_and_adds(columns: int, mode: int, emulated) -> None:
     body += wgmma(columns, b=b) + COMMIT + WAIT + sums(columns, STORE)
     y = run(emulated, kernel(body, columns, 16, mode), A, image, C)
     np.testing.assert_allclose(y, C + A.astype(np.float32) @ B.T.astype(np.float32), rtol=1e-5, atol=1e-4)
+
+
+def test_it_multiplies_bfloat16(emulated) -> None:
+    A, B, C = operands(24, 16)
+    A, B = A.astype(ml_dtypes.bfloat16), B.astype(ml_dtypes.bfloat16) * ml_dtypes.bfloat16(1e20)
+    body = load(24, 16) + sums(24, "d[i] = AT") + PROXY + BARRIER + FENCE + wgmma(24) + COMMIT + WAIT
+    body = body.replace(".f32.f16.f16", ".f32.bf16.bf16") + sums(24, STORE)
+    image = lay_out(B.view(np.float16), 3)
+    y = run(emulated, kernel(body, 24, 16, 3), A, image, C)
+    np.testing.assert_allclose(y, C + A.astype(np.float32) @ B.T.astype(np.float32), rtol=1e-5, atol=1e16)
 
 
 @pytest.mark.parametrize("add", ["0", "1"])
@@ -317,7 +328,7 @@ def test_sums_that_are_no_registers_are_refused(emulated) -> None:
         ("sync.aligned.m64", "sp.sync.aligned.m64"),
         ("%8, %9, %10, %11", "%8, %9"),
         ("{%8, %9, %10, %11}", "%12"),
-        ("f32.f16.f16", "f32.bf16.bf16"),
+        ("f32.f16.f16", "f32.bf16.f16"),
     ],
 )
 def test_other_forms_are_not_known(right: str, wrong: str, emulated) -> None:

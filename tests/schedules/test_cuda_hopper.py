@@ -39,6 +39,9 @@ CASES = {
     "8 bits, groups of 32": spec(128, 17, 8, 32),
     "3 bits": spec(192, 9, 3, 192),
     "2 bits, one block": spec(64, 16, 2, 64),
+    "bfloat16": spec(192, 104, 4, 64, dtype="bfloat16", **EVERYTHING),
+    "bfloat16, groups of 32": spec(128, 35, 3, 32, dtype="bfloat16"),
+    "bfloat16, 8 bits": spec(320, 40, 8, 64, dtype="bfloat16", has_bias=True),
 }
 # From M = 33 on the two kernels of warpgroups, each as small as it can be seen to work.
 SMALL = HopperConfig(
@@ -52,7 +55,7 @@ def test_kernels_compute_the_spec(name: str, tmp_path) -> None:
     built = build_for(RULE, CASES[name], TARGET, SMALL)
     kernels = Emulated(built.source, "cuda", tmp_path)
     for m in (1, 17, 33, 64, 65, 90):
-        # Weights are rounded to float16 before they are multiplied only where `wgmma` does.
+        # Weights are rounded to the dtype before they are multiplied only where `wgmma` does.
         check(kernels, built, CASES[name], m, rounded=m > 32)
 
 
@@ -175,9 +178,12 @@ def test_shared_memory_is_what_the_configuration_says(bits: int, group_size: int
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
 @pytest.mark.skipif(find_disassembler() is None, reason="nvdisasm is not installed")
-@pytest.mark.parametrize(("bits", "group_size"), [(4, 128), (4, 32), (8, 64)])
-def test_products_overlap_and_nothing_spills(bits: int, group_size: int, tmp_path) -> None:
-    built = build_for(RULE, spec(2048, 4096, bits, group_size), TARGET)
+@pytest.mark.parametrize(
+    ("bits", "group_size", "dtype"),
+    [(4, 128, "float16"), (4, 32, "float16"), (8, 64, "float16"), (4, 128, "bfloat16"), (8, 64, "bfloat16")],
+)
+def test_products_overlap_and_nothing_spills(bits: int, group_size: int, dtype: str, tmp_path) -> None:
+    built = build_for(RULE, spec(2048, 4096, bits, group_size, dtype=dtype), TARGET)
     path = tmp_path / "kernels.cu"
     path.write_text(built.source)
     nvcc = Nvcc.find()
@@ -187,14 +193,17 @@ def test_products_overlap_and_nothing_spills(bits: int, group_size: int, tmp_pat
         [kernel.spill_store_bytes for kernel in own] == [kernel.spill_load_bytes for kernel in own] == [0, 0]
     )
     registers = {kernel.name: kernel.registers for kernel in own}
-    # Two blocks of the smaller tile share an SM; one of the larger has it for itself.
-    assert registers["mm_kernel_6"] <= 128
+    # Two blocks of the smaller tile share an SM, unless wide codes pass through float32; one of the larger has it
+    # for itself.
+    assert registers["mm_kernel_6"] <= (168 if bits == 8 and dtype == "bfloat16" else 128)
     assert registers["mm_kernel_8"] <= 255
     listing = disassemble(cubin)
     assert listing is not None
     for name in ("mm_kernel_6", "mm_kernel_8"):
         code = read_listing(listing)[name]
-        assert code.count("HGMMA") > 0, name
+        products = [one for one in code.instructions if one.startswith("HGMMA")]
+        assert products, name
+        assert all(one.endswith(".BF16") == (dtype == "bfloat16") for one in products), name
         assert code.count("HMMA", "LDG", "LDL", "STL") == 0, name
         copies = [one for one in code.instructions if one.startswith("LDGSTS")]
         assert copies, name
@@ -219,7 +228,7 @@ def test_products_overlap_and_nothing_spills(bits: int, group_size: int, tmp_pat
         (resolve("cuda"), spec(128, 64, 4, 64), "sm_90a alone"),
         (resolve("nvidia-b200"), spec(128, 64, 4, 64), "sm_90a alone"),
         (dataclasses.replace(TARGET, ptx_arch="compute_90"), spec(128, 64, 4, 64), "sm_90a alone"),
-        (TARGET, spec(128, 64, 4, 64, dtype="bfloat16"), "bfloat16"),
+        (TARGET, spec(128, 64, 4, 64, dtype="float32"), "float32"),
         (TARGET, spec(96, 64, 4, 32), "whole blocks"),
         (dataclasses.replace(TARGET, shared_memory_bytes=150_000), spec(128, 64, 4, 64), "shared memory"),
     ],
@@ -236,6 +245,7 @@ def test_what_it_cannot_do_is_left_to_the_others(target, case: MatmulSpec, reaso
 def test_hopper_is_asked_first() -> None:
     assert select(spec(128, 64, 4, 64), TARGET).rule.name == RULE.name
     assert select(spec(128, 64, 4, 64), resolve("nvidia-h200")).rule.name == RULE.name
+    assert select(spec(128, 64, 4, 64, dtype="bfloat16"), TARGET).rule.name == RULE.name
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ def random_arrays(case: MatmulSpec, m: int, layout: Layout) -> dict[str, np.ndar
 def reference(
     case: MatmulSpec, a: dict[str, np.ndarray], rounded: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """y in float64, and how far a kernel may be off; of weights that are rounded to float16 first if asked.
+    """y in float64, and how far a kernel may be off; of weights that are rounded to its dtype first if asked.
 
     The bound: one rounding of the result to the output's dtype, and float32 sums of K products; no
     elementwise function here is steeper than 1.13.
@@ -107,7 +107,7 @@ def reference(
         a["s"].astype(float), case.group_size, 1
     )
     if rounded:
-        W = W.astype(np.float16).astype(float)
+        W = W.astype(case.dtype).astype(float)
     x = a["x"].astype(float)
     bias = a["bias"].astype(float) if case.has_bias else 0.0
     v = x @ W.T + bias

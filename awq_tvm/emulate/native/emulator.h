@@ -62,8 +62,10 @@ void commit_copies();
 void wait_copies(unsigned left);
 
 // Products of a warpgroup, under way until they are waited for (see wgmma.cc): of 16 k and `columns` columns. `d` are the
-// columns / 2 accumulators of the calling thread, `a` its fragment of the left operand; `b` describes the right one.
-void wgmma(float* const* d, unsigned columns, const std::uint32_t* a, std::uint64_t b, bool add);
+// columns / 2 accumulators of the calling thread, `a` its fragment of the left operand; `b` describes the right one. Both
+// operands are float16 or bfloat16.
+void wgmma(float* const* d, unsigned columns, const std::uint32_t* a, std::uint64_t b, bool add,
+           bool bfloat16);
 void wgmma_fence();
 void wgmma_commit();
 void wgmma_wait(unsigned left);

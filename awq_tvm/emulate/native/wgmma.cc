@@ -19,6 +19,21 @@ constexpr unsigned kChunk = 16;  // bytes; eight k of one column
 constexpr unsigned kColumns = 8;  // that lie together
 constexpr unsigned kK = 16;
 
+// A number of a pair. Not by the functions that kernels use: these are watched, as if the kernel wrote registers.
+float widen(std::uint32_t pair, unsigned which, bool bfloat16) {
+  const std::uint32_t bits = pair >> 16 * which & 0xffff;
+  float wide;
+  if (bfloat16) {
+    const std::uint32_t whole = bits << 16;
+    std::memcpy(&wide, &whole, sizeof wide);
+  } else {
+    _Float16 half;
+    std::memcpy(&half, &bits, sizeof half);
+    wide = half;
+  }
+  return wide;
+}
+
 // Where chunks of the right operand lie, [K, N] by its k: the canonical layouts of the PTX ISA.
 struct Matrix {
   unsigned start, leading, stride;
@@ -58,7 +73,7 @@ void expect_visible(Block& block, unsigned offset) {
   }
 }
 
-void read_right(Block& block, Warpgroup& group) {
+void read_right(Block& block, Warpgroup& group, bool bfloat16) {
   const Matrix matrix(group.descriptor);
   const unsigned part = group.columns / 4;
   group.right.resize(kK * group.columns);
@@ -70,12 +85,12 @@ void read_right(Block& block, Warpgroup& group) {
       check_read(from, kChunk);
       expect_visible(block, at);
       chunks.push_back(at);
+      std::uint32_t pairs[4];
+      std::memcpy(pairs, from, sizeof pairs);
       for (unsigned i = 0; i < 8; ++i) {
-        _Float16 value;
-        std::memcpy(&value, from + 2 * i, 2);
         // Lane % 4 = p has the columns 8 i + 2 p and the next.
         const unsigned place = column / kColumns * 2 + column % 2;
-        group.right[(column % kColumns / 2 * kK + half * 8 + i) * part + place] = value;
+        group.right[(column % kColumns / 2 * kK + half * 8 + i) * part + place] = widen(pairs[i / 2], i % 2, bfloat16);
       }
     }
   group.reads = std::make_shared<AsyncReads>(block, std::move(chunks));
@@ -133,7 +148,8 @@ void forget_products(Block& block, Fiber& fiber) {
   fiber.proxy_fences.clear();
 }
 
-void wgmma(float* const* d, unsigned columns, const std::uint32_t* a, std::uint64_t descriptor, bool add) {
+void wgmma(float* const* d, unsigned columns, const std::uint32_t* a, std::uint64_t descriptor, bool add,
+           bool bfloat16) {
   Block& block = *running;
   const unsigned self = block.current, number = self / kWarpgroupSize;
   if ((number + 1) * kWarpgroupSize > block.threads) fail("wgmma needs warpgroups of 128 threads");
@@ -149,7 +165,7 @@ void wgmma(float* const* d, unsigned columns, const std::uint32_t* a, std::uint6
   }
   if (group.come == kWarpgroupSize) {
     group.come = 0;
-    read_right(block, group);
+    read_right(block, group, bfloat16);
   }
   const Deposit* all = meet(Meeting::kWgmma, ~0u, a, 4 * sizeof *a);
 
@@ -158,12 +174,7 @@ void wgmma(float* const* d, unsigned columns, const std::uint32_t* a, std::uint6
   for (unsigned pair = 0; pair < 4; ++pair)
     for (unsigned i = 0; i < 4; ++i) {
       const std::uint32_t both = (&of<std::uint32_t>(all, 4 * row + pair))[i];
-      for (unsigned e = 0; e < 2; ++e) {
-        const auto bits = static_cast<std::uint16_t>(both >> 16 * e);
-        _Float16 value;
-        std::memcpy(&value, &bits, 2);
-        left[i % 2][i / 2 * 8 + 2 * pair + e] = value;
-      }
+      for (unsigned e = 0; e < 2; ++e) left[i % 2][i / 2 * 8 + 2 * pair + e] = widen(both, e, bfloat16);
     }
   Accumulators& sums = begin(block, products, d, columns / 2);
   sums.group = products.committed;

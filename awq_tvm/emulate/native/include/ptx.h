@@ -127,12 +127,12 @@ inline void ldmatrix(std::uint32_t* into, std::uint32_t address) {
 }
 
 // D += A @ B of a warpgroup, or D = A @ B: by the thread whose fragment of A these are, and whose accumulators.
-template <typename... D>
+template <bool bfloat16, typename... D>
 __attribute__((no_sanitize("thread"))) inline void wgmma(std::uint32_t a0, std::uint32_t a1, std::uint32_t a2,
                                                          std::uint32_t a3, std::uint64_t b, bool add, D&... d) {
   float* const accumulators[] = {&d...};
   const std::uint32_t a[] = {a0, a1, a2, a3};
-  emulator::wgmma(accumulators, 2 * sizeof...(D), a, b, add);
+  emulator::wgmma(accumulators, 2 * sizeof...(D), a, b, add, bfloat16);
 }
 
 template <typename T, int N>
