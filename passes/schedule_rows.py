@@ -9,9 +9,11 @@ import tvm
 from tvm import relax, s_tir, tirx
 
 from awq_tvm.passes.gates import find_gate
+from awq_tvm.passes.head_norms import find_head_norms
 from awq_tvm.passes.rewrite import Bindings, Replacement, Rewriter
 from awq_tvm.schedules.attention.gpu.lanes import WARP, exchange_of
 from awq_tvm.schedules.gpu.gate import gated
+from awq_tvm.schedules.gpu.head_norm import norm_heads
 from awq_tvm.schedules.gpu.norm import rms_norm
 from awq_tvm.schedules.gpu.vectors import vectors_of
 from awq_tvm.targets import Target
@@ -31,6 +33,8 @@ class ScheduleRows:
 
         y = call_tir(gated, (gu,))
         z = call_tir(rms_norm, (x, positions, norm))
+
+    Norms of the heads of q and k, between the linear that makes q, k and v and attention, become one call.
 
     Needs: AddDecodeStep, which looks for that take; to stand before TVM's legalization. Leaves alone: rows that are
     not whole vectors of 16 bytes, norms over other axes or with another dtype than their weight.
@@ -53,7 +57,11 @@ class ScheduleRows:
         bindings = Bindings(mod, func)
         replacements: dict[relax.Var, Replacement] = {}
         for var, value in bindings:
-            found = self._norm(bindings, var) or self._gate(bindings, var, value)
+            found = (
+                self._norm(bindings, var)
+                or self._norm_of_heads(bindings, var)
+                or self._gate(bindings, var, value)
+            )
             if found is not None:
                 replacements[var] = found
         if not replacements:
@@ -78,6 +86,19 @@ class ScheduleRows:
         kernel = rms_norm(features, float(norm.attrs.epsilon), dtype, exchange, gathered=len(rows) == 2)
         arguments = [*rows, weight]
         return partial(_call, kernel, "rms_norm", arguments, var.ty)
+
+    def _norm_of_heads(self, bindings: Bindings, var: relax.Var) -> Replacement | None:
+        found = find_head_norms(bindings, var)
+        if found is None:
+            return None
+        dtype = str(found.x.ty.dtype)
+        if not vectors_of(found.head_dim, dtype) or {str(weight.ty.dtype) for weight in found.weights} != {
+            dtype
+        }:
+            return None
+        exchange = exchange_of(tvm.target.Target(self.target.tvm_target_with_host))
+        kernel = norm_heads(found.parts, found.head_dim, found.eps, dtype, exchange)
+        return partial(_call, kernel, "norm_heads", [found.x, *found.weights], var.ty)
 
     def _gate(self, bindings: Bindings, var: relax.Var, value: relax.Expr) -> Replacement | None:
         found = find_gate(bindings, value)

@@ -8,6 +8,7 @@ one barrier.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from tvm import tirx
@@ -53,13 +54,20 @@ def rms_norm(features: int, eps: float, dtype: str, exchange: Exchange, *, gathe
         positions = tensor("positions", (wanted,), "int32") if gathered else None
         weight = tensor("weight", (features,), dtype)
         y = tensor("y", (wanted, features), dtype)
-        _Rows(features, dtype, exchange).launch(x, positions, weight, y, eps)
+        rows_of = Rows(features, dtype, exchange)
+        rows_of.launch(x, positions, y, eps, lambda own, _: rows_of.load(weight, tirx.const(0, "int64"), own))
 
     return build("rms_norm", emit)
 
 
-class _Rows:
-    """How threads stand over the rows."""
+class Rows:
+    """How threads stand over rows that are normalised.
+
+    Args:
+        features: of a row; whole vectors of 16 bytes.
+        dtype: of rows and weight.
+        exchange: of the target.
+    """
 
     def __init__(self, features: int, dtype: str, exchange: Exchange) -> None:
         self.features, self.dtype, self.exchange = features, dtype, exchange
@@ -70,9 +78,26 @@ class _Rows:
         self.pieces = -(-self.vectors // self.threads)
         self.rows = WARP // self.lanes * SHORT_ROW_WARPS if self.warps == 1 else 1
 
-    def launch(self, x: Any, positions: Any, weight: Any, y: Any, eps: float) -> None:
-        """Emit the kernel."""
-        rows, wanted = x.shape[0], y.shape[0]
+    def launch(
+        self,
+        x: Any,
+        positions: Any,
+        y: Any,
+        eps: float,
+        weigh: Callable[[Any, Any], Any],
+        spared: Callable[[Any], Any] | None = None,
+    ) -> None:
+        """Emit the kernel.
+
+        Args:
+            x: [rows, features], or several rows side by side in each of its own.
+            positions: which of them are wanted, int32; None for all.
+            y: [wanted, features], the same.
+            eps: what is added to the mean.
+            weigh: (vector of a thread, row of y) -> registers with the weight, of ``load``.
+            spared: row of y -> whether it is copied as it is; None for none.
+        """
+        rows, wanted = self._rows(x), self._rows(y)
         blocks = tirx.floordiv(wanted + (self.rows - 1), tirx.const(self.rows, "int64"))
         with (
             T.launch_thread("blockIdx.x", blocks) as block,
@@ -86,7 +111,7 @@ class _Rows:
             if positions is not None:
                 inside = tirx.max(positions[to].astype("int64"), tirx.const(0, "int64"))
                 source = held("source", tirx.min(inside, rows - 1), "int64")
-            words, weights = self._load(x, source, own), self._load(weight, tirx.const(0, "int64"), own)
+            words, weights = self.load(x, source, own), weigh(own, to)
             squares = registers("squares", 1)
             T.buffer_store(squares, f32(0), [0])
             for piece in range(self.pieces):
@@ -99,9 +124,17 @@ class _Rows:
                 values = zip(
                     unpack(words, 4 * piece, self.dtype), unpack(weights, 4 * piece, self.dtype), strict=True
                 )
-                pack(words, 4 * piece, [value * factor * scale for value, scale in values], self.dtype)
+                results = [value * factor * scale for value, scale in values]
+                if spared is None:
+                    pack(words, 4 * piece, results, self.dtype)
+                else:
+                    with T.If(tirx.Not(spared(to))), T.Then():
+                        pack(words, 4 * piece, results, self.dtype)
                 with T.If(T.And(self._has(own, piece), row < wanted)), T.Then():
                     store_vector(flat, to * self.vectors + self._vector(own, piece), words, 4 * piece)
+
+    def _rows(self, buffer: Any) -> Any:
+        return buffer.shape[0] * (int(buffer.shape[1]) // self.features)
 
     def _has(self, own: Any, piece: int) -> Any:
         """Whether a thread's vector is one of the row's."""
@@ -116,8 +149,9 @@ class _Rows:
             vector if (piece + 1) * self.threads <= self.vectors else tirx.min(vector, i32(self.vectors - 1))
         )
 
-    def _load(self, buffer: Any, row: Any, own: Any) -> Any:
-        count = buffer.shape[0] * self.vectors if len(buffer.shape) == 2 else self.vectors
+    def load(self, buffer: Any, row: Any, own: Any) -> Any:
+        """Emit the loads of a thread's vectors of a row of [rows, features], or of [features], into registers."""
+        count = self._rows(buffer) * self.vectors if len(buffer.shape) == 2 else self.vectors
         flat, words = as_words(buffer, count), registers("words", 4 * self.pieces, "uint32")
         for piece in range(self.pieces):
             load_vector(words, 4 * piece, flat, row * self.vectors + self._vector(own, piece))

@@ -82,6 +82,19 @@ def test_logits_and_greedy_tokens_are_those_of_pytorch(compiled: tiny.Compiled, 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["cuda", "metal"])
+def test_norms_of_heads_are_those_of_pytorch(kind: str, tmp_path: Path) -> None:
+    if kind == "cuda" and shutil.which("nvcc") is None:
+        pytest.skip("nvcc is not installed")
+    model = tiny.make_model("qwen3", intermediate_size=128)
+    made = tiny.compile_quantized(model, tmp_path, target=target_of(kind), kv_cache="auto")
+    found = run_in_emulator(made.bundle, tmp_path, parts=PARTS, greedy=GREEDY, vocabulary=tiny.VOCAB)
+    expected = tiny.torch_logits(model, found.ids)
+    assert tiny.relative_error(found.logits, expected[found.rows]) < TOLERANCE
+    assert found.launches["norm_heads_kernel"] == tiny.LAYERS * (len(PARTS) + GREEDY)
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
 def test_bfloat16_is_as_near_to_pytorch_as_its_precision(tmp_path: Path) -> None:
     """Its unit roundoff is eight times that of float16; near that, another token may have the highest logit."""

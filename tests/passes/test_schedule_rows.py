@@ -4,7 +4,7 @@ from typing import Any, TypeVar
 
 import pytest
 import tvm
-from tvm import relax
+from tvm import relax, tirx
 from tvm.script import relax as R
 
 from awq_tvm import ir_attrs
@@ -82,6 +82,47 @@ def test_heads_are_rows() -> None:
     mod = scheduled(of_heads)
     assert calls(mod) == ["relax.reshape", "rms_norm", "relax.reshape"]
     tvm.ir.assert_structural_equal(mod["forward"].ret_ty, of_heads.ret_ty, map_free_vars=True)
+
+
+def of_q_and_k(
+    ends: tuple[int, ...] = (64, 96, 128), eps: tuple[float, float] = (1e-5, 1e-5), other: bool = False
+) -> relax.Function:
+    """Four heads of q and two of k of 16 features normalised, between the columns of v that stay as they are."""
+    rows, builder = tirx.Var("n", "int64"), relax.BlockBuilder()
+    x, y = (relax.Var(name, relax.TensorType((rows, 128), "float16")) for name in "xy")
+    weights = [relax.Var(name, relax.TensorType((16,), "float16")) for name in ("q_norm", "k_norm")]
+    with builder.function("forward", [x, y, *weights]):
+        with builder.dataflow():
+            fields, begin = [], 0
+            for number, end in enumerate(ends):
+                source = y if other and number == 1 else x
+                part = builder.emit(relax.op.strided_slice(source, [1], [begin], [end]))
+                if number < 2:
+                    heads = builder.emit(relax.op.reshape(part, (rows, (end - begin) // 16, 16)))
+                    norm = relax.op.nn.rms_norm(heads, weights[number], axes=[-1], epsilon=eps[number])
+                    part = builder.emit(relax.op.reshape(builder.emit(norm), (rows, end - begin)))
+                fields.append(part)
+                begin = end
+            result = builder.emit_output(relax.op.concat(fields, axis=1))
+        builder.emit_func_output(result)
+    return builder.get()["forward"]
+
+
+def test_norms_of_heads_are_one_call() -> None:
+    mod = scheduled(of_q_and_k())
+    assert calls(mod) == ["norm_heads"]
+    assert {variable.name_hint for variable in mod.get_global_vars()} == {"forward", "norm_heads"}
+
+
+@pytest.mark.parametrize(
+    "changes", [{"ends": (64, 96, 112)}, {"eps": (1e-5, 1e-6)}, {"other": True}], ids=lambda c: next(iter(c))
+)
+def test_norms_of_heads_that_are_not_one_matrix(changes: dict[str, Any]) -> None:
+    """Columns left out, norms that are not alike, another source: each norm is for itself."""
+    found = calls(scheduled(of_q_and_k(**changes)))
+    assert "norm_heads" not in found
+    assert found.count("relax.concat") == 1
+    assert sum(name.startswith("rms_norm") for name in found) == 2
 
 
 @R.function

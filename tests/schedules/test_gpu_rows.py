@@ -20,6 +20,7 @@ from awq_tvm.schedules.attention.gpu.lanes import exchange_of
 from awq_tvm.schedules.attention.gpu.rotary import split_and_rotate_on_gpu
 from awq_tvm.schedules.attention.shape import PAGE_SIZE, AttentionShape
 from awq_tvm.schedules.gpu.gate import gated
+from awq_tvm.schedules.gpu.head_norm import Part, norm_heads
 from awq_tvm.schedules.gpu.norm import rms_norm
 from awq_tvm.schedules.gpu.vectors import vectors_of
 from awq_tvm.targets import resolve
@@ -107,6 +108,31 @@ def test_the_barrier_of_a_long_row_is_needed(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="went wrong") as error:
         run(host, "cuda", tmp_path, {"x": x, "weight": x[0], "y": np.empty_like(x)}, n=1)
     assert "nobody wrote" in error.value.why
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("dialect", "head_dim", "dtype"),
+    [("cuda", 16, "bfloat16"), ("cuda", 128, "float16"), ("metal", 264, "float32")],
+)
+def test_heads_are_normalised_beside_those_that_are_not(
+    dialect: Dialect, head_dim: int, dtype: str, tmp_path: Path
+) -> None:
+    random, rows = np.random.default_rng(6), 3
+    parts = (Part(4, True), Part(2, True), Part(1, False), Part(1, True))
+    x = random.standard_normal((rows, 8 * head_dim)).astype(DTYPES[dtype])
+    weights = random.standard_normal((4, head_dim)).astype(DTYPES[dtype])
+    guarded = np.full((rows + 2, 8 * head_dim), np.nan, DTYPES[dtype])
+    target = tvm.target.Target(resolve(TARGETS[dialect]).tvm_target_with_host)
+    func = norm_heads(parts, head_dim, EPS, dtype, exchange_of(target))
+    arrays = {"x": x, "y": guarded[1:-1], **{f"weight{i}": weights[i] for i in (0, 1, 3)}}
+    run(host_part(func, dialect), dialect, tmp_path, arrays, n=rows)
+    heads = x.astype(float).reshape(rows, 8, head_dim)
+    of_head = weights.astype(float)[[0, 0, 0, 0, 1, 1, 2, 3]]
+    expected = heads / np.sqrt((heads**2).mean(2, keepdims=True) + EPS) * of_head
+    expected[:, 6] = heads[:, 6]
+    assert_near(guarded[1:-1], expected.reshape(rows, -1), dtype)
+    assert np.isnan(guarded[[0, -1]].astype(float)).all()
 
 
 @needs_compiler
