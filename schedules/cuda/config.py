@@ -27,6 +27,10 @@ ASSUMED_SMS = 108
 """Streaming multiprocessors of a GPU that the target does not name: an A100's."""
 
 
+SPLIT_BLOCKS = 8
+"""Blocks of 64 k that a part of k has at least, before anything was measured."""
+
+
 @dataclass(frozen=True)
 class FewConfig:
     """A kernel for a few tokens: the warps of a block share its outputs and divide k among them.
@@ -141,7 +145,7 @@ class TensorCoreConfig:
     middle: tuple[TiledConfig, ...]
     many: TiledConfig
     sms: int = ASSUMED_SMS
-    split_blocks: int = 8
+    split_blocks: int = SPLIT_BLOCKS
 
     def __post_init__(self) -> None:
         """Prove the sizes consistent."""
@@ -190,16 +194,33 @@ def default_config(spec: MatmulSpec, sms: int | None, shared_memory_bytes: int |
     # Blocks of twice as many outputs read x half as often: worth it where they fill three quarters of the SMs.
     blocks = -(-spec.out_features // (2 * ROWS))
     tiles = 2 if 4 * blocks >= 3 * wanted else 1
-    sixteen = FewConfig(2, tiles, warps, stages)
-    if sixteen.shared_bytes(spec.bits, spec.group_size) > (shared_memory_bytes or 0) or blocks > wanted:
-        # One that has an SM for itself wants as much on its way as there is room for; else two are to share an SM.
-        sixteen = FewConfig(2, tiles, warps, stages - 1 if tiles == 2 else stages)
-    return TensorCoreConfig(
-        few=(FewConfig(1, tiles, warps, stages), sixteen),
-        middle=(TiledConfig(4, 2, 1, 4, stages, 2), TiledConfig(8, 2, 1, 4, stages - 1, 2)),
-        many=TiledConfig(8, 2),
-        sms=wanted,
+    few: tuple[FewConfig, ...] = (FewConfig(1, tiles, warps, stages),)
+    # Its copies have to cover the latency of memory where it is the only block of an SM, and some have none.
+    sixteen = TiledConfig(2, 2, 1, 4, 6 if spec.bits <= 4 else 4, 2)
+    middle: tuple[TiledConfig, ...] = (
+        TiledConfig(4, 2, 1, 4, stages, 2),
+        TiledConfig(8, 2, 1, 4, stages - 1, 2),
     )
+    if _fill_half(spec, sixteen, wanted):
+        middle = (sixteen, *middle)
+    else:
+        least = FewConfig(2, tiles, warps, stages)
+        if least.shared_bytes(spec.bits, spec.group_size) > (shared_memory_bytes or 0) or blocks > wanted:
+            # One that has an SM for itself wants as much on its way as there is room for; else two are to share it.
+            least = FewConfig(2, tiles, warps, stages - 1 if tiles == 2 else stages)
+        few = (*few, least)
+    return TensorCoreConfig(few=few, middle=middle, many=TiledConfig(8, 2), sms=wanted)
+
+
+def _fill_half(spec: MatmulSpec, tiled: TiledConfig, sms: int) -> bool:
+    """Whether blocks of so many outputs, and parts of k, leave no more than half of the SMs without one.
+
+    16 tokens of x are as many bytes as 64 outputs of a weight of 4 bits: blocks of 16 or 32 outputs, which read x
+    whole each, ask more of the second-level cache than it gives while memory is read. Those of 128 do not.
+    """
+    across = -(-spec.out_features // tiled.rows)
+    most = max(1, spec.in_features // 64 // SPLIT_BLOCKS)
+    return 2 * across * min(max(1, sms // across), most) >= sms
 
 
 def _require(holds: bool, why: str) -> None:

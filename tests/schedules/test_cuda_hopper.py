@@ -145,15 +145,15 @@ def square():
     ("m", "kernel", "grid"),
     [
         (8, "mm_kernel", (128, 1, 1)),
-        (64, "mm_kernel_4", (32, 1, 4)),
+        (64, "mm_kernel_5", (32, 1, 4)),
         # Tiles of 128 x 128: 32 of them for 132 SMs are four parts.
-        (65, "mm_kernel_6", (32, 1, 4)),
-        (200, "mm_kernel_6", (32, 2, 2)),
-        (512, "mm_kernel_6", (32, 4, 1)),
-        (768, "mm_kernel_6", (32, 6, 1)),
+        (65, "mm_kernel_7", (32, 1, 4)),
+        (200, "mm_kernel_7", (32, 2, 2)),
+        (512, "mm_kernel_7", (32, 4, 1)),
+        (768, "mm_kernel_7", (32, 6, 1)),
         # Tiles twice as large fill 112 of the SMs.
-        (769, "mm_kernel_8", (16, 7, 1)),
-        (2048, "mm_kernel_8", (16, 16, 1)),
+        (769, "mm_kernel_9", (16, 7, 1)),
+        (2048, "mm_kernel_9", (16, 16, 1)),
     ],
 )
 def test_from_65_tokens_on_warpgroups_multiply(
@@ -188,18 +188,18 @@ def test_products_overlap_and_nothing_spills(bits: int, group_size: int, dtype: 
     path.write_text(built.source)
     nvcc = Nvcc.find()
     _, (cubin,), kernels = nvcc.compile(path, ("sm_90a",), None)
-    own = [kernel for kernel in kernels if kernel.name in ("mm_kernel_6", "mm_kernel_8")]
+    own = [kernel for kernel in kernels if kernel.name in ("mm_kernel_7", "mm_kernel_9")]
     assert (
         [kernel.spill_store_bytes for kernel in own] == [kernel.spill_load_bytes for kernel in own] == [0, 0]
     )
     registers = {kernel.name: kernel.registers for kernel in own}
     # Two blocks of the smaller tile share an SM, unless wide codes pass through float32; one of the larger has it
     # for itself.
-    assert registers["mm_kernel_6"] <= (168 if bits == 8 and dtype == "bfloat16" else 128)
-    assert registers["mm_kernel_8"] <= 255
+    assert registers["mm_kernel_7"] <= (168 if bits == 8 and dtype == "bfloat16" else 128)
+    assert registers["mm_kernel_9"] <= 255
     listing = disassemble(cubin)
     assert listing is not None
-    for name in ("mm_kernel_6", "mm_kernel_8"):
+    for name in ("mm_kernel_7", "mm_kernel_9"):
         code = read_listing(listing)[name]
         products = [one for one in code.instructions if one.startswith("HGMMA")]
         assert products, name

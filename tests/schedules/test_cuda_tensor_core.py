@@ -10,6 +10,7 @@ import pytest
 from awq_tvm.compile.toolchain.nvcc import Nvcc
 from awq_tvm.errors import BundleError, UnsupportedError
 from awq_tvm.schedules.cuda.config import FewConfig, TensorCoreConfig, TiledConfig, default_config
+from awq_tvm.schedules.cuda.hopper_config import default_hopper_config
 from awq_tvm.schedules.cuda.split_k import parts_of_tiled
 from awq_tvm.schedules.cuda.tensor_core import TensorCoreRule
 from awq_tvm.schedules.cuda.tile_outputs import place
@@ -61,6 +62,9 @@ OTHER_CONFIGS = {
     ),
     "warps that divide k": TensorCoreConfig(
         (FewConfig(2, 2, 2),), (TiledConfig(1, 1, 2, 1, 2, 3),), TiledConfig(2, 2, 1, 1, 3, 2), sms=1
+    ),
+    "16 tokens for 128 outputs": TensorCoreConfig(
+        (FewConfig(1, 1, 2),), (TiledConfig(2, 2, 1, 4, 6, 2),), TiledConfig(2, 2, 1, 1, 3, 2), sms=1
     ),
     "one warp": TensorCoreConfig(
         (FewConfig(3, 1, 1),), (TiledConfig(4, 1, 1, 1),), TiledConfig(4, 3, 2, 2), sms=1
@@ -173,15 +177,15 @@ def square():
     ("m", "kernel", "grid"),
     [
         (8, "mm_kernel", (128, 1, 1)),
-        (16, "mm_kernel_1", (128, 1, 1)),
         # 32 tiles for 132 SMs: four parts; 64 tiles: two; 128: one.
-        (32, "mm_kernel_2", (32, 1, 4)),
-        (64, "mm_kernel_4", (32, 1, 4)),
-        (65, "mm_kernel_4", (32, 2, 2)),
-        (200, "mm_kernel_4", (32, 4, 1)),
-        (384, "mm_kernel_4", (32, 6, 1)),
+        (16, "mm_kernel_1", (32, 1, 4)),
+        (32, "mm_kernel_3", (32, 1, 4)),
+        (64, "mm_kernel_5", (32, 1, 4)),
+        (65, "mm_kernel_5", (32, 2, 2)),
+        (200, "mm_kernel_5", (32, 4, 1)),
+        (384, "mm_kernel_5", (32, 6, 1)),
         # Tiles twice as large fill 128 of the SMs.
-        (385, "mm_kernel_6", (32, 4, 1)),
+        (385, "mm_kernel_7", (32, 4, 1)),
     ],
 )
 def test_blocks_are_about_as_many_as_sms(m: int, kernel: str, grid: tuple[int, int, int], square) -> None:
@@ -214,17 +218,38 @@ def test_wide_or_short_linears_and_smaller_gpus_are_divided_less(K, N, target, p
 
 
 @pytest.mark.parametrize(
-    ("N", "target", "tiles", "stages"),
+    ("K", "N", "target", "tiles", "stages"),
     [
-        (1024, "nvidia-h100", 1, 4),
-        (4096, "nvidia-h100", 2, 4),  # 128 blocks: one on an SM
-        (11008, "nvidia-h100", 2, 3),
-        (2304, "nvidia-a10", 2, 3),  # which has no room for four stages
+        (4096, 1024, "nvidia-h100", 1, 4),
+        (512, 4096, "nvidia-h100", 2, 4),  # 128 blocks: one on an SM
+        (512, 8192, "nvidia-h100", 2, 3),  # two
+        (512, 2304, "nvidia-a10", 2, 4),
     ],
 )
-def test_few_tokens_take_two_tiles_a_block_where_blocks_are_many(N, target, tiles, stages) -> None:
-    few = RULE.applies(spec(4096, N, 4, 128), resolve(target)).config.few
+def test_few_tokens_take_two_tiles_a_block_where_blocks_are_many(K, N, target, tiles, stages) -> None:
+    few = RULE.applies(spec(K, N, 4, 128), resolve(target)).config.few
     assert [(one.tiles, one.stages) for one in few] == [(tiles, 4), (tiles, stages)]
+
+
+@pytest.mark.parametrize(
+    ("K", "N", "target", "few"),
+    [
+        (4096, 4096, "nvidia-h100", 8),
+        (4096, 11008, "nvidia-h100", 8),  # 86 blocks of 132
+        (4096, 1024, "nvidia-h100", 16),  # eight tiles in eight parts are 64
+        (576, 960, "nvidia-h100", 16),
+        (4096, 1024, "nvidia-a10", 8),
+    ],
+)
+def test_sixteen_tokens_are_read_by_few_blocks_where_those_fill_half_of_the_sms(K, N, target, few) -> None:
+    case, gpu = spec(K, N, 4, 64), resolve(target)
+    for config in (
+        RULE.applies(case, gpu).config,
+        default_hopper_config(case, gpu.num_sms, gpu.shared_memory_bytes),
+    ):
+        assert config.few[-1].most_tokens == few
+        assert config.middle[0].tokens == (16 if few == 8 else 32)
+        assert config.middle[0].rows == 128
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -247,11 +272,12 @@ def test_nothing_spills(bits: int, tmp_path) -> None:
     path = tmp_path / "kernels.cu"
     path.write_text(source)
     _, _, kernels = Nvcc.find().compile(path, ("sm_80", "sm_90"), None)
-    assert len(kernels) == 14
+    assert len(kernels) == 16
     assert all(kernel.spill_store_bytes == kernel.spill_load_bytes == 0 for kernel in kernels)
-    # Of 65,536 registers: three blocks of the kernels for a few tokens share an SM, two of those for 32, one of the
-    # others has room; and 1,024 threads that add parts.
-    limits = dict(zip(("", "_1", "_2", "_3", "_4", "_5", "_6"), (80, 80, 128, 64, 255, 64, 255), strict=True))
+    # Of 65,536 registers: three blocks of the kernel for a few tokens share an SM, two of those for 16 and 32, one of
+    # the others has room; and 1,024 threads that add parts.
+    names = ("", *(f"_{number}" for number in range(1, 8)))
+    limits = dict(zip(names, (80, 128, 64, 128, 64, 255, 64, 255), strict=True))
     for kernel in kernels:
         assert kernel.registers <= limits[kernel.name.removeprefix("mm_kernel")], kernel
 

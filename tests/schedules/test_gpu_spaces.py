@@ -72,7 +72,7 @@ def test_every_candidate_fits_the_gpu_and_differs_where_it_may(
 
 @pytest.mark.parametrize("name", ["nvidia-a100", "nvidia-h100"])
 def test_warps_that_divide_k_are_tried_with_and_without(name: str) -> None:
-    (part,) = [part for part in problem_of(target=resolve(name)).parts if part.first_rows == 17]
+    (part,) = [part for part in problem_of(target=resolve(name)).parts if "middle.1" in part.fields]
     assert part.configs[0].middle[1].k_warps == 2
     assert {config.middle[1].k_warps for config in part.configs} == {1, 2}
     assert {config.middle[1].stages for config in part.configs if config.middle[1].k_warps == 2} > {2, 3}
@@ -104,7 +104,7 @@ def test_the_model_knows_what_keeps_a_kernel_from_its_roof() -> None:
 @pytest.mark.parametrize("spec", [SPEC, MatmulSpec(4096, 14336, 4, 128, "float16")])
 def test_the_first_candidates_are_no_worse_than_most(spec: MatmulSpec) -> None:
     gpu = Gpu.of(A100)
-    for part in problem_of(spec).parts[:2]:
+    for part in problem_of(spec).parts[:1]:
         place = int(part.fields[0].removeprefix("few."))
         times = [few_work(spec, config.few[place]).seconds(gpu) for config in part.configs]
         assert times[1:] == sorted(times[1:])
@@ -113,11 +113,11 @@ def test_the_first_candidates_are_no_worse_than_most(spec: MatmulSpec) -> None:
 
 def test_fields_name_an_element_of_a_tuple() -> None:
     default = problem_of().default
-    found = to_fields(default, ["few.1", "split_blocks"])
-    assert found["few.1"] == {"eights": 2, "tiles": 2, "warps": 8, "stages": 3}
-    both = {"few.0": {"tiles": 2}, "few.1": {"warps": 4}}
-    changed = from_fields(default, both, ["few.0", "few.1"])
-    assert (changed.few[0].tiles, changed.few[1].warps) == (2, 4)
+    found = to_fields(default, ["few.0", "split_blocks"])
+    assert found["few.0"] == {"eights": 1, "tiles": 2, "warps": 8, "stages": 4}
+    both = {"few.0": {"tiles": 1}, "middle.1": {"stages": 3}}
+    changed = from_fields(default, both, ["few.0", "middle.1"])
+    assert (changed.few[0].tiles, changed.middle[1].stages) == (1, 3)
     assert record_of(found).config == found, "a record can hold it"
     for strange in ({"few.7": {"tiles": 2}}, {"few.x": {"tiles": 2}}, {"sms.0": 1}, {"few.0": 3}):
         with pytest.raises(UnsupportedError, match="another type"):
