@@ -12,7 +12,7 @@ from awq_tvm.compile.toolchain.launch import Launch
 from awq_tvm.schedules.cuda.config import FewConfig, TensorCoreConfig, TiledConfig
 from awq_tvm.schedules.cuda.fragments import BLOCK_K
 from awq_tvm.schedules.cuda.hopper_config import HopperConfig, WarpgroupConfig
-from awq_tvm.schedules.cuda.split_k import limit_of
+from awq_tvm.schedules.cuda.split_k import columns, limit_of, parts_for
 from awq_tvm.schedules.layout import LAYOUTS
 from awq_tvm.schedules.spec import MatmulSpec
 
@@ -72,8 +72,11 @@ def counts_of(
             rounds = tiles * blocks_of_k * chosen.threads // 32
             products = rounds * chosen.tiles * (chosen.tokens // 8) * 4
         else:
-            rounds = tiles * blocks_of_k * chosen.token_warps * chosen.row_warps
-            products = rounds * chosen.tiles * chosen.eights * 4
+            of_warps = tiles * blocks_of_k * chosen.token_warps * chosen.row_warps
+            products = of_warps * chosen.tiles * chosen.eights * 4
+            # A kernel that never divides k scales the products of as many blocks at once.
+            whole = chosen == config.many or parts_for(spec, config, columns(spec, chosen)) == 1
+            rounds = of_warps // (chosen.run_of(spec.group_size) if whole else 1)
     parts = first.grid[2]
     sums = 2 * parts * m * n * _FLOAT if parts > 1 else 0
     return {

@@ -98,7 +98,7 @@ class TiledConfig:
     def __post_init__(self) -> None:
         """Prove the sizes consistent."""
         _require(self.eights >= 1 and self.tiles >= 1, "eights and tiles must be at least 1")
-        _require(4 * self.eights * self.tiles <= MAX_SUMS, "the sums do not fit a thread's registers")
+        _require(self.sums <= MAX_SUMS, "the sums do not fit a thread's registers")
         _require(self.threads <= 1024, f"{self.threads} threads do not make a block")
         _require(self.k_warps >= 1, "k_warps must be at least 1")
         copies = self.tokens * 8 % (self.threads // self.k_warps)
@@ -121,6 +121,20 @@ class TiledConfig:
     def rows(self) -> int:
         """Outputs of a block."""
         return ROWS * self.tiles * self.row_warps
+
+    @property
+    def sums(self) -> int:
+        """Of a thread."""
+        return 4 * self.eights * self.tiles
+
+    def run_of(self, group_size: int) -> int:
+        """Blocks of k whose products are added before they are scaled, where k is whole and groups are so long.
+
+        Two take half of the multiplications by scales, and hold the sums twice: only where registers have room, and
+        a block has an SM for itself anyhow.
+        """
+        roomy = MAX_SUMS // 4 < self.sums <= MAX_SUMS // 2
+        return 2 if roomy and self.k_warps == 1 and group_size % 128 == 0 else 1
 
     def shared_bytes(self, bits: int, group_size: int) -> int:
         """Shared memory of a block, for codes of so many bits in groups of so many k."""

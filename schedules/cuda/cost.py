@@ -166,17 +166,18 @@ def tiled_work(spec: MatmulSpec, config: TiledConfig, rows: int, parts: int = 1)
     blocks = across * along
     tiles = config.tiles * config.row_warps
     decoded = blocks * tiles * config.token_warps * steps
+    run = config.run_of(spec.group_size) if parts == 1 else 1
     sums_bytes = 8.0 * parts * rows * spec.out_features if parts > 1 else 0.0
     return Work(
         blocks=blocks * parts,
         threads=config.threads,
         shared_bytes=config.shared_bytes(spec.bits, spec.group_size),
-        sums=4 * config.eights * config.tiles,
+        sums=config.sums * (3 if run > 1 else 2) // 2,
         under_way=(config.stages - 1) * config.k_warps * (tiles * tile + config.tokens * 128),
         memory_bytes=across * tiles * steps * tile,
         cache_bytes=blocks * steps * config.tokens * 128 + along * across * tiles * steps * tile + sums_bytes,
         operations=blocks * tiles * steps * config.tokens * 2 * 16 * BLOCK_K,
-        instructions=decoded * (DECODING + 8 * config.eights),
+        instructions=decoded * (DECODING + (4 + 4 / run) * config.eights),
         beside_s=LATENCY_S + (LAUNCH_S if parts > 1 else 0.0),
     )
 

@@ -25,7 +25,7 @@ class TensorCoreRule(MatmulRule):
     """Weights as the left operand of `mma.m16n8k16`, x in float16 or bfloat16, sums in float32."""
 
     name = "cuda_tensor_core_matmul"
-    version = 5
+    version = 6
 
     def applies(self, spec: MatmulSpec, target: Target) -> Match | NotApplicable:
         """Every spec of whole blocks of k in 16 bits, on a GPU that has the instructions and the shared memory."""

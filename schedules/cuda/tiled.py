@@ -17,7 +17,7 @@ from awq_tvm.schedules.cuda.config import EIGHT, ROWS, TiledConfig
 from awq_tvm.schedules.cuda.fragments import BLOCK_K, Fragments
 from awq_tvm.schedules.cuda.split_k import Parts, columns
 from awq_tvm.schedules.cuda.tile_outputs import Held, TileOutputs
-from awq_tvm.schedules.cuda.warp_sum import add_block, clear
+from awq_tvm.schedules.cuda.warp_sum import Run, add_block, clear
 from awq_tvm.schedules.gpu.weights import local
 from awq_tvm.schedules.spec import MatmulSpec
 
@@ -53,8 +53,8 @@ def tiled_kernel(
         first_tile, first_token = bx * (config.row_warps * config.tiles), by * config.tokens
         blocks = spec.in_features // BLOCK_K
         own_blocks = parts.bounds(part, blocks) if parts else (0, blocks)
-        sums = local("sums", 4 * config.eights * config.tiles, "float32")
-        clear(sums, 4 * config.eights * config.tiles)
+        sums = local("sums", config.sums, "float32")
+        clear(sums, config.sums)
         own = (own_tile, own_token, own_k, own_blocks)
         stages = _add_up(spec, config, arguments, sums, first_tile, first_token, own, thread, tokens)
 
@@ -127,24 +127,36 @@ def _add_up(
         with T.If(number < count), T.Then():
             copy_block(number)
 
-    def work(number: Any) -> None:
+    def work(number: Any, run: Run | None = None) -> None:
         def x_of(eight: int, half: int) -> Any:
             return x_place(number, own_token + EIGHT * eight + lane % 8, half * 4 + lane // 8)
 
         bases = [base_of(number) + (own_tile + i) * weights.tile_words for i in range(config.tiles)]
-        add_block(weights, sums, stages, bases, lane, config.eights, x_of)
+        add_block(weights, sums, stages, bases, lane, config.eights, x_of, run)
 
     for step in range(config.stages - 1):
         copy(step)
         ptx.commit_copies()
-    steps = T.truncdiv(count + (config.k_warps - 1), config.k_warps) if config.k_warps > 1 else count
-    with T.serial(0, steps) as step:
+
+    def advance(step: Any) -> None:
         ptx.wait_for_copies(config.stages - 2)
         # After it every thread has waited for its copies of this step, and has done with the step before.
         T.evaluate(T.tvm_storage_sync("shared"))
         copy(step + (config.stages - 1))
         # An empty group keeps the count of those under way.
         ptx.commit_copies()
+
+    length = config.run_of(spec.group_size) if isinstance(count, int) else 1
+    if length > 1:
+        products = local("run_products", config.sums, "float32")
+        with T.serial(0, count // length) as run:
+            for number in range(length):
+                advance(run * length + number)
+                work(run * length + number, Run(products, number == 0, number == length - 1))
+        return stages
+    steps = T.truncdiv(count + (config.k_warps - 1), config.k_warps) if config.k_warps > 1 else count
+    with T.serial(0, steps) as step:
+        advance(step)
         if config.k_warps == 1:
             work(step)
         else:

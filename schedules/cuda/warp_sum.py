@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from tvm.script.ir_builder import tirx as T
@@ -13,6 +14,21 @@ from awq_tvm.schedules.cuda.fragments import HALF_K, Fragments
 from awq_tvm.schedules.gpu.weights import local
 
 
+@dataclass(frozen=True)
+class Run:
+    """A block of a run of neighbours of one group.
+
+    Attributes:
+        products: float32, as many as the sums; in registers from the first of the run to the last.
+        first: whether it is the first.
+        last: likewise.
+    """
+
+    products: Any
+    first: bool
+    last: bool
+
+
 def add_block(
     weights: Fragments,
     sums: Any,
@@ -21,6 +37,7 @@ def add_block(
     lane: Any,
     eights: int,
     x_place: Callable[[int, int], Any],
+    run: Run | None = None,
 ) -> None:
     """Emit ``sums += scale * ((q - z) @ x)`` over one block: products exact, sums and scales float32.
 
@@ -33,6 +50,7 @@ def add_block(
         eights: how many times eight tokens.
         x_place: where eight k of one token are, given the eight and the half block: of lane l those of token l % 8
             from k = 8 (l / 8) on.
+        run: of blocks of one group, whose products are added before they are scaled; None where each is scaled.
     """
     parts = weights.sums_per_block
     raw = [weights.read_codes(shared, base, lane) for base in bases]
@@ -50,21 +68,28 @@ def add_block(
                 ptx.load_matrices([registers[r] for r in range(4)], shared.ptr_to([x_place(eight, half)]))
                 right.append(registers)
             for i, (scale, tile) in enumerate(zip(scales, left, strict=True)):
-                products = _multiply(tile, right, weights.spec.dtype)
-                for d in range(4):
-                    at = _at(i, eight, eights, d)
-                    T.buffer_store(sums, sums[at] + scale[d // 2] * products[d], [at])
+                held_at = [_at(i, eight, eights, d) for d in range(4)]
+                if run is None:
+                    register = local("products", 4, "float32")
+                    products = [register[d] for d in range(4)]
+                    clear(register, 4)
+                else:
+                    products = [run.products[at] for at in held_at]
+                    if run.first:
+                        for at in held_at:
+                            T.buffer_store(run.products, T.float32(0), [at])
+                _multiply(products, tile, right, weights.spec.dtype)
+                if run is None or run.last:
+                    for d, at in enumerate(held_at):
+                        T.buffer_store(sums, sums[at] + scale[d // 2] * products[d], [at])
 
 
-def _multiply(left: list[Any], right: list[Any], dtype: str) -> Any:
-    """Emit the product of some half blocks of a tile and of eight tokens; returns its four registers."""
-    products = local("products", 4, "float32")
-    clear(products, 4)
+def _multiply(products: list[Any], left: list[Any], right: list[Any], dtype: str) -> None:
+    """Emit the addition of the product of some half blocks of a tile and of eight tokens to four registers."""
     for w, x in zip(left, right, strict=True):
         for j in range(HALF_K // 16):
             a, b = [w[4 * j + r] for r in range(4)], [x[2 * j], x[2 * j + 1]]
-            ptx.mma([products[d] for d in range(4)], a, b, dtype)
-    return products
+            ptx.mma(products, a, b, dtype)
 
 
 def clear(sums: Any, count: int) -> None:

@@ -32,6 +32,9 @@ def test_counts_are_what_arithmetic_says() -> None:
     assert some["copied_bytes"] == weights + 32 * 32 * 8192 + 2 * 4 * 17 * 4096 * 4 + 17 * 8192
     assert (some["products"], some["floor_products"]) == (256 * 256 * 4, 256 * 256 * 3)
     assert (some["blocks"], some["parts"], some["launches"]) == (128, 4, 2)
+    # 32 x 16 tiles of 128 x 128, of eight warps that go through 64 blocks of k two at a time.
+    whole = counts_of(spec, "mma_fragments", config, 2048, [Launch("e", (), (32, 16, 1), (256, 1, 1), 0)])
+    assert (whole["rounds"], whole["products"]) == (512 * 32 * 8, whole["floor_products"])
     # 16 x 16 tiles of 256 outputs and 128 tokens, each of eight warps: 64 times the products of 16 x 128 x 16.
     hopper = default_hopper_config(spec, 132, 227 << 10)
     many = counts_of(spec, "mma_fragments", hopper, 2048, [Launch("d", (), (16, 16, 1), (256, 1, 1), 0)])

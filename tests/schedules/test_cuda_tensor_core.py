@@ -82,6 +82,33 @@ def test_other_sizes_compute_the_same(name: str, tmp_path) -> None:
         check(kernels, built, case, m)
 
 
+@needs_compiler
+@pytest.mark.parametrize(("K", "group_size", "dtype"), [(128, 128, "float16"), (512, 256, "bfloat16")])
+def test_two_blocks_of_a_group_are_scaled_at_once(K: int, group_size: int, dtype: str, tmp_path) -> None:
+    """K of one run, which the stages are longer than, and of several and more than a group."""
+    case = spec(K, 40, 4, group_size, dtype=dtype)
+    config = TensorCoreConfig(
+        (FewConfig(1, 1, 2),), (TiledConfig(1, 1, 2, 1),), TiledConfig(4, 4, 1, 1), sms=1
+    )
+    assert config.many.run_of(group_size) == 2
+    built = build_for(RULE, case, TARGET, config)
+    check(Emulated(built.source, "cuda", tmp_path), built, case, 45)
+
+
+@pytest.mark.parametrize(
+    ("tile", "group_size", "run"),
+    [
+        (TiledConfig(8, 2), 128, 2),
+        (TiledConfig(8, 2), 192, 1),
+        (TiledConfig(8, 2, 1, 4, 4, 2), 128, 1),
+        (TiledConfig(4, 2), 128, 1),  # of which two blocks share an SM
+        (TiledConfig(8, 4), 128, 1),  # whose sums are all that registers hold
+    ],
+)
+def test_sums_are_held_twice_where_there_is_room(tile: TiledConfig, group_size: int, run: int) -> None:
+    assert tile.run_of(group_size) == run
+
+
 # Tiles of 32 and 64 tokens and 32 outputs; parts of one block of k and more, shorter than the stages and longer.
 DIVIDED = TensorCoreConfig(
     (FewConfig(1, 1, 2),), (TiledConfig(4, 1, 1, 2, 4, 2), TiledConfig(4, 1, 2, 2)), TiledConfig(4, 2), 20, 1
