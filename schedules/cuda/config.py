@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Generic, Protocol, TypeVar
 
 from awq_tvm.errors import UnsupportedError
 from awq_tvm.schedules.spec import MatmulSpec
@@ -31,6 +31,29 @@ SPLIT_BLOCKS = 8
 """Blocks of 64 k that a part of k has at least, before anything was measured."""
 
 
+class Tile(Protocol):
+    """What a block of a kernel for more than a few tokens computes."""
+
+    @property
+    def tokens(self) -> int:
+        """Of the block."""
+
+    @property
+    def rows(self) -> int:
+        """Outputs of the block."""
+
+    @property
+    def threads(self) -> int:
+        """Of the block."""
+
+    @property
+    def k_warps(self) -> int:
+        """How many threads have sums of the same outputs."""
+
+    def shared_bytes(self, bits: int, group_size: int) -> int:
+        """Shared memory of a block, for codes of so many bits in groups of so many k."""
+
+
 @dataclass(frozen=True)
 class FewConfig:
     """A kernel for a few tokens: the warps of a block share its outputs and divide k among them.
@@ -49,10 +72,10 @@ class FewConfig:
 
     def __post_init__(self) -> None:
         """Prove the sizes consistent."""
-        _require(self.eights >= 1 and self.tiles >= 1, "eights and tiles must be at least 1")
-        _require(1 <= self.warps <= 32, f"{self.warps} warps do not make a block")
-        _require(4 * self.eights * self.tiles <= MAX_SUMS, "the sums do not fit a thread's registers")
-        _require(self.stages >= 2, "fewer than two stages hide nothing")
+        require(self.eights >= 1 and self.tiles >= 1, "eights and tiles must be at least 1")
+        require(1 <= self.warps <= 32, f"{self.warps} warps do not make a block")
+        require(4 * self.eights * self.tiles <= MAX_SUMS, "the sums do not fit a thread's registers")
+        require(self.stages >= 2, "fewer than two stages hide nothing")
 
     @property
     def most_tokens(self) -> int:
@@ -97,15 +120,15 @@ class TiledConfig:
 
     def __post_init__(self) -> None:
         """Prove the sizes consistent."""
-        _require(self.eights >= 1 and self.tiles >= 1, "eights and tiles must be at least 1")
-        _require(self.sums <= MAX_SUMS, "the sums do not fit a thread's registers")
-        _require(self.threads <= 1024, f"{self.threads} threads do not make a block")
-        _require(self.k_warps >= 1, "k_warps must be at least 1")
+        require(self.eights >= 1 and self.tiles >= 1, "eights and tiles must be at least 1")
+        require(self.sums <= MAX_SUMS, "the sums do not fit a thread's registers")
+        require(self.threads <= 1024, f"{self.threads} threads do not make a block")
+        require(self.k_warps >= 1, "k_warps must be at least 1")
         copies = self.tokens * 8 % (self.threads // self.k_warps)
-        _require(copies == 0, "the threads do not divide the copies of a stage")
-        _require(self.stages >= 2, "fewer than two stages hide nothing")
+        require(copies == 0, "the threads do not divide the copies of a stage")
+        require(self.stages >= 2, "fewer than two stages hide nothing")
         fit = eights_at_once(self, self.eights, self.shared_bytes(4, 64))
-        _require(fit >= 1, "not even the sums of eight tokens of each warp fit the stages")
+        require(fit >= 1, "not even the sums of eight tokens of each warp fit the stages")
 
     @property
     def threads(self) -> int:
@@ -142,8 +165,12 @@ class TiledConfig:
         return self.stages * self.k_warps * block
 
 
+_Middle = TypeVar("_Middle", bound=Tile, covariant=True)
+_Many = TypeVar("_Many", bound=Tile, covariant=True)
+
+
 @dataclass(frozen=True)
-class TensorCoreConfig:
+class Dispatch(Generic[_Middle, _Many]):
     """The kernels of one linear, by M.
 
     Attributes:
@@ -156,24 +183,29 @@ class TensorCoreConfig:
     """
 
     few: tuple[FewConfig, ...]
-    middle: tuple[TiledConfig, ...]
-    many: TiledConfig
+    middle: tuple[_Middle, ...]
+    many: _Many
     sms: int = ASSUMED_SMS
     split_blocks: int = SPLIT_BLOCKS
 
     def __post_init__(self) -> None:
         """Prove the sizes consistent."""
-        _require(len(self.middle) >= 1, "no kernel for the middle")
-        _require(self.sms >= 1 and self.split_blocks >= 1, "sms and split_blocks must be at least 1")
+        require(len(self.middle) >= 1, "no kernel for the middle")
+        require(self.sms >= 1 and self.split_blocks >= 1, "sms and split_blocks must be at least 1")
 
     def shared_bytes(self, bits: int, group_size: int) -> int:
         """The most shared memory of one block of any of them."""
         sizes = [few.shared_bytes(bits, group_size) for few in self.few]
-        sizes += [tiled.shared_bytes(bits, group_size) for tiled in (*self.middle, self.many)]
+        sizes += [tile.shared_bytes(bits, group_size) for tile in (*self.middle, self.many)]
         return max(sizes)
 
 
-def eights_at_once(tile: Any, eights: int, room: int) -> int:
+@dataclass(frozen=True)
+class TensorCoreConfig(Dispatch[TiledConfig, TiledConfig]):
+    """Kernels on `mma`."""
+
+
+def eights_at_once(tile: Tile, eights: int, room: int) -> int:
     """How many of the eights of tokens of each warp pass through shared memory at once when their sums leave a tile.
 
     Args:
@@ -237,6 +269,11 @@ def _fill_half(spec: MatmulSpec, tiled: TiledConfig, sms: int) -> bool:
     return 2 * across * min(max(1, sms // across), most) >= sms
 
 
-def _require(holds: bool, why: str) -> None:
+def require(holds: bool, why: str) -> None:
+    """Refuse a configuration.
+
+    Raises:
+        UnsupportedError: it does not hold.
+    """
     if not holds:
         raise UnsupportedError("This tensor-core configuration is not consistent", why=why)

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING
 
-from awq_tvm.schedules.cuda.config import FewConfig, TiledConfig, tile_bytes
+from awq_tvm.schedules.cuda.config import Dispatch, FewConfig, Tile, TiledConfig, tile_bytes
 from awq_tvm.schedules.cuda.fragments import BLOCK_K
-from awq_tvm.schedules.cuda.split_k import Dispatch, parts_for
+from awq_tvm.schedules.cuda.split_k import parts_for
 
 if TYPE_CHECKING:
     from awq_tvm.schedules.spec import MatmulSpec
@@ -182,7 +182,9 @@ def tiled_work(spec: MatmulSpec, config: TiledConfig, rows: int, parts: int = 1)
     )
 
 
-def middle_seconds(spec: MatmulSpec, config: Dispatch, tiled: TiledConfig, rows: int, gpu: Gpu) -> float:
+def middle_seconds(
+    spec: MatmulSpec, config: Dispatch[Tile, Tile], tiled: TiledConfig, rows: int, gpu: Gpu
+) -> float:
     """One of ``config.middle`` at M = rows, k divided as the family does it."""
     tiles = ceil(spec.out_features / tiled.rows) * ceil(rows / tiled.tokens)
     return tiled_work(spec, tiled, rows, parts_for(spec, config, tiles)).seconds(gpu)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
+from awq_tvm.schedules.cuda.config import Tile
 from awq_tvm.schedules.cuda.hopper_config import WarpgroupConfig, default_hopper_config
 from awq_tvm.schedules.cuda.hopper_tiled import hopper_kernel
 from awq_tvm.schedules.cuda.tensor_core import TensorCoreRule, matched
@@ -32,7 +32,7 @@ class HopperRule(TensorCoreRule):
         config = default_hopper_config(spec, target.num_sms, target.shared_memory_bytes)
         return matched(config, spec, target)
 
-    def kernel_of(self, tile: Any) -> Callable[..., None]:
+    def kernel_of(self, tile: Tile) -> Callable[..., None]:
         """See ``TensorCoreRule.kernel_of``."""
         return hopper_kernel if isinstance(tile, WarpgroupConfig) else tiled_kernel
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from awq_tvm.errors import UnsupportedError
 from awq_tvm.schedules.cuda.config import (
-    ASSUMED_SMS,
     MAX_SUMS,
-    FewConfig,
+    Dispatch,
     TiledConfig,
     default_config,
+    require,
     tile_bytes,
 )
 from awq_tvm.schedules.cuda.warpgroup import PATTERN_BYTES
@@ -38,14 +37,14 @@ class WarpgroupConfig:
 
     def __post_init__(self) -> None:
         """Prove the sizes consistent."""
-        _require(
+        require(
             self.tokens % 16 == 0 and 16 <= self.tokens <= 256, f"no product has {self.tokens} columns here"
         )
-        _require(self.tiles >= 1, "tiles must be at least 1")
-        _require(1 <= self.warpgroups <= 8, f"{self.warpgroups} warpgroups do not make a block")
-        _require(self.sums <= MAX_SUMS, "the sums do not fit a thread's registers")
-        _require(self.tokens * 8 % self.threads == 0, "the threads do not divide the copies of a stage")
-        _require(self.stages >= 3, "fewer than three stages hide nothing")
+        require(self.tiles >= 1, "tiles must be at least 1")
+        require(1 <= self.warpgroups <= 8, f"{self.warpgroups} warpgroups do not make a block")
+        require(self.sums <= MAX_SUMS, "the sums do not fit a thread's registers")
+        require(self.tokens * 8 % self.threads == 0, "the threads do not divide the copies of a stage")
+        require(self.stages >= 3, "fewer than three stages hide nothing")
 
     @property
     def threads(self) -> int:
@@ -75,33 +74,8 @@ class WarpgroupConfig:
 
 
 @dataclass(frozen=True)
-class HopperConfig:
-    """The kernels of one linear, by M.
-
-    Attributes:
-        few: up to their ``most_tokens``, in rising order.
-        middle: up to their tile's tokens, in rising order, and the last one as long as ``many`` leaves SMs idle; they
-            divide k among blocks where their tiles are fewer than the SMs.
-        many: above that.
-        sms: streaming multiprocessors that blocks are wanted for.
-        split_blocks: blocks of 64 k that a part of k has at least.
-    """
-
-    few: tuple[FewConfig, ...]
-    middle: tuple[TiledConfig | WarpgroupConfig, ...]
-    many: WarpgroupConfig
-    sms: int = ASSUMED_SMS
-    split_blocks: int = 8
-
-    def __post_init__(self) -> None:
-        """Prove the sizes consistent."""
-        _require(len(self.middle) >= 1, "no kernel for the middle")
-        _require(self.sms >= 1 and self.split_blocks >= 1, "sms and split_blocks must be at least 1")
-
-    def shared_bytes(self, bits: int, group_size: int) -> int:
-        """The most shared memory of one block of any of them."""
-        every = (*self.few, *self.middle, self.many)
-        return max(one.shared_bytes(bits, group_size) for one in every)
+class HopperConfig(Dispatch[TiledConfig | WarpgroupConfig, WarpgroupConfig]):
+    """Kernels on `mma` up to some M, and on `wgmma` above."""
 
 
 def default_hopper_config(spec: MatmulSpec, sms: int | None, shared_memory_bytes: int | None) -> HopperConfig:
@@ -122,8 +96,3 @@ def default_hopper_config(spec: MatmulSpec, sms: int | None, shared_memory_bytes
         sms=others.sms,
         split_blocks=others.split_blocks,
     )
-
-
-def _require(holds: bool, why: str) -> None:
-    if not holds:
-        raise UnsupportedError("This configuration for Hopper is not consistent", why=why)

@@ -8,13 +8,13 @@ second-level cache.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from awq_tvm.schedules.cuda.config import Dispatch, Tile
 from awq_tvm.schedules.cuda.epilogue import MOST, finish_together
 from awq_tvm.schedules.cuda.fragments import BLOCK_K
 from awq_tvm.schedules.gpu.weights import local
@@ -22,38 +22,6 @@ from awq_tvm.schedules.spec import MatmulSpec
 
 _THREADS = 128
 """Of a block that adds parts."""
-
-
-class Tile(Protocol):
-    """What a block computes."""
-
-    @property
-    def tokens(self) -> int:
-        """Of a block."""
-
-    @property
-    def rows(self) -> int:
-        """Outputs of a block."""
-
-
-class Dispatch(Protocol):
-    """Which tile is for which M: see ``TensorCoreConfig``."""
-
-    @property
-    def middle(self) -> Sequence[Tile]:
-        """Tiles whose k blocks may divide."""
-
-    @property
-    def many(self) -> Tile:
-        """The tile above."""
-
-    @property
-    def sms(self) -> int:
-        """Streaming multiprocessors that blocks are wanted for."""
-
-    @property
-    def split_blocks(self) -> int:
-        """Blocks of 64 k that a part of k has at least."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +59,7 @@ def columns(spec: MatmulSpec, config: Tile) -> int:
     return -(-spec.out_features // config.rows)
 
 
-def parts_for(spec: MatmulSpec, config: Dispatch, tiles: Any) -> Any:
+def parts_for(spec: MatmulSpec, config: Dispatch[Tile, Tile], tiles: Any) -> Any:
     """In how many parts k is divided: as many as leave each block an SM of its own.
 
     More would be two rounds of blocks, and sums of parts cost about what eight blocks of k do.
@@ -107,7 +75,7 @@ def parts_for(spec: MatmulSpec, config: Dispatch, tiles: Any) -> Any:
     return T.min(T.max(1, T.floordiv(config.sms, tiles)), most)
 
 
-def limit_of(spec: MatmulSpec, config: Dispatch, tiled: Tile) -> int:
+def limit_of(spec: MatmulSpec, config: Dispatch[Tile, Tile], tiled: Tile) -> int:
     """The largest M for one of ``config.middle``.
 
     For the last it is larger than its tile as long as the tiles of ``many`` fill less than three quarters of the SMs.
@@ -118,7 +86,7 @@ def limit_of(spec: MatmulSpec, config: Dispatch, tiled: Tile) -> int:
     return max(tiled.tokens, config.many.tokens * (filling - 1))
 
 
-def parts_of_tiled(spec: MatmulSpec, config: Dispatch, tiled: Tile, tokens: Any) -> Any:
+def parts_of_tiled(spec: MatmulSpec, config: Dispatch[Tile, Tile], tiled: Tile, tokens: Any) -> Any:
     """In how many parts one of ``config.middle`` divides k: an int, or an expression of M where that decides."""
     across = columns(spec, tiled)
     alone = parts_for(spec, config, across)
@@ -127,7 +95,7 @@ def parts_of_tiled(spec: MatmulSpec, config: Dispatch, tiled: Tile, tokens: Any)
     return parts_for(spec, config, (tokens + (tiled.tokens - 1)) // tiled.tokens * across)
 
 
-def make_parts(spec: MatmulSpec, config: Dispatch, tiled: Tile, tokens: Any) -> Parts | None:
+def make_parts(spec: MatmulSpec, config: Dispatch[Tile, Tile], tiled: Tile, tokens: Any) -> Parts | None:
     """Emit the allocation of the sums in global memory; None where k stays whole for every M of the kernel.
 
     TVM moves it to the top of the function, where M may be anything: so its size is a number.

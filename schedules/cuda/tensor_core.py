@@ -7,7 +7,7 @@ from typing import Any
 
 from tvm.script.ir_builder import tirx as T
 
-from awq_tvm.schedules.cuda.config import FewConfig, TensorCoreConfig, default_config
+from awq_tvm.schedules.cuda.config import Dispatch, FewConfig, Tile, default_config
 from awq_tvm.schedules.cuda.few_tokens import few_tokens_kernel
 from awq_tvm.schedules.cuda.fragments import BLOCK_K, HALF_K
 from awq_tvm.schedules.cuda.split_k import add_parts_kernel, limit_of, make_parts
@@ -47,7 +47,7 @@ class TensorCoreRule(MatmulRule):
         """Fragments, shared by all kernels."""
         return LAYOUTS["mma_fragments"]
 
-    def build(self, spec: MatmulSpec, target: Target, config: TensorCoreConfig) -> Any:
+    def build(self, spec: MatmulSpec, target: Target, config: Dispatch[Tile, Tile]) -> Any:
         """See ``MatmulRule.build``; the host part looks at M and launches one kernel."""
         up_to: dict[int, Emit] = {few.most_tokens: _few(spec, few) for few in config.few}
         for tile in config.middle:
@@ -61,7 +61,7 @@ class TensorCoreRule(MatmulRule):
             lambda arguments, tokens: many(spec, config.many, arguments, tokens),
         )
 
-    def kernel_of(self, tile: Any) -> Callable[..., None]:
+    def kernel_of(self, tile: Tile) -> Callable[..., None]:
         """What emits the kernel for one of ``middle`` or for ``many``."""
         return tiled_kernel
 
@@ -78,7 +78,7 @@ def _few(spec: MatmulSpec, config: FewConfig) -> Emit:
     return lambda arguments, tokens: few_tokens_kernel(spec, config, arguments, tokens)
 
 
-def _divided(spec: MatmulSpec, config: Any, tile: Any, kernel: Callable[..., None]) -> Emit:
+def _divided(spec: MatmulSpec, config: Dispatch[Tile, Tile], tile: Tile, kernel: Callable[..., None]) -> Emit:
     def emit(arguments: dict[str, Any], tokens: Any) -> None:
         parts = make_parts(spec, config, tile, tokens)
         kernel(spec, tile, arguments, tokens, parts)
@@ -93,7 +93,7 @@ def _divided(spec: MatmulSpec, config: Any, tile: Any, kernel: Callable[..., Non
     return emit
 
 
-def matched(config: Any, spec: MatmulSpec, target: Target) -> Match | NotApplicable:
+def matched(config: Dispatch[Tile, Tile], spec: MatmulSpec, target: Target) -> Match | NotApplicable:
     """A configuration, if the target's shared memory has room for its tiles."""
     wanted = config.shared_bytes(spec.bits, spec.group_size)
     if (target.shared_memory_bytes or 0) < wanted:

@@ -13,12 +13,12 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from awq_tvm.schedules.cuda.config import EIGHT, PADDING, eights_at_once
+from awq_tvm.schedules.cuda.config import EIGHT, PADDING, Tile, eights_at_once
 from awq_tvm.schedules.cuda.epilogue import MOST, finish_together
 from awq_tvm.schedules.cuda.split_k import Parts
 from awq_tvm.schedules.gpu.weights import local
@@ -26,26 +26,6 @@ from awq_tvm.schedules.spec import MatmulSpec
 
 _FLOATS = 4
 """Sums that it reads or writes at once."""
-
-
-class Tile(Protocol):
-    """What a block computes."""
-
-    @property
-    def tokens(self) -> int:
-        """Of the block."""
-
-    @property
-    def rows(self) -> int:
-        """Outputs of the block."""
-
-    @property
-    def threads(self) -> int:
-        """Of the block."""
-
-    @property
-    def k_warps(self) -> int:
-        """How many threads have sums of the same outputs."""
 
 
 def place(rows: int, token: Any, row: Any) -> Any:
