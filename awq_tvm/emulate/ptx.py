@@ -195,16 +195,25 @@ def _call(function: str) -> Callable[[re.Match[str], Operands], str]:
     return emit
 
 
+def _from_call(operand: str | list[str], call: str) -> str:
+    """C++ that copies what a call returns, a structure with an array ``of``, to the registers of an operand."""
+    stores = " ".join(f"{register} = awq_d.of[{i}];" for i, register in enumerate(_many(operand)))
+    return f"{{ const auto awq_d = {call}; {stores} }}"
+
+
 def _mma(found: re.Match[str], operands: Operands) -> str:
-    a, b, c = (", ".join(_many(operand)) for operand in operands[1:])
-    call = f"ptx::mma_m16n8k16<ptx::{found.group(1)}>(awq_d, {{{a}}}, {{{b}}}, {{{c}}})"
-    return _into_registers(operands[0], "float", call)
+    registers = [register for operand in operands[1:] for register in _many(operand)]
+    if [len(_many(operand)) for operand in operands] != [4, 4, 2, 4]:
+        raise _unknown("a form of mma", found.group(0))
+    return _from_call(operands[0], f"emulator::mma_{found.group(1)}({', '.join(registers)})")
 
 
 def _ldmatrix(found: re.Match[str], operands: Operands) -> str:
     transposed = "true" if found.group(2) else "false"
-    call = f"ptx::ldmatrix<{found.group(1)}, {transposed}>(awq_d, {_address(operands[1])})"
-    return _into_registers(operands[0], "std::uint32_t", call)
+    if len(_many(operands[0])) != int(found.group(1)):
+        raise _unknown("a form of ldmatrix", found.group(0))
+    call = f"emulator::load_matrices({found.group(1)}, {transposed}, {_address(operands[1])})"
+    return _from_call(operands[0], call)
 
 
 def _wgmma(found: re.Match[str], operands: Operands) -> str:

@@ -33,10 +33,17 @@ CUDA = """extern "C" __global__ void __launch_bounds__(64) {name}(float* x_ptr, 
 """
 
 SHARED = "__shared__ alignas(64) float s[64];\n"
+BYTES = (
+    "__shared__ alignas(64) unsigned char b[64];\nb[threadIdx.x] = 0; __syncthreads(); b[threadIdx.x] = 1; "
+)
 COPY = (
     'asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" : : '
     '"r"((uint32_t)__cvta_generic_to_shared(s + {at})), "l"(x_ptr + {at}) : "memory");\n'
     'asm volatile("cp.async.commit_group;" : : );\n'
+)
+MATRIX = (
+    "threadgroup float s[64];\ns[threadIdx] = 0; threadgroup_barrier(mem_flags::mem_threadgroup);\n"
+    "if (threadIdx < 32) {{ simdgroup_float8x8 m = make_filled_simdgroup_matrix<float, 8, 8>(1); "
 )
 WAIT = 'asm volatile("cp.async.wait_group 0;" : : : "memory");\n'
 
@@ -139,7 +146,7 @@ FAULTS = {
         "divergent warp-wide operation",
     ),
     "a lane outside the mask": Planted(
-        f"y_ptr[{T}] = __shfl_xor_sync({{0}}, x_ptr[{T}], 1);", "0xffffffff", "0x7fffffff", "not in the mask"
+        f"y_ptr[{T}] = __shfl_sync({{0}}, x_ptr[{T}], 0);", "0xffffffff", "0x7fffffff", "not in the mask"
     ),
     "copy not waited for": Planted(
         SHARED + COPY.format(at=T) + f"{{0}} y_ptr[{T}] = s[{T}];", WAIT, "", "asynchronous copy"
@@ -184,6 +191,50 @@ FAULTS = {
         f"{T} / 2",
         "another block wrote",
     ),
+    "the byte beside one's own": Planted(BYTES + f"y_ptr[{T}] = b[{{0}}];", T, f"{T} ^ 1", "missing barrier"),
+    "a byte over what another read": Planted(
+        BYTES + f"__syncthreads(); y_ptr[{T}] = b[{{0}}]; b[{T}] = 2;", T, f"{T} ^ 1", "missing barrier"
+    ),
+    "two bytes that were written one by one": Planted(
+        BYTES + f"{{0}} y_ptr[{T}] = ((unsigned short*)b)[{T} / 2];",
+        "__syncthreads();",
+        "",
+        "missing barrier",
+    ),
+    "one byte of two that were written together": Planted(
+        BYTES
+        + f"__syncthreads(); if ({T} < 32) ((unsigned short*)b)[{T}] = {T}; {{0}} y_ptr[{T}] = b[63 - {T}];",
+        "__syncthreads();",
+        "",
+        "missing barrier",
+    ),
+    "a byte that nobody wrote": Planted(
+        "__shared__ alignas(64) unsigned char b[64];\n"
+        + f"if ({T} != {{0}}) b[{T}] = 1; __syncthreads(); y_ptr[{T}] = b[{T}];",
+        "64",
+        "63",
+        "uninitialised",
+    ),
+    "a matrix that the warp's own lanes wrote": Planted(
+        SHARED
+        + f"s[{T}] = x_ptr[{T}]; __syncthreads(); s[{T}] = 1; {{0}} uint32_t r[1];\n"
+        + 'asm volatile("ldmatrix.sync.aligned.m8n8.x1.shared.b16 {{%0}}, [%1];" : "=r"(r[0]) : '
+        + f'"r"((uint32_t)__cvta_generic_to_shared(s + {T} / 32 * 32 + {T} % 8 * 4)));\ny_ptr[{T}] = r[0];',
+        "__syncwarp();",
+        "",
+        "missing barrier",
+    ),
+    "lanes with another ldmatrix": Planted(
+        SHARED
+        + f"s[{T}] = 1; __syncthreads(); uint32_t r[2], at = (uint32_t)__cvta_generic_to_shared(s + {T} % 16 * 4);\n"
+        + f"if ({T} % 32 < {{0}}) {{{{ "
+        + 'asm volatile("ldmatrix.sync.aligned.m8n8.x1.shared.b16 {{%0}}, [%1];" : "=r"(r[0]) : "r"(at)); }}'
+        + ' else asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {{%0, %1}}, [%2];" : '
+        + '"=r"(r[0]), "=r"(r[1]) : "r"(at));',
+        "32",
+        "16",
+        "different ldmatrix",
+    ),
     "metal: missing barrier": Planted(
         "threadgroup float s[64];\ns[threadIdx] = 0; threadgroup_barrier(mem_flags::mem_threadgroup);\n"
         "s[threadIdx] = x_ptr[threadIdx];\n{0}\ny_ptr[threadIdx] = s[63 - threadIdx];",
@@ -206,6 +257,42 @@ FAULTS = {
         "32",
         "31",
         "divergent",
+        "metal",
+    ),
+    "metal: a matrix's elements before a barrier": Planted(
+        MATRIX + "simdgroup_store(m, s, 8);\n{0}\ny_ptr[threadIdx] = s[63 - threadIdx]; }}",
+        "simdgroup_barrier(mem_flags::mem_threadgroup);",
+        "",
+        "missing barrier",
+        "metal",
+    ),
+    "metal: a matrix that the lanes wrote": Planted(
+        MATRIX + "s[threadIdx] = 1;\n{0}\nsimdgroup_load(m, s, 8); simdgroup_store(m, y_ptr, 8); }}",
+        "simdgroup_barrier(mem_flags::mem_threadgroup);",
+        "",
+        "missing barrier",
+        "metal",
+    ),
+    "metal: a matrix of uninitialised memory": Planted(
+        "threadgroup float s[64];\ns[threadIdx % {0}] = 1; threadgroup_barrier(mem_flags::mem_threadgroup);\n"
+        "simdgroup_float8x8 m; simdgroup_load(m, s, 8); if (threadIdx < 32) simdgroup_store(m, y_ptr, 8);",
+        "64",
+        "63",
+        "uninitialised",
+        "metal",
+    ),
+    "metal: a matrix beyond a buffer": Planted(
+        "simdgroup_float8x8 m; simdgroup_load(m, x_ptr + {0}, 8); if (threadIdx < 32) simdgroup_store(m, y_ptr, 8);",
+        "0",
+        "1",
+        "out of bounds",
+        "metal",
+    ),
+    "metal: lanes with different matrices": Planted(
+        "simdgroup_float8x8 m; simdgroup_load(m, x_ptr + (threadIdx < {0} ? 0 : 1), 7);",
+        "64",
+        "63",
+        "different matrices",
         "metal",
     ),
     "metal: beyond a buffer": Planted(

@@ -246,6 +246,33 @@ def test_shuffles_within_halves_of_a_warp(direction: str, emulated) -> None:
     np.testing.assert_array_equal(y, np.where(inside, x[np.where(inside, source, 0)], x))
 
 
+def test_some_lanes_shuffle_more_often_than_others(emulated) -> None:
+    """What others have still to read of a common shuffle is not disturbed by those that go on by themselves."""
+    x, y = words(32), np.zeros((32, 3), np.uint32)
+    body = (
+        "if (t < 16) y[3*t] = __shfl_xor_sync(0xffff, x[t], 1); y[3*t+1] = __shfl_xor_sync(0xffffffff, x[t], 31); "
+        "if (t < 16) for (int i = 0; i < 3; ++i) y[3*t+2] = __shfl_xor_sync(0xffff, x[t] + i, 2);"
+    )
+    launch(emulated, body, {"x": x, "y": y})
+    lane = np.arange(32)
+    np.testing.assert_array_equal(y[:, 1], x[lane ^ 31])
+    np.testing.assert_array_equal(y[:16, 0], x[lane[:16] ^ 1])
+    np.testing.assert_array_equal(y[:16, 2], x[lane[:16] ^ 2] + np.uint32(2))
+
+
+@pytest.mark.parametrize(
+    "instruction",
+    [
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %0}, {%0, %0, %0, %0}, {%0, %0}, {%0, %0, %0, %0};",
+        "ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %0}, [%1];",
+    ],
+)
+def test_unknown_forms_are_named(instruction: str, emulated) -> None:
+    with pytest.raises(UnsupportedError, match="does not know a form") as error:
+        launch(emulated, f'asm volatile("{instruction}" : "=r"(d[t]) : "r"(d[t]));', {"d": words(32)})
+    assert instruction.split()[0] in error.value.why
+
+
 @pytest.mark.parametrize(
     "instruction", ["mbarrier.inval.shared.b64 [%1];", "mul.lo.u32 %0, %1, 3;", "cp.async.bulk.commit_group;"]
 )

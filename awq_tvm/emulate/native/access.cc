@@ -9,12 +9,6 @@
 
 namespace emulator {
 
-bool ordered(const Block& block, std::uint32_t epoch, std::uint32_t warp_epoch, unsigned other, unsigned self) {
-  if (epoch < block.epoch || other == self) return true;
-  const unsigned warp = self / kWarpSize;
-  return other / kWarpSize == warp && warp_epoch < block.warp_epochs[warp];
-}
-
 namespace {
 
 // Global memory that kernels may touch: first byte to end.
@@ -79,72 +73,226 @@ void global_access(Block& block, const unsigned char* pointer, std::size_t bytes
 }
 
 // Blocks of a launch are in no order; threads of a block are ordered by its barriers.
-bool ordered(const Block& block, const Writer& writer) {
-  return writer.block == block.serial && ordered(block, writer.epoch, writer.warp_epoch, writer.thread, block.current);
-}
-
-void global_order(Block& block, const unsigned char* pointer, std::size_t bytes, bool write) {
+inline void global_order(Block& block, const unsigned char* pointer, std::size_t bytes, bool write, unsigned self) {
   const auto first = reinterpret_cast<std::uintptr_t>(pointer) / 2;
   const auto last = (reinterpret_cast<std::uintptr_t>(pointer) + bytes - 1) / 2;
-  if (!write && !block.written.maybe(first, last)) return;
   bool again = false;
   unsigned other = 0;
   for (std::uintptr_t unit = first; unit <= last; ++unit) {
     const Writer* found = block.written.find(unit);
-    if (found && !ordered(block, *found)) {
+    if (found && !(found->block == block.serial && ordered(block, found->time, found->thread, self))) {
       if (!write && found->block != block.serial)
         fail("no order: another block wrote global memory that thread %u reads", block.current);
       if (!write)
-        fail("missing barrier: thread %u wrote global memory, and thread %u reads it", found->thread, block.current);
+        fail("missing barrier: thread %u wrote global memory, and thread %u reads it", number_of(found->thread),
+             block.current);
       again = true;
-      other = found->thread;
+      other = number_of(found->thread);
     }
-    if (!write) continue;
-    Writer& writer = block.written.insert(unit);
-    writer.block = block.serial;
-    writer.epoch = block.epoch;
-    writer.warp_epoch = block.warp_epochs[block.current / kWarpSize];
-    writer.thread = block.current;
+    if (write) block.written.insert(unit, block.serial, block.time, self);
   }
   if (again) expect_same(block, pointer, bytes, other);
 }
 
-__attribute__((noinline)) void access_memory(const void* where, std::size_t bytes, bool write, bool vector) {
-  Block* block = running;
-  if (block == nullptr) return;
-  const auto* pointer = static_cast<const unsigned char*>(where);
-  if (block->second_write.bytes) judge_second_write(*block);
-  // What lanes gave each other is read by inline functions of the headers.
-  if (static_cast<std::size_t>(pointer - reinterpret_cast<const unsigned char*>(block)) < sizeof(Block)) return;
-  // Loads and stores of 2, 4, 8 and 16 bytes are one instruction each on the device.
-  if (vector && reinterpret_cast<std::uintptr_t>(pointer) % bytes != 0)
-    fail("%s of %zu bytes at an address that is no multiple of %zu: misaligned", write ? "write" : "read", bytes,
-         bytes);
-  const auto offset = static_cast<std::size_t>(pointer - block->arena);
-  if (offset < kArenaBytes) {
-    for (const Range& array : block->arrays)
-      if (offset >= array.first && offset + bytes <= array.end) {
-        write ? write_shared(*block, offset, bytes) : read_shared(*block, offset, bytes);
-        return;
-      }
-    fail("%s of %zu bytes of shared memory outside its arrays: out of bounds", write ? "write" : "read", bytes);
-  }
-  global_access(*block, pointer, bytes, write ? "write" : "read");
-  // A byte of its own is what neighbours in two bytes have: told apart by nobody here.
-  if (bytes > 1) global_order(*block, pointer, bytes, write);
+[[noreturn]] void fail_unwritten(unsigned offset) {
+  fail("read of shared memory at %u that nobody wrote: uninitialised", offset);
 }
 
-// Most accesses are to the threads' own stacks, so that this part is small and inline.
-inline __attribute__((always_inline)) void access(const void* where, std::size_t bytes, bool write, bool vector) {
+void judge_busy(Mark m, unsigned offset, const char* what) {
+  if (m & kPending) fail("%s shared memory at %u that an asynchronous copy is about to fill", what, offset);
+}
+
+// A read of bytes that were written last at `m`; of at most two at `offset`.
+void judge_read(Block& block, Mark m, unsigned offset, unsigned self) {
+  if (time_of(m) < block.first_time) fail_unwritten(offset);
+  if (!ordered(block, time_of(m), thread_of(m), self))
+    fail("missing barrier: thread %u wrote shared memory at %u, and thread %u reads it", number_of(thread_of(m)), offset,
+         number_of(self));
+}
+
+// The mark of those who read since the last barrier of the block, one more of them.
+inline Mark read_again(const Block& block, Mark before, unsigned self) {
+  const Mark mine = mark(block.time, self);
+  if (time_of(before) < block.barrier_time) return mine;
+  const unsigned other = thread_of(before);
+  const Mark among = other == self ? 0 : warp_of(other) == warp_of(self) ? kReadByLanes : kReadByWarps;
+  return mine | (before & kFlags) | among;
+}
+
+// A write to bytes that were written and read last at two marks. True if it is to be the value that is there.
+bool judge_write(Block& block, Mark written, Mark read, unsigned offset, unsigned self) {
+  if (time_of(read) >= block.barrier_time) {
+    const unsigned reader = thread_of(read);
+    const bool clear = !(read & kReadByWarps) && warp_of(reader) == warp_of(self) &&
+                       time_of(read) < block.warps[warp_of(self)].time;
+    if (!clear && (read & kFlags || reader != self))
+      fail("missing barrier: thread %u read shared memory at %u, and thread %u writes it", number_of(reader), offset,
+           number_of(self));
+  }
+  return time_of(written) >= block.first_time && !ordered(block, time_of(written), thread_of(written), self);
+}
+
+void split(Block& block, unsigned offset) {
+  Shadow& shadow = block.shadow;
+  Mark& both = shadow.writes[offset / 2];
+  if (both & kSplit) return;
+  const unsigned even = offset & ~1u;
+  shadow.byte_writes[even] = shadow.byte_writes[even + 1] = both & ~Mark(0xffff);
+  shadow.byte_reads[even] = shadow.byte_reads[even + 1] = shadow.reads[offset / 2];
+  both |= kSplit;
+}
+
+// One byte, which has marks of its own from now on until both are written at once.
+void read_byte(Block& block, unsigned offset, unsigned self) {
+  split(block, offset);
+  Shadow& shadow = block.shadow;
+  judge_busy(shadow.writes[offset / 2], offset, "read of");
+  judge_read(block, shadow.byte_writes[offset], offset, self);
+  shadow.byte_reads[offset] = read_again(block, shadow.byte_reads[offset], self);
+}
+
+bool write_byte(Block& block, unsigned offset, unsigned self, unsigned& other) {
+  split(block, offset);
+  Shadow& shadow = block.shadow;
+  judge_busy(shadow.writes[offset / 2], offset, "write to");
+  if (shadow.writes[offset / 2] & kBusy) fail("write to shared memory at %u that a wgmma under way reads", offset);
+  Mark& written = shadow.byte_writes[offset];
+  const bool again = judge_write(block, written, shadow.byte_reads[offset], offset, self);
+  if (again) other = number_of(thread_of(written));
+  written = mark(block.time, self);
+  shadow.byte_reads[offset] = 0;
+  return again;
+}
+
+__attribute__((noinline)) void read_two(Block& block, unsigned offset, unsigned self) {
+  const Mark m = block.shadow.writes[offset / 2];
+  judge_busy(m, offset, "read of");
+  if (!(m & kSplit)) return judge_read(block, m, offset, self);
+  read_byte(block, offset, self);
+  read_byte(block, offset + 1, self);
+}
+
+__attribute__((noinline)) bool write_two(Block& block, unsigned offset, unsigned self, unsigned& other) {
+  const Mark m = block.shadow.writes[offset / 2];
+  if (m & kSplit) return write_byte(block, offset, self, other) | write_byte(block, offset + 1, self, other);
+  judge_busy(m, offset, "write to");
+  if (m & kBusy) fail("write to shared memory at %u that a wgmma under way reads", offset);
+  const bool again = judge_write(block, m, block.shadow.reads[offset / 2], offset, self);
+  if (again) other = number_of(thread_of(m));
+  return again;
+}
+
+// Most reads are of what was written before the last barrier, so that the loops know that case.
+inline __attribute__((always_inline)) void read_shared(Block& block, unsigned offset, std::size_t bytes, unsigned self) {
+  if ((offset | bytes) & 1) {
+    for (std::size_t i = 0; i < bytes; ++i) read_byte(block, offset + i, self);
+    return;
+  }
+  Mark* const writes = block.shadow.writes + offset / 2;
+  Mark* const reads = block.shadow.reads + offset / 2;
+  const Mark first = mark(block.first_time, 0), span = mark(block.barrier_time, 0) - first;
+  for (std::size_t i = 0; i < bytes / 2; ++i) {
+    if (__builtin_expect(writes[i] - first >= span || writes[i] & kFlags, 0)) read_two(block, offset + 2 * i, self);
+    reads[i] = read_again(block, reads[i], self);
+  }
+}
+
+inline __attribute__((always_inline)) void write_shared(Block& block, unsigned offset, std::size_t bytes, unsigned self) {
+  bool again = false;
+  unsigned other = 0;
+  if ((offset | bytes) & 1) {
+    for (std::size_t i = 0; i < bytes; ++i) again |= write_byte(block, offset + i, self, other);
+  } else {
+    Mark* const writes = block.shadow.writes + offset / 2;
+    Mark* const reads = block.shadow.reads + offset / 2;
+    const Mark barrier = mark(block.barrier_time, 0), mine = mark(block.time, self);
+    for (std::size_t i = 0; i < bytes / 2; ++i) {
+      if (__builtin_expect(writes[i] >= barrier || reads[i] >= barrier || writes[i] & 0xffff, 0))
+        again |= write_two(block, offset + 2 * i, self, other);
+      writes[i] = mine;
+      reads[i] = 0;
+    }
+  }
+  if (__builtin_expect(again, 0)) expect_same(block, block.arena + offset, bytes, other);
+}
+
+// The array that an access lies in, or null.
+inline const Range* array_of(Block& block, std::size_t offset, std::size_t bytes) {
+  const auto inside = [&](const Range& array) { return offset >= array.first && offset + bytes <= array.end; };
+  if (inside(block.near_array)) return &block.near_array;
+  for (const Range& array : block.arrays)
+    if (inside(array)) return &(block.near_array = array);
+  return nullptr;
+}
+
+// An access of a thread, or of all of a warp's as one, to memory that is no stack.
+inline __attribute__((always_inline)) void touch(Block& block, const unsigned char* pointer, std::size_t bytes, bool write,
+                                                 unsigned self) {
+  const auto offset = static_cast<std::size_t>(pointer - block.arena);
+  if (offset < kArenaBytes) {
+    if (!array_of(block, offset, bytes))
+      fail("%s of %zu bytes of shared memory outside its arrays: out of bounds", write ? "write" : "read", bytes);
+    write ? write_shared(block, offset, bytes, self) : read_shared(block, offset, bytes, self);
+    return;
+  }
+  global_access(block, pointer, bytes, write ? "write" : "read");
+  // A byte of its own is what neighbours in two bytes have: told apart by nobody here.
+  if (bytes > 1) global_order(block, pointer, bytes, write, self);
+}
+
+void expect_aligned(const void* pointer, std::size_t bytes, std::size_t to, bool write) {
+  if (reinterpret_cast<std::uintptr_t>(pointer) % to != 0)
+    fail("%s of %zu bytes at an address that is no multiple of %zu: misaligned", write ? "write" : "read", bytes, to);
+}
+
+inline __attribute__((always_inline)) void access_memory(const void* where, std::size_t bytes, bool write, bool vector) {
+  Block* block = running;
+  if (block == nullptr) return;
+  if (__builtin_expect(block->second_write.bytes != 0, 0)) judge_second_write(*block);
+  // Loads and stores of 2, 4, 8 and 16 bytes are one instruction each on the device.
+  if (vector) expect_aligned(where, bytes, bytes, write);
+  touch(*block, static_cast<const unsigned char*>(where), bytes, write, block->current);
+}
+
+// One for each length and direction, which the compiler makes quick.
+template <std::size_t bytes, bool write>
+__attribute__((noinline)) void access_vector(const void* where) {
+  access_memory(where, bytes, write, true);
+}
+
+inline __attribute__((always_inline)) bool on_stack(const void* where, std::size_t bytes, bool write) {
   const auto from_stack = static_cast<std::size_t>(static_cast<const unsigned char*>(where) - running_stacks);
-  if (__builtin_expect(from_stack >= kStackBytes * kMaxThreads, 0)) access_memory(where, bytes, write, vector);
-  else if (__builtin_expect(watching_registers, 0)) touch_register(*running, from_stack, bytes, write);
+  if (__builtin_expect(from_stack >= kStackBytes * kMaxThreads, 0)) return false;
+  if (__builtin_expect(watching_registers, 0)) touch_register(*running, from_stack, bytes, write);
+  return true;
+}
+
+// Many accesses are to the threads' own stacks, so that this part is small and inline.
+template <std::size_t bytes, bool write>
+inline __attribute__((always_inline)) void access(const void* where) {
+  if (!on_stack(where, bytes, write)) access_vector<bytes, write>(where);
+}
+
+void access_range(const void* where, std::size_t bytes, bool write, bool vector) {
+  if (!on_stack(where, bytes, write)) access_memory(where, bytes, write, vector);
 }
 
 }  // namespace
 
 void set_pending(Block& block, unsigned offset, std::size_t bytes, bool pending) {
-  for (Shadow* s = block.shadow + offset; s != block.shadow + offset + bytes; ++s) s->pending = pending;
+  Mark* const writes = block.shadow.writes;
+  for (unsigned i = offset / 2; i < (offset + bytes) / 2; ++i)
+    writes[i] = pending ? writes[i] | kPending : writes[i] & ~kPending;
+}
+
+void count_async_read(Block& block, unsigned offset, std::size_t bytes, bool begins) {
+  for (unsigned i = offset / 2; i < (offset + bytes) / 2; ++i)
+    begins ? block.shadow.writes[i] += kAsyncRead : block.shadow.writes[i] -= kAsyncRead;
+}
+
+Mark last_write(const Block& block, unsigned offset) {
+  const Mark both = block.shadow.writes[offset / 2];
+  return both & kSplit ? block.shadow.byte_writes[offset] : both;
 }
 
 void judge_second_write(Block& block) {
@@ -166,54 +314,6 @@ void expect_same(Block& block, const unsigned char* where, std::size_t bytes, un
   std::memcpy(write.before, where, write.bytes);
 }
 
-void write_shared(Block& block, unsigned offset, std::size_t bytes) {
-  const unsigned self = block.current, warp = self / kWarpSize;
-  bool again = false;
-  unsigned other = 0;
-  for (std::size_t i = 0; i < bytes; ++i) {
-    Shadow& s = block.shadow[offset + i];
-    if (s.pending) fail("write to shared memory at %zu that an asynchronous copy is about to fill", offset + i);
-    if (s.async_reads) fail("write to shared memory at %zu that a wgmma under way reads", offset + i);
-    if (s.write_epoch >= block.first_epoch &&
-        !ordered(block, s.write_epoch, s.write_warp_epoch, s.writer, self))
-      again = true, other = s.writer;
-    if (s.read_epoch == block.epoch) {
-      const bool clear = !s.read_by_warps && s.reader / kWarpSize == warp && s.read_warp_epoch < block.warp_epochs[warp];
-      if (!clear && (s.read_by_lanes || s.read_by_warps || s.reader != self))
-        fail("missing barrier: thread %u read shared memory at %zu, and thread %u writes it", unsigned(s.reader),
-             offset + i, self);
-    }
-    s.write_epoch = block.epoch;
-    s.write_warp_epoch = block.warp_epochs[warp];
-    s.writer = static_cast<std::uint16_t>(self);
-    s.read_epoch = 0;
-    s.fences = static_cast<std::uint32_t>(block.fibers[self].proxy_fences.size());
-  }
-  if (again) expect_same(block, block.arena + offset, bytes, other);
-}
-
-void read_shared(Block& block, unsigned offset, std::size_t bytes) {
-  const unsigned self = block.current, warp = self / kWarpSize;
-  for (std::size_t i = 0; i < bytes; ++i) {
-    Shadow& s = block.shadow[offset + i];
-    if (s.pending) fail("read of shared memory at %zu that an asynchronous copy is about to fill", offset + i);
-    if (s.write_epoch < block.first_epoch)
-      fail("read of shared memory at %zu that nobody wrote: uninitialised", offset + i);
-    if (!ordered(block, s.write_epoch, s.write_warp_epoch, s.writer, self))
-      fail("missing barrier: thread %u wrote shared memory at %zu, and thread %u reads it", unsigned(s.writer),
-           offset + i, self);
-    if (s.read_epoch != block.epoch) {
-      s.read_by_lanes = s.read_by_warps = false;
-      s.reader = static_cast<std::uint16_t>(self);
-    } else if (s.reader != self) {
-      (s.reader / kWarpSize == warp ? s.read_by_lanes : s.read_by_warps) = true;
-      s.reader = static_cast<std::uint16_t>(self);
-    }
-    s.read_epoch = block.epoch;
-    s.read_warp_epoch = block.warp_epochs[warp];
-  }
-}
-
 std::vector<Buffer> buffers_of(const void* const* arguments, const std::size_t* bytes, std::size_t count) {
   std::vector<Buffer> found;
   for (std::size_t i = 0; i < count; ++i) {
@@ -228,12 +328,20 @@ std::vector<Buffer> buffers_of(const void* const* arguments, const std::size_t* 
   return found;
 }
 
-void check_read(const void* pointer, std::size_t bytes) { access(pointer, bytes, false, true); }
-void check_write(const void* pointer, std::size_t bytes) { access(pointer, bytes, true, true); }
+void check_read(const void* pointer, std::size_t bytes) { access_range(pointer, bytes, false, true); }
+void check_write(const void* pointer, std::size_t bytes) { access_range(pointer, bytes, true, true); }
+
+void check_as_warp(const void* pointer, std::size_t bytes, std::size_t alignment, bool write) {
+  Block& block = *running;
+  if (block.second_write.bytes) judge_second_write(block);
+  expect_aligned(pointer, bytes, alignment, write);
+  touch(block, static_cast<const unsigned char*>(pointer), bytes, write, as_warp(block.current));
+}
 
 }  // namespace emulator
 
 using emulator::access;
+using emulator::access_range;
 
 extern "C" {
 
@@ -250,11 +358,11 @@ void awq_emulate_unregister(const void* base) {
   ++emulator::regions_version;
 }
 
-#define HOOKS(size)                                                              \
-  void __tsan_read##size(void* p) { access(p, size, false, true); }              \
-  void __tsan_write##size(void* p) { access(p, size, true, true); }              \
-  void __tsan_unaligned_read##size(void* p) { access(p, size, false, true); }    \
-  void __tsan_unaligned_write##size(void* p) { access(p, size, true, true); }
+#define HOOKS(size)                                                     \
+  void __tsan_read##size(void* p) { access<size, false>(p); }           \
+  void __tsan_write##size(void* p) { access<size, true>(p); }           \
+  void __tsan_unaligned_read##size(void* p) { access<size, false>(p); } \
+  void __tsan_unaligned_write##size(void* p) { access<size, true>(p); }
 HOOKS(1)
 HOOKS(2)
 HOOKS(4)
@@ -262,8 +370,8 @@ HOOKS(8)
 HOOKS(16)
 
 // Structures that are no power of two long, copied as their parts.
-void __tsan_read_range(void* p, unsigned long bytes) { access(p, bytes, false, false); }
-void __tsan_write_range(void* p, unsigned long bytes) { access(p, bytes, true, false); }
+void __tsan_read_range(void* p, unsigned long bytes) { access_range(p, bytes, false, false); }
+void __tsan_write_range(void* p, unsigned long bytes) { access_range(p, bytes, true, false); }
 void __tsan_vptr_update(void**, void*) {}
 void __tsan_vptr_read(void**) {}
 void __tsan_func_entry(void*) {}

@@ -14,14 +14,13 @@ namespace emulator {
 // No power of two, so that the tops of the stacks, where threads work, do not share the same few lines of the cache.
 constexpr std::size_t kStackBytes = 128 * 1024 + 17 * 64;
 
-enum class State : unsigned char { kReady, kBarrier, kMeeting, kDone };
-
 struct Block;
 
 struct Copy {
   std::uint32_t to;
   const void* from;
   unsigned bytes, source_bytes;
+  std::size_t group;
 };
 
 // Bytes of shared memory that a wgmma under way reads, sixteen at a time; they are free again when the last thread of the
@@ -50,21 +49,23 @@ struct Products {
   std::vector<float*> known;  // all that ever were accumulators
 };
 
-// When a thread has made its writes visible to wgmma.
-struct ProxyFence {
-  std::uint32_t epoch, warp_epoch;
-};
-
 struct Fiber {
   Context context;
-  State state;
-  Meeting meeting;
-  int site;
-  unsigned mask, parity;
   Index position;
-  std::vector<std::vector<Copy>> copies;  // groups, the last one open
+  std::vector<Copy> copies;  // under way, in their order
+  std::size_t committed = 0;  // groups of them
   Products products;
-  std::vector<ProxyFence> proxy_fences;
+  std::vector<std::uint32_t> proxy_fences;  // when the thread made its writes visible to wgmma, rising
+};
+
+// Lanes, a bit each, by what they do, and what those that wait have come to. One that runs is in none of the sets.
+struct Warp {
+  unsigned all = 0, ready = 0, at_barrier = 0, meeting = 0, at_wgmma = 0, done = 0;
+  std::uint32_t time = 0;  // of its last barrier
+  Work work[kWarpSize];
+  unsigned mask[kWarpSize];
+  void* brought[kWarpSize];
+  int site[kWarpSize];
 };
 
 // A warpgroup that comes together for a wgmma: what the first of it called, and the right operand.
@@ -73,17 +74,37 @@ struct Warpgroup {
   std::uint64_t descriptor = 0;
   bool add = false;
   std::shared_ptr<AsyncReads> reads;
+  // [64][16], the left operand: of the product that threads come to, and of the one before, which some have still to read.
+  float left[2][64][16];
+  unsigned turn = 0;
   std::vector<float> right;  // [4][16][columns / 4]: what lane % 4 multiplies, by k
 };
 
-// The last accesses to a byte of shared memory. An epoch counts the barriers passed, of the block or of the warp, and
-// goes on from one block to the next: what an earlier one left is older than its first epoch, and needs no clearing.
+// When somebody touched a piece of shared memory last, and who. The time counts barriers, of blocks and warps, and fences,
+// and goes on from one block to the next: what an earlier one left is older than its first time, and needs no clearing.
+// Of a write the lowest byte holds flags and the next how many wgmma under way read it.
+using Mark = std::uint64_t;
+constexpr Mark kPending = 1;       // an asynchronous copy is about to fill it
+constexpr Mark kSplit = 2;         // its two bytes have marks of their own
+constexpr Mark kReadByLanes = 1;   // by several of one warp
+constexpr Mark kReadByWarps = 2;
+constexpr Mark kAsyncRead = 1 << 8;
+constexpr Mark kFlags = 0xff, kBusy = 0xffff & ~kSplit;
+
+constexpr Mark mark(std::uint32_t time, unsigned thread) { return Mark(time) << 32 | thread << 16; }
+constexpr std::uint32_t time_of(Mark m) { return static_cast<std::uint32_t>(m >> 32); }
+constexpr unsigned thread_of(Mark m) { return m >> 16 & 0xffff; }
+
+// All lanes of a warp at once: none of them is who did it, and its operations come in their order.
+constexpr unsigned kAsWarp = 0x8000;
+constexpr unsigned as_warp(unsigned thread) { return kAsWarp | thread / kWarpSize * kWarpSize; }
+constexpr unsigned number_of(unsigned thread) { return thread & ~kAsWarp; }
+constexpr unsigned warp_of(unsigned thread) { return number_of(thread) / kWarpSize; }
+
+// Of each two bytes of shared memory, and of each single one where somebody has touched one alone.
 struct Shadow {
-  std::uint32_t write_epoch, write_warp_epoch, read_epoch, read_warp_epoch;
-  std::uint16_t writer, reader;
-  std::uint32_t fences;  // how many the writer had made
-  std::uint8_t async_reads;
-  bool read_by_lanes, read_by_warps, pending;
+  Mark *writes, *reads;
+  Mark *byte_writes, *byte_reads;
 };
 
 // A write to bytes that another thread has written since the last barrier, about to happen. It is a fault only if it
@@ -112,18 +133,20 @@ struct Block {
   unsigned current = 0;
   bool failed = false;
   std::string message;
-  std::uint32_t first_epoch = 1, epoch = 1;
-  std::uint32_t warp_epochs[kMaxThreads / kWarpSize] = {};
+  unsigned left = 0;  // threads that have not ended
+  // Now, at the block's beginning, and at its last barrier.
+  std::uint32_t time = 1, first_time = 1, barrier_time = 1;
   std::vector<Range> arrays;  // of shared memory, as offsets into the arena
+  Range near_array = {};      // the one that was touched last
   SecondWrite second_write = {};
   Written written;              // global memory
-  std::uint64_t serial = 0;     // of the block, among all that this one has run
+  std::uint32_t serial = 0;     // of the block, among those of the launch
   Context scheduler;
   Fiber fibers[kMaxThreads];
-  Deposit deposits[2][kMaxThreads];
+  Warp warps[kMaxThreads / kWarpSize];
   unsigned char* stacks = nullptr;
   unsigned char* arena = nullptr;
-  Shadow* shadow = nullptr;
+  Shadow shadow = {};
   // Of each four bytes of the stacks, what wgmma makes of it: see Register. Looked at once a launch has used wgmma.
   unsigned char* registers = nullptr;
   Warpgroup warpgroups[kMaxThreads / kWarpgroupSize];
@@ -135,6 +158,8 @@ struct Block {
   Block();
   ~Block();
   bool run(Index which);
+  void begin(Index which);
+  unsigned next_of(Warp& warp);
   bool release();
   void report_stuck();
 };
@@ -151,10 +176,16 @@ std::vector<Buffer> buffers_of(const void* const* arguments, const std::size_t* 
 
 void judge_second_write(Block& block);
 void expect_same(Block& block, const unsigned char* where, std::size_t bytes, unsigned writer);
-void write_shared(Block& block, unsigned offset, std::size_t bytes);
-void read_shared(Block& block, unsigned offset, std::size_t bytes);
-bool ordered(const Block& block, std::uint32_t epoch, std::uint32_t warp_epoch, unsigned other, unsigned self);
+// Whether what `other` did at a time is done for `self`, by identity or by barriers since.
+inline bool ordered(const Block& block, std::uint32_t time, unsigned other, unsigned self) {
+  if (time < block.barrier_time || other == self) return true;
+  return warp_of(other) == warp_of(self) && time < block.warps[warp_of(self)].time;
+}
+// The last write to a byte of shared memory.
+Mark last_write(const Block& block, unsigned offset);
+void count_async_read(Block& block, unsigned offset, std::size_t bytes, bool begins);
 void touch_register(Block& block, std::size_t offset, std::size_t bytes, bool write);
+void meet_warpgroup();
 void forget_products(Block& block, Fiber& fiber);
 void set_pending(Block& block, unsigned offset, std::size_t bytes, bool pending);
 

@@ -21,19 +21,13 @@ struct Index {
   unsigned x, y, z;
 };
 
-// What lanes give each other in a warp-wide operation.
-struct alignas(16) Deposit {
-  unsigned char bytes[128];
-};
-
 constexpr unsigned kWarpgroupSize = 128;
 
-enum class Meeting : int { kSync, kShuffle, kVote, kMma, kLoadMatrix, kWgmma };
-
-Index thread_index();
-Index block_index();
-Index block_size();
-Index grid_size();
+// The same for a thread from its first statement to its last, so that the compiler may ask once.
+__attribute__((const)) Index thread_index();
+__attribute__((const)) Index block_index();
+__attribute__((const)) Index block_size();
+__attribute__((const)) Index grid_size();
 
 // Ends the launch with a message that names kernel, block and thread.
 [[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
@@ -41,13 +35,16 @@ Index grid_size();
 // Waits for every thread of the block; `site` tells one barrier of the source from another.
 void block_barrier(int site);
 
-// Waits for the lanes of `mask`, which must all come to the same meeting. Returns what every lane deposited.
-const Deposit* meet(Meeting meeting, unsigned mask, const void* mine, std::size_t bytes);
+// The work of an operation of a warp: what each lane of `mask` has brought is at `lanes`, and takes what it gets.
+using Work = void (*)(void* const* lanes, unsigned mask);
+
+// Waits for the lanes of `mask`, which must all come to the same work. The last of them does it, for all.
+void meet(Work work, unsigned mask, void* mine);
 
 // Orders the shared memory of the lanes of `mask`.
 void warp_barrier(unsigned mask);
 
-unsigned lane();
+__attribute__((const)) unsigned lane();
 unsigned live_lanes();
 
 // Static shared memory: the array that begins `offset` bytes into the block's arena may be touched.
@@ -76,21 +73,48 @@ void fence_proxy();
 // Accesses that no compiler hook sees, because the runtime makes them for the kernel.
 void check_read(const void* pointer, std::size_t bytes);
 void check_write(const void* pointer, std::size_t bytes);
+// By all lanes of the warp as one: which of them makes it is not defined.
+void check_as_warp(const void* pointer, std::size_t bytes, std::size_t alignment, bool write);
+
+// Operations of a warp, see warp.cc.
+struct Word {
+  std::uint64_t low, high;
+};
+Word shuffle_word(unsigned mask, Word value, int from, bool inside);
+unsigned ballot(unsigned mask, bool holds);
+
+struct Sums {
+  float of[4];
+};
+Sums mma_f16(std::uint32_t a0, std::uint32_t a1, std::uint32_t a2, std::uint32_t a3, std::uint32_t b0, std::uint32_t b1,
+             float c0, float c1, float c2, float c3);
+Sums mma_bf16(std::uint32_t a0, std::uint32_t a1, std::uint32_t a2, std::uint32_t a3, std::uint32_t b0, std::uint32_t b1,
+              float c0, float c1, float c2, float c3);
+
+struct Fragments {
+  std::uint32_t of[4];
+};
+Fragments load_matrices(unsigned count, bool transposed, std::uint32_t address);
+
+// Two elements of an 8 x 8 matrix, at columns 2 (lane % 4) and the next of row lane / 4.
+struct Elements {
+  void* own;
+  bool half;  // float otherwise
+};
+void load_matrix(Elements into, const void* from, unsigned stride, bool transposed);
+void store_matrix(Elements from, void* into, unsigned stride, bool transposed);
+void multiply_matrices(Elements d, Elements a, Elements b, Elements c);
 
 constexpr unsigned aligned(unsigned offset, unsigned to) { return (offset + to - 1) / to * to; }
 
 template <typename T>
-const T& of(const Deposit* deposits, unsigned lane) {
-  return *reinterpret_cast<const T*>(deposits[lane].bytes);
-}
-
-template <typename T>
 T shuffle(unsigned mask, T value, int from, bool inside) {
-  static_assert(sizeof(T) <= sizeof(Deposit));
-  const Deposit* all = meet(Meeting::kShuffle, mask, &value, sizeof(T));
-  if (inside && (from < 0 || from >= int(kWarpSize))) fail("a shuffle reads lane %d", from);
-  if (inside && !(mask >> from & 1)) fail("a shuffle reads lane %d, which is not in its mask %#x", from, mask);
-  return inside ? of<T>(all, from) : value;
+  static_assert(sizeof(T) <= sizeof(Word));
+  Word word{};
+  std::memcpy(&word, &value, sizeof(T));
+  word = shuffle_word(mask, word, from, inside);
+  std::memcpy(&value, &word, sizeof(T));
+  return value;
 }
 
 // A kernel of the library: its wrapper calls the function with the arguments that were given.

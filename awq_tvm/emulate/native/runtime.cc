@@ -33,16 +33,26 @@ void describe(const Block& block, char* text, std::size_t length) {
                 block.index.y, block.index.z, thread.x, thread.y, thread.z);
 }
 
+// Lets the next thread of the warp go on that can, or the scheduler where none can. Comes back when this one can.
 void leave() {
   Block& block = *running;
   if (block.second_write.bytes && !block.failed) judge_second_write(block);
-  switch_to(block.fibers[block.current].context, block.scheduler);
+  const unsigned self = block.current;
+  Warp& warp = block.warps[self / kWarpSize];
+  Context& own = block.fibers[self].context;
+  if (block.failed || !warp.ready) return switch_to(own, block.scheduler);
+  const unsigned next = block.next_of(warp);
+  if (next != self) switch_to(own, block.fibers[next].context);
 }
 
+unsigned bit_of(unsigned thread) { return 1u << thread % kWarpSize; }
+
 void enter() {
-  running->kernel->call(running->arguments);
-  if (!running->fibers[running->current].products.reads.empty()) fail("the thread ends while a wgmma is under way");
-  running->fibers[running->current].state = State::kDone;
+  Block& block = *running;
+  block.kernel->call(block.arguments);
+  if (!block.fibers[block.current].products.reads.empty()) fail("the thread ends while a wgmma is under way");
+  block.warps[block.current / kWarpSize].done |= bit_of(block.current);
+  --block.left;
   leave();
 }
 
@@ -75,37 +85,46 @@ Index grid_size() { return running->grid; }
 unsigned lane() { return running->current % kWarpSize; }
 
 unsigned live_lanes() {
-  const unsigned first = running->current / kWarpSize * kWarpSize;
-  unsigned mask = 0;
-  for (unsigned i = 0; i < kWarpSize && first + i < running->threads; ++i)
-    if (running->fibers[first + i].state != State::kDone) mask |= 1u << i;
-  return mask;
+  const Warp& warp = running->warps[running->current / kWarpSize];
+  return warp.all & ~warp.done;
 }
 
 void block_barrier(int site) {
-  Fiber& self = running->fibers[running->current];
-  self.state = State::kBarrier;
-  self.site = site;
+  Warp& warp = running->warps[running->current / kWarpSize];
+  warp.at_barrier |= bit_of(running->current);
+  warp.site[running->current % kWarpSize] = site;
   leave();
 }
 
-const Deposit* meet(Meeting meeting, unsigned mask, const void* mine, std::size_t bytes) {
+void meet_warpgroup() {
+  running->warps[running->current / kWarpSize].at_wgmma |= bit_of(running->current);
+  leave();
+}
+
+void meet(Work work, unsigned mask, void* mine) {
   Block& block = *running;
-  Fiber& self = block.fibers[block.current];
-  const unsigned own = block.current % kWarpSize, first = block.current - own;
+  Warp& warp = block.warps[block.current / kWarpSize];
+  const unsigned own = block.current % kWarpSize;
   if (!(mask >> own & 1)) fail("lane %u is not in the mask %#x of its warp-wide operation", own, mask);
-  // A lane that goes on to the next meeting must not overwrite what others have still to read of this one.
-  self.parity ^= 1;
-  const unsigned parity = self.parity;
-  if (bytes) std::memcpy(block.deposits[parity][block.current].bytes, mine, bytes);
-  self.state = State::kMeeting;
-  self.meeting = meeting;
-  self.mask = mask;
+  warp.work[own] = work;
+  warp.mask[own] = mask;
+  warp.brought[own] = mine;
+  warp.meeting |= 1u << own;
+  if ((warp.meeting & mask) == mask) {
+    bool all = true;
+    for (unsigned i = 0; i < kWarpSize; ++i)
+      all &= !(mask >> i & 1) | ((warp.work[i] == work) & (warp.mask[i] == mask));
+    if (all) {
+      if (work) work(warp.brought, mask);
+      else if (mask == ~0u) warp.time = ++block.time;
+      warp.meeting &= ~mask;
+      warp.ready |= mask;
+    }
+  }
   leave();
-  return block.deposits[parity] + first;
 }
 
-void warp_barrier(unsigned mask) { meet(Meeting::kSync, mask, nullptr, 0); }
+void warp_barrier(unsigned mask) { meet(nullptr, mask, nullptr); }
 
 unsigned char* shared_array(unsigned offset, std::size_t bytes) {
   auto& arrays = running->arrays;
@@ -135,110 +154,108 @@ void copy_async(std::uint32_t to, const void* from, unsigned bytes, unsigned sou
   // It may land at any time from now on, so that it counts as a write now and when it is waited for.
   check_write(shared_pointer(to), bytes);
   set_pending(*running, to, bytes, true);
-  running->fibers[running->current].copies.back().push_back({to, from, bytes, source_bytes});
+  Fiber& self = running->fibers[running->current];
+  self.copies.push_back({to, from, bytes, source_bytes, self.committed});
 }
 
-void commit_copies() { running->fibers[running->current].copies.emplace_back(); }
+void commit_copies() { ++running->fibers[running->current].committed; }
 
 void wait_copies(unsigned left) {
-  auto& groups = running->fibers[running->current].copies;
-  // The last one is open: it has not been committed, and is not waited for.
-  if (groups.size() <= left + 1) return;
-  const std::size_t done = groups.size() - 1 - left;
-  for (std::size_t i = 0; i < done; ++i)
-    for (const Copy& copy : groups[i]) {
-      set_pending(*running, copy.to, copy.bytes, false);
-      check_write(shared_pointer(copy.to), copy.bytes);
-      std::memset(shared_pointer(copy.to), 0, copy.bytes);
-      std::memcpy(shared_pointer(copy.to), copy.from, copy.source_bytes);
-    }
-  groups.erase(groups.begin(), groups.begin() + std::ptrdiff_t(done));
+  Fiber& self = running->fibers[running->current];
+  auto& copies = self.copies;
+  // The last group is open: it has not been committed, and is not waited for.
+  if (self.committed <= left || copies.empty()) return;
+  std::size_t done = 0;
+  for (; done < copies.size() && copies[done].group < self.committed - left; ++done) {
+    const Copy& copy = copies[done];
+    set_pending(*running, copy.to, copy.bytes, false);
+    check_write(shared_pointer(copy.to), copy.bytes);
+    std::memset(shared_pointer(copy.to), 0, copy.bytes);
+    std::memcpy(shared_pointer(copy.to), copy.from, copy.source_bytes);
+  }
+  copies.erase(copies.begin(), copies.begin() + std::ptrdiff_t(done));
 }
 
 Block::Block()
     : stacks(reserve(kStackBytes * kMaxThreads)),
       arena(reserve(kArenaBytes)),
-      shadow(reinterpret_cast<Shadow*>(reserve(kArenaBytes * sizeof(Shadow)))),
-      registers(reserve(kStackBytes * kMaxThreads / 4)) {}
+      registers(reserve(kStackBytes * kMaxThreads / 4)) {
+  const auto marks = [](std::size_t count) { return reinterpret_cast<Mark*>(reserve(count * sizeof(Mark))); };
+  shadow = {marks(kArenaBytes / 2), marks(kArenaBytes / 2), marks(kArenaBytes), marks(kArenaBytes)};
+}
 
 Block::~Block() {
   munmap(stacks, kStackBytes * kMaxThreads);
   munmap(arena, kArenaBytes);
-  munmap(shadow, kArenaBytes * sizeof(Shadow));
+  for (Mark* marks : {shadow.writes, shadow.reads}) munmap(marks, kArenaBytes / 2 * sizeof(Mark));
+  for (Mark* marks : {shadow.byte_writes, shadow.byte_reads}) munmap(marks, kArenaBytes * sizeof(Mark));
   munmap(registers, kStackBytes * kMaxThreads / 4);
 }
 
-// Lets go on who waits for each other and is complete; false if nobody is.
+// The lowest lane that is ready; it runs from now on.
+unsigned Block::next_of(Warp& warp) {
+  const auto lane = static_cast<unsigned>(__builtin_ctz(warp.ready));
+  warp.ready &= warp.ready - 1;
+  return current = static_cast<unsigned>(&warp - warps) * kWarpSize + lane;
+}
+
+// Lets go on who waits at a barrier of the block, or of its warpgroup, if all have come; false if nobody does.
 bool Block::release() {
-  bool released = false;
-  unsigned at_barrier = 0;
-  for (unsigned i = 0; i < threads; ++i) at_barrier += fibers[i].state == State::kBarrier;
-  if (at_barrier == threads) {
-    for (unsigned i = 0; i < threads; ++i) {
-      if (fibers[i].site != fibers[0].site) {
+  const unsigned count = (threads + kWarpSize - 1) / kWarpSize;
+  bool released = false, at_barrier = true;
+  for (unsigned w = 0; w < count; ++w) at_barrier &= warps[w].at_barrier == warps[w].all;
+  if (at_barrier) {
+    for (unsigned i = 0; i < threads; ++i)
+      if (warps[i / kWarpSize].site[i % kWarpSize] != warps[0].site[0]) {
         current = i;
         message = "threads of the block wait at different barriers: divergent";
         return false;
       }
-      fibers[i].state = State::kReady;
-    }
-    ++epoch;
+    for (unsigned w = 0; w < count; ++w) std::swap(warps[w].ready, warps[w].at_barrier);
+    barrier_time = ++time;
     return true;
   }
-  const auto at_wgmma = [](const Fiber& fiber) {
-    return fiber.state == State::kMeeting && fiber.meeting == Meeting::kWgmma;
-  };
-  for (unsigned first = 0; first + kWarpgroupSize <= threads; first += kWarpgroupSize)
-    if (std::all_of(fibers + first, fibers + first + kWarpgroupSize, at_wgmma)) {
-      for (unsigned i = first; i < first + kWarpgroupSize; ++i) fibers[i].state = State::kReady;
-      released = true;
-    }
-  for (unsigned first = 0; first < threads; first += kWarpSize)
-    for (unsigned i = first; i < threads && i < first + kWarpSize; ++i) {
-      if (fibers[i].state != State::kMeeting || fibers[i].meeting == Meeting::kWgmma) continue;
-      const unsigned mask = fibers[i].mask;
-      unsigned come = 0;
-      for (unsigned j = first; j < threads && j < first + kWarpSize; ++j)
-        if (fibers[j].state == State::kMeeting && fibers[j].mask == mask && fibers[j].meeting == fibers[i].meeting)
-          come |= 1u << (j - first);
-      if (come != mask) continue;
-      if (fibers[i].meeting == Meeting::kSync && mask == ~0u) ++warp_epochs[first / kWarpSize];
-      for (unsigned j = first; j < threads && j < first + kWarpSize; ++j)
-        if (mask >> (j - first) & 1) fibers[j].state = State::kReady;
+  constexpr unsigned kWarps = kWarpgroupSize / kWarpSize;
+  for (unsigned first = 0; first + kWarps <= count; first += kWarps)
+    if (std::all_of(warps + first, warps + first + kWarps, [](const Warp& warp) { return warp.at_wgmma == ~0u; })) {
+      for (unsigned w = first; w < first + kWarps; ++w) std::swap(warps[w].ready, warps[w].at_wgmma);
       released = true;
     }
   return released;
 }
 
 void Block::report_stuck() {
-  for (unsigned i = 0; i < threads; ++i)
-    if (fibers[i].state == State::kBarrier || fibers[i].state == State::kMeeting) {
-      current = i;
-      break;
-    }
-  const Fiber& fiber = fibers[current];
-  unsigned done = 0, waiting = 0, meeting = 0;
-  for (unsigned i = 0; i < threads; ++i) {
-    done += fibers[i].state == State::kDone;
-    waiting += fibers[i].state == State::kBarrier;
-    meeting += fibers[i].state == State::kMeeting;
+  unsigned done = 0, waiting = 0, meeting = 0, first = threads;
+  for (unsigned w = 0; w * kWarpSize < threads; ++w) {
+    const Warp& warp = warps[w];
+    done += __builtin_popcount(warp.done);
+    waiting += __builtin_popcount(warp.at_barrier);
+    meeting += __builtin_popcount(warp.meeting | warp.at_wgmma);
+    if (first == threads && warp.done != warp.all) first = w * kWarpSize + __builtin_ctz(warp.all & ~warp.done);
   }
+  current = first;
+  const bool barrier = warps[current / kWarpSize].at_barrier & bit_of(current);
+  const Index& at = fibers[current].position;
   char text[512];
   std::snprintf(text, sizeof text,
                 "kernel %s, block (%u, %u, %u), thread (%u, %u, %u): divergent %s: of %u threads %u wait at a barrier "
                 "of the block, %u at one of their warp, %u have ended%s%s",
-                kernel->name, index.x, index.y, index.z, fiber.position.x, fiber.position.y, fiber.position.z,
-                fiber.state == State::kBarrier ? "barrier" : "warp-wide operation", threads, waiting, meeting, done,
-                message.empty() ? "" : "; ", message.c_str());
+                kernel->name, index.x, index.y, index.z, at.x, at.y, at.z, barrier ? "barrier" : "warp-wide operation",
+                threads, waiting, meeting, done, message.empty() ? "" : "; ", message.c_str());
   message = text;
   failed = true;
 }
 
-bool Block::run(Index which) {
+void Block::begin(Index which) {
   index = which;
   running = this;
   running_stacks = stacks;
-  first_epoch = ++epoch;
+  if (time >> 31) {  // long before it comes round
+    time = 0;
+    std::memset(shadow.writes, 0, kArenaBytes / 2 * sizeof(Mark));
+    std::memset(shadow.reads, 0, kArenaBytes / 2 * sizeof(Mark));
+  }
+  first_time = barrier_time = ++time;
   ++serial;
   failed = false;
   message.clear();
@@ -249,24 +266,33 @@ bool Block::run(Index which) {
     watching_registers = false;
   }
   arrays.assign(1, {kDynamic, kDynamic + dynamic_bytes});
+  near_array = {};
   for (unsigned i = 0; i < threads; ++i) {
     Fiber& fiber = fibers[i];
-    for (const auto& group : fiber.copies)  // left by a block that ended, or failed, with copies under way
-      for (const Copy& copy : group) set_pending(*this, copy.to, copy.bytes, false);
-    fiber.state = State::kReady;
-    fiber.parity = 0;
+    // What a block that ended, or failed, has left under way.
+    for (const Copy& copy : fiber.copies) set_pending(*this, copy.to, copy.bytes, false);
+    fiber.copies.clear();
+    fiber.committed = 0;
     fiber.position = {i % size.x, i / size.x % size.y, i / (size.x * size.y)};
-    fiber.copies.assign(1, {});
     prepare(fiber.context, stacks + kStackBytes * i, kStackBytes, enter);
   }
-  unsigned left = threads;
+  for (unsigned w = 0; w * kWarpSize < threads; ++w) {
+    Warp& warp = warps[w];
+    warp.all = warp.ready = threads - w * kWarpSize < kWarpSize ? (1u << threads % kWarpSize) - 1 : ~0u;
+    warp.at_barrier = warp.meeting = warp.at_wgmma = warp.done = 0;
+    warp.time = 0;
+  }
+  left = threads;
+}
+
+// A warp's threads run until each of them waits for another warp, or has ended; then those of the next do.
+bool Block::run(Index which) {
+  begin(which);
   while (left) {
-    for (unsigned i = 0; i < threads; ++i) {
-      if (fibers[i].state != State::kReady) continue;
-      current = i;
-      switch_to(scheduler, fibers[i].context);
+    for (unsigned w = 0; w * kWarpSize < threads; ++w) {
+      if (!warps[w].ready) continue;
+      switch_to(scheduler, fibers[next_of(warps[w])].context);
       if (failed) return false;
-      left -= fibers[i].state == State::kDone;
     }
     if (left && !release()) {
       report_stuck();
@@ -333,6 +359,7 @@ int awq_emulate_launch(const char* name, void** arguments, const std::uint32_t g
   own->threads = static_cast<unsigned>(threads);
   own->dynamic_bytes = dynamic_shared_bytes;
   own->written.begin();
+  own->serial = 0;
   own->buffers = std::move(next_buffers);
   next_buffers.clear();
   own->near_first = own->near_end = nullptr;

@@ -64,13 +64,22 @@ struct Matrix {
 
 void expect_visible(Block& block, unsigned offset) {
   for (unsigned i = offset; i < offset + kChunk; ++i) {
-    const Shadow& s = block.shadow[i];
-    const auto& fences = block.fibers[s.writer].proxy_fences;
-    const bool fenced = s.fences < fences.size() &&
-                        ordered(block, fences[s.fences].epoch, fences[s.fences].warp_epoch, s.writer, block.current);
-    if (!fenced)
-      fail("missing fence.proxy.async: thread %u wrote shared memory at %u, and a wgmma reads it", unsigned(s.writer), i);
+    const Mark written = last_write(block, i);
+    const unsigned writer = number_of(thread_of(written));
+    const auto& fences = block.fibers[writer].proxy_fences;
+    const auto fence = std::upper_bound(fences.begin(), fences.end(), time_of(written));
+    if (fence == fences.end() || !ordered(block, *fence, writer, block.current))
+      fail("missing fence.proxy.async: thread %u wrote shared memory at %u, and a wgmma reads it", writer, i);
   }
+}
+
+// The calling thread's part of the left operand: lane 4 r + p has, of row r (and r + 8 in every second register),
+// k = 2 p, 2 p + 1 and 8 more.
+void read_left(Warpgroup& group, unsigned thread, const std::uint32_t* a, bool bfloat16) {
+  const unsigned warp = thread % kWarpgroupSize / kWarpSize, row = thread % kWarpSize / 4, pair = thread % 4;
+  for (unsigned i = 0; i < 4; ++i)
+    for (unsigned e = 0; e < 2; ++e)
+      group.left[group.turn][16 * warp + 8 * (i % 2) + row][i / 2 * 8 + 2 * pair + e] = widen(a[i], e, bfloat16);
 }
 
 void read_right(Block& block, Warpgroup& group, bool bfloat16) {
@@ -123,13 +132,11 @@ Accumulators& begin(Block& block, Products& products, float* const* d, unsigned 
 }  // namespace
 
 AsyncReads::AsyncReads(Block& block, std::vector<unsigned> chunks) : block(block), chunks(std::move(chunks)) {
-  for (unsigned at : this->chunks)
-    for (unsigned i = at; i < at + kChunk; ++i) ++block.shadow[i].async_reads;
+  for (unsigned at : this->chunks) count_async_read(block, at, kChunk, true);
 }
 
 AsyncReads::~AsyncReads() {
-  for (unsigned at : chunks)
-    for (unsigned i = at; i < at + kChunk; ++i) --block.shadow[i].async_reads;
+  for (unsigned at : chunks) count_async_read(block, at, kChunk, false);
 }
 
 void touch_register(Block& block, std::size_t offset, std::size_t bytes, bool write) {
@@ -163,19 +170,15 @@ void wgmma(float* const* d, unsigned columns, const std::uint32_t* a, std::uint6
   } else if (group.columns != columns || group.descriptor != descriptor || group.add != add) {
     fail("threads of a warpgroup come to different wgmma, or with different descriptors");
   }
+  const unsigned turn = group.turn;
+  read_left(group, self, a, bfloat16);
   if (group.come == kWarpgroupSize) {
     group.come = 0;
+    group.turn ^= 1;
     read_right(block, group, bfloat16);
   }
-  const Deposit* all = meet(Meeting::kWgmma, ~0u, a, 4 * sizeof *a);
+  meet_warpgroup();
 
-  const unsigned row = self % kWarpSize / 4, part = columns / 4;
-  float left[2][kK];
-  for (unsigned pair = 0; pair < 4; ++pair)
-    for (unsigned i = 0; i < 4; ++i) {
-      const std::uint32_t both = (&of<std::uint32_t>(all, 4 * row + pair))[i];
-      for (unsigned e = 0; e < 2; ++e) left[i % 2][i / 2 * 8 + 2 * pair + e] = widen(both, e, bfloat16);
-    }
   Accumulators& sums = begin(block, products, d, columns / 2);
   sums.group = products.committed;
   products.reads.emplace_back(products.committed, group.reads);
@@ -183,11 +186,13 @@ void wgmma(float* const* d, unsigned columns, const std::uint32_t* a, std::uint6
     group.gone = 0;
     group.reads.reset();
   }
+  const unsigned part = columns / 4;
+  const float(*left)[kK] = group.left[turn] + self % kWarpgroupSize / kWarpSize * 16 + self % kWarpSize / 4;
   const float* right = group.right.data() + self % 4 * kK * part;
   for (unsigned lower = 0; lower < 2; ++lower) {
     float found[64] = {};
     for (unsigned k = 0; k < kK; ++k)
-      for (unsigned i = 0; i < part; ++i) found[i] += left[lower][k] * right[k * part + i];
+      for (unsigned i = 0; i < part; ++i) found[i] += left[8 * lower][k] * right[k * part + i];
     for (unsigned i = 0; i < part; ++i) {
       float& sum = sums.values[i / 2 * 4 + 2 * lower + i % 2];
       sum = add ? sum + found[i] : found[i];
@@ -224,7 +229,7 @@ void wgmma_wait(unsigned left) {
 void fence_proxy() {
   Block& block = *running;
   watching_registers = true;
-  block.fibers[block.current].proxy_fences.push_back({block.epoch, block.warp_epochs[block.current / kWarpSize]});
+  block.fibers[block.current].proxy_fences.push_back(++block.time);
 }
 
 }  // namespace emulator

@@ -1,65 +1,67 @@
 // Who wrote which bytes of global memory in the launch that runs, two bytes at a time.
 #pragma once
+#include <bitset>
 #include <cstdint>
-#include <vector>
+#include <memory>
+#include <unordered_map>
 
 namespace emulator {
 
 struct Writer {
-  std::uintptr_t unit = 0;
-  std::uint64_t launch = 0;
-  std::uint64_t block = 0;
-  std::uint32_t epoch = 0, warp_epoch = 0;
-  unsigned thread = 0;
+  std::uint32_t launch = 0;  // what another than the one that runs has left counts as nobody
+  std::uint32_t block = 0;
+  std::uint32_t time = 0;
+  std::uint32_t thread = 0;
 };
 
-// A hash table that is never cleared: what an earlier launch left counts as empty.
 class Written {
  public:
   void begin() {
+    // 32 KiB each; the next launches seldom write where those long ago did.
+    if (pages_.size() > kKept) pages_.clear();
     ++launch_;
-    used_ = 0;
-    lowest_ = ~std::uintptr_t(0);
-    highest_ = 0;
+    maybe_.reset();
+    near_ = nullptr;
   }
-  // Quick: weights and x are read far more often than anything, and lie elsewhere than what a kernel writes.
-  bool maybe(std::uintptr_t first, std::uintptr_t last) const { return first <= highest_ && last >= lowest_; }
-  Writer* find(std::uintptr_t unit) {
-    Writer& place = slots_[slot(unit)];
-    return place.launch == launch_ ? &place : nullptr;
+  // Null where nobody of this launch wrote. Most memory is only read, and known by the first look.
+  const Writer* find(std::uintptr_t unit) {
+    if (!maybe_[unit / kUnits % kBits]) return nullptr;
+    Page* page = near(unit / kUnits);
+    if (!page) return nullptr;
+    const Writer& found = page->writers[unit % kUnits];
+    return found.launch == launch_ ? &found : nullptr;
   }
-  Writer& insert(std::uintptr_t unit) {
-    if (used_ * 2 >= slots_.size()) grow();
-    Writer& place = slots_[slot(unit)];
-    if (place.launch != launch_) {
-      ++used_;
-      place.launch = launch_;
-      place.unit = unit;
-      if (unit < lowest_) lowest_ = unit;
-      if (unit > highest_) highest_ = unit;
+  void insert(std::uintptr_t unit, std::uint32_t block, std::uint32_t time, unsigned thread) {
+    const std::uintptr_t number = unit / kUnits;
+    Page* page = near(number);
+    if (!page) {
+      maybe_[number % kBits] = true;
+      auto& kept = pages_[number];
+      if (!kept) kept = std::make_unique<Page>(Page{number, 0, {}});
+      page = near_ = kept.get();
+      page->launch = launch_;
     }
-    return place;
+    page->writers[unit % kUnits] = {launch_, block, time, thread};
   }
 
  private:
-  std::size_t slot(std::uintptr_t unit) const {
-    std::size_t at = (unit * 0x9e3779b97f4a7c15u) >> 32;
-    while (true) {
-      const Writer& place = slots_[at &= slots_.size() - 1];
-      if (place.launch != launch_ || place.unit == unit) return at;
-      ++at;
-    }
+  static constexpr std::uintptr_t kUnits = 2048, kBits = 8192, kKept = 4096;
+  struct Page {
+    std::uintptr_t number;
+    std::uint32_t launch;
+    Writer writers[kUnits];
+  };
+  // The page that this launch has written to, or null.
+  Page* near(std::uintptr_t number) {
+    if (near_ && near_->number == number) return near_;
+    const auto found = pages_.find(number);
+    if (found == pages_.end() || found->second->launch != launch_) return nullptr;
+    return near_ = found->second.get();
   }
-  void grow() {
-    std::vector<Writer> old(slots_.size() * 2);
-    old.swap(slots_);
-    for (const Writer& writer : old)
-      if (writer.launch == launch_) slots_[slot(writer.unit)] = writer;
-  }
-  std::vector<Writer> slots_ = std::vector<Writer>(1 << 12);
-  std::size_t used_ = 0;
-  std::uint64_t launch_ = 0;
-  std::uintptr_t lowest_ = ~std::uintptr_t(0), highest_ = 0;
+  std::unordered_map<std::uintptr_t, std::unique_ptr<Page>> pages_;
+  std::bitset<kBits> maybe_;
+  Page* near_ = nullptr;
+  std::uint32_t launch_ = 0;
 };
 
 }  // namespace emulator

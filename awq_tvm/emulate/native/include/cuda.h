@@ -86,14 +86,7 @@ inline T __shfl_xor_sync(unsigned mask, T value, int lanes, int width = 32) {
   const int own = emulator::lane(), end = (own & ~(width - 1)) + width, from = own ^ lanes;
   return emulator::shuffle(mask, value, from, from < end);
 }
-inline unsigned __ballot_sync(unsigned mask, int holds) {
-  const unsigned mine = holds != 0;
-  const emulator::Deposit* all = emulator::meet(emulator::Meeting::kVote, mask, &mine, sizeof mine);
-  unsigned votes = 0;
-  for (unsigned i = 0; i < emulator::kWarpSize; ++i)
-    if (mask >> i & 1) votes |= emulator::of<unsigned>(all, i) << i;
-  return votes;
-}
+inline unsigned __ballot_sync(unsigned mask, int holds) { return emulator::ballot(mask, holds != 0); }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __any_sync(unsigned mask, int holds) { return __ballot_sync(mask, holds) != 0; }
 inline int __all_sync(unsigned mask, int holds) { return __ballot_sync(mask, holds) == mask; }

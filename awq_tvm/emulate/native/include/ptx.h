@@ -47,14 +47,21 @@ inline std::uint32_t mul_f16x2(std::uint32_t a, std::uint32_t b) {
 }
 inline std::uint32_t pack_f16x2(float high, float low) { return pair_of(_Float16(low), _Float16(high)); }
 inline std::uint32_t fma_f16x2(std::uint32_t a, std::uint32_t b, std::uint32_t c) {
-  // A product of two float16 is exact in double, and so is its sum with a third wherever the result is not tiny.
+  // The product of two float16 is exact in float32, and its sum with a third in double wherever the result is not tiny.
+  // On to float32 by rounding to odd, so that the last rounding is the only one; no step is a call of a library.
   const auto one = [&](int i) {
-    return static_cast<_Float16>(double(half_of(a, i)) * double(half_of(b, i)) + double(half_of(c, i)));
+    const double sum = double(float(half_of(a, i)) * float(half_of(b, i))) + double(float(half_of(c, i)));
+    std::uint64_t bits;
+    std::memcpy(&bits, &sum, 8);
+    constexpr std::uint64_t kLost = (std::uint64_t(1) << 29) - 1;  // bits that a float32 has not
+    bits = (bits | ((bits & kLost) + kLost & ~kLost)) & ~kLost;
+    double odd;
+    std::memcpy(&odd, &bits, 8);
+    return static_cast<_Float16>(static_cast<float>(odd));
   };
   return pair_of(one(0), one(1));
 }
 
-inline float f16(std::uint32_t pair, int i) { return half_of(pair, i); }
 inline float bf16(std::uint32_t pair, int i) {
   const std::uint32_t bits = pair >> (16 * i) << 16;
   float f;
@@ -80,51 +87,6 @@ inline std::uint32_t fma_bf16x2(std::uint32_t a, std::uint32_t b, std::uint32_t 
   return one(0) | one(1) << 16;
 }
 inline std::uint32_t pack_bf16x2(float high, float low) { return nearest_bf16(low) | nearest_bf16(high) << 16; }
-
-// A lane's part of the operands of mma.m16n8k16, widened.
-struct Mma {
-  float a[8], b[4];
-};
-
-// D = A @ B + C; A [16, 16] by rows, B [16, 8] by columns, of what `widen` takes; C and D [16, 8] float32. Registers
-// and what lanes gave each other are all it touches: without hooks, which would be called a hundred times.
-template <float (*widen)(std::uint32_t, int)>
-__attribute__((no_sanitize("thread"), noinline, optimize("O3"))) void mma_m16n8k16(float* d, const std::uint32_t (&a)[4], const std::uint32_t (&b)[2], const float (&c)[4]) {
-  Mma mine;
-  for (int i = 0; i < 8; ++i) mine.a[i] = widen(a[i / 2], i % 2);
-  for (int i = 0; i < 4; ++i) mine.b[i] = widen(b[i / 2], i % 2);
-  const emulator::Deposit* all = emulator::meet(emulator::Meeting::kMma, 0xffffffffu, &mine, sizeof mine);
-  const unsigned lane = emulator::lane();
-  for (int i = 0; i < 4; ++i) {
-    const unsigned row = lane / 4, column = lane % 4 * 2 + i % 2, lower = i / 2;
-    float sum = 0;
-    for (unsigned pair = 0; pair < 4; ++pair) {
-      // Lane 4 r + p holds, of row r (and r + 8 in every second register), k = 2 p, 2 p + 1 and 8 more.
-      const float* left = reinterpret_cast<const Mma*>(all[row * 4 + pair].bytes)->a;
-      const float* right = reinterpret_cast<const Mma*>(all[column * 4 + pair].bytes)->b;
-      sum += left[2 * lower] * right[0] + left[2 * lower + 1] * right[1] + left[4 + 2 * lower] * right[2] +
-             left[4 + 2 * lower + 1] * right[3];
-    }
-    d[i] = c[i] + sum;
-  }
-}
-
-// Lane i names row i % 8 of matrix i / 8, 16 bytes of shared memory; every lane gets two elements of each matrix.
-template <int count, bool transposed>
-inline void ldmatrix(std::uint32_t* into, std::uint32_t address) {
-  const emulator::Deposit* all = emulator::meet(emulator::Meeting::kLoadMatrix, 0xffffffffu, &address, sizeof address);
-  const unsigned lane = emulator::lane();
-  if (lane < 8 * count) emulator::check_read(emulator::shared_pointer(address), 16);
-  for (int m = 0; m < count; ++m) {
-    std::uint16_t pair[2];
-    for (unsigned e = 0; e < 2; ++e) {
-      const unsigned row = transposed ? lane % 4 * 2 + e : lane / 4, column = transposed ? lane / 4 : lane % 4 * 2 + e;
-      const auto* from = emulator::shared_pointer(emulator::of<std::uint32_t>(all, 8 * m + row));
-      std::memcpy(&pair[e], from + 2 * column, 2);
-    }
-    into[m] = pair[0] | std::uint32_t(pair[1]) << 16;
-  }
-}
 
 // D += A @ B of a warpgroup, or D = A @ B: by the thread whose fragment of A these are, and whose accumulators.
 template <bool bfloat16, typename... D>
