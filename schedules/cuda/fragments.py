@@ -80,19 +80,19 @@ class Fragments:
             threads: how many copy.
         """
         chunks = self.lane_words // _CHUNK
-        for number in _shared_out(count * chunks * 32, thread, threads):
+        for number in shared_out(count * chunks * 32, thread, threads):
             t, chunk, lane = number // (32 * chunks), number // 32 % chunks, number % 32
             source = self.codes.ptr_to([self._tile(tile, t), block, chunk, lane, 0])
             ptx.copy_async(
                 shared.ptr_to([base + t * self.tile_words + number % (32 * chunks) * _CHUNK]), source
             )
         parts = self.sums_per_block
-        for number in _shared_out(count * parts * 2, thread, threads):
+        for number in shared_out(count * parts * 2, thread, threads):
             t, part, chunk = number // (2 * parts), number // 2 % parts, number % 2
             source = self.scales.ptr_to([self._tile(tile, t), self._group(block, part), chunk * 4, 0])
             place = base + t * self.tile_words + self._scales_at(part) + chunk * _CHUNK
             ptx.copy_async(shared.ptr_to([place]), source)
-        for number in _shared_out(count * parts, thread, threads):
+        for number in shared_out(count * parts, thread, threads):
             t, part = number // parts, number % parts
             source = self.zeros.ptr_to([self._tile(tile, t), self._group(block, part), 0, 0])
             place = base + t * self.tile_words + self._scales_at(part) + _SCALE_WORDS
@@ -177,7 +177,7 @@ def read_chunk(into: Any, at: int, shared: Any, place: Any) -> None:
         T.buffer_store(into, shared[place + i], [at + i])
 
 
-def _shared_out(count: int, thread: Any, threads: int) -> Any:
+def shared_out(count: int, thread: Any, threads: int) -> Any:
     """Yield expressions of this thread's numbers below ``count``, under an if where not every thread has one."""
     for first in range(0, count, threads):
         if first + threads <= count:

@@ -78,6 +78,11 @@ def load_matrices(d: Sequence[Any], row: Any) -> None:
     T.evaluate(T.ptx["ldmatrix.sync.aligned.m8n8.x4.shared.b16"](*d, row))
 
 
+def load_transposed_matrices(d: Sequence[Any], row: Any) -> None:
+    """Emit ``load_matrices`` of the transposed: lane l gets rows 2 (l % 4) and the next of column l / 4."""
+    T.evaluate(T.ptx["ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16"](*d, row))
+
+
 def store(address: Any, words: Sequence[Any]) -> None:
     """Emit one store of 1, 2 or 4 registers to global memory; the compiler splits some stores of vectors."""
     vector = f".v{len(words)}" if len(words) > 1 else ""

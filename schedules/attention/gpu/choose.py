@@ -8,7 +8,10 @@ from tvm.target import Target
 from awq_tvm.schedules.attention.gpu.config import default_decode_config, default_tensor_config
 from awq_tvm.schedules.attention.gpu.decode import decode_paged
 from awq_tvm.schedules.attention.gpu.tensor_decode import LEAST_ARCH, MOST_FEATURES, tensor_decode_paged
+from awq_tvm.schedules.attention.gpu.tensor_prefill import tensor_prefill_paged, tensor_prefill_ragged
+from awq_tvm.schedules.attention.gpu.tensor_prefill_config import FEATURES, default_prefill_config
 from awq_tvm.schedules.attention.shape import AttentionShape
+from awq_tvm.targets.cuda import SHARED_MEMORY_BYTES
 
 
 def decode_on_gpu(shape: AttentionShape, target: Target, cores: int | None) -> tirx.PrimFunc:
@@ -22,6 +25,18 @@ def decode_on_gpu(shape: AttentionShape, target: Target, cores: int | None) -> t
     if has_tensor_kernel(shape, target):
         return tensor_decode_paged(shape, default_tensor_config(shape, cores))
     return decode_paged(shape, target, default_decode_config(shape, target.kind.name, cores))
+
+
+def prefill_on_tensor_cores(shape: AttentionShape, target: Target) -> tuple[tirx.PrimFunc, tirx.PrimFunc]:
+    """The kernels for new tokens against one another and against the cache, where ``has_tensor_prefill``."""
+    arch = str(target.attrs["arch"]).rstrip("af")
+    config = default_prefill_config(shape, SHARED_MEMORY_BYTES.get(arch, SHARED_MEMORY_BYTES["sm_86"]))
+    return tensor_prefill_ragged(shape, config), tensor_prefill_paged(shape, config)
+
+
+def has_tensor_prefill(shape: AttentionShape, target: Target) -> bool:
+    """Whether there are kernels for many tokens on tensor cores."""
+    return has_tensor_kernel(shape, target) and shape.head_dim % FEATURES == 0
 
 
 def has_tensor_kernel(shape: AttentionShape, target: Target) -> bool:
