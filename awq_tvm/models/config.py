@@ -18,6 +18,7 @@ class ModelConfig:
         qk_norm: RMSNorm over each head of q and k before the rotary embedding (Qwen3).
         max_position_embeddings: longest sequence the model was made for, in tokens.
         sliding_window: tokens a token attends to, or None for all before it.
+        all_windowed: whether that is so in every layer.
     """
 
     model_type: str
@@ -38,6 +39,7 @@ class ModelConfig:
     rope: RopeConfig
     max_position_embeddings: int
     sliding_window: int | None
+    all_windowed: bool
 
     @staticmethod
     def from_hugging_face(config: dict[str, Any]) -> ModelConfig:
@@ -69,6 +71,7 @@ class ModelConfig:
             rope=RopeConfig.from_hugging_face(config, head_dim),
             max_position_embeddings=int(config.get("max_position_embeddings", 2048)),
             sliding_window=_sliding_window(config),
+            all_windowed=_all_windowed(config),
         )
 
 
@@ -79,3 +82,10 @@ def _sliding_window(config: dict[str, Any]) -> int | None:
     if "full_attention" in (layers := config.get("layer_types") or []) and "sliding_attention" not in layers:
         return None
     return int(config["sliding_window"])
+
+
+def _all_windowed(config: dict[str, Any]) -> bool:
+    """Whether a window is every layer's; of a family that may have others in between it must say so."""
+    if layers := config.get("layer_types"):
+        return all(layer == "sliding_attention" for layer in layers)
+    return bool(config["model_type"] == "mistral")

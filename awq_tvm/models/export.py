@@ -90,10 +90,10 @@ def export_model(
         UnsupportedError: the family is unknown, or its attention does not fit in ``limits``.
     """
     require_family(config.model_type)
-    if config.sliding_window is not None and limits.context_length > config.sliding_window:
+    if _window(config, limits) is not None and not config.all_windowed:
         raise UnsupportedError(
             f"context length {limits.context_length} is longer than the sliding window {config.sliding_window}",
-            why="attention beyond the window is not implemented",
+            why="only some layers have the window, or config.json does not say which have",
             fix=f"compile with --context-length {config.sliding_window} or less",
         )
     model = FAMILIES[config.model_type](config, precision)
@@ -122,6 +122,12 @@ def export_model(
             ir_attrs.METADATA: json.dumps({**facts, **asdict(limits)}, sort_keys=True),
         }
     )
+
+
+def _window(config: ModelConfig, limits: Limits) -> int | None:
+    """The sliding window, None where no context is longer."""
+    window = config.sliding_window
+    return window if window is not None and limits.context_length > window else None
 
 
 def _plan(
@@ -187,5 +193,6 @@ class _Exported(nn.Module):
             dtype=self.precision.attention_dtype,
             target=self.target,
             gpu_cores=self.gpu_cores,
+            sliding_window=_window(config, limits),
             int8_pages=self.precision.int8_cache,
         )

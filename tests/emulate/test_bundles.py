@@ -110,6 +110,22 @@ def test_bfloat16_is_as_near_to_pytorch_as_its_precision(tmp_path: Path) -> None
     assert (left <= 2 * 8 * TOLERANCE * np.abs(expected).max()).all()
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
+def test_a_window_shorter_than_the_context(tmp_path: Path) -> None:
+    """Of a prompt, of a second part of it, and of tokens one by one."""
+    model = tiny.make_model("mistral", intermediate_size=128, sliding_window=24)
+    made = tiny.compile_quantized(
+        model, tmp_path, target=target_of("cuda"), kv_cache="auto", context_length=tiny.CONTEXT
+    )
+    found = run_in_emulator(made.bundle, tmp_path, parts=PARTS, greedy=GREEDY, vocabulary=tiny.VOCAB)
+    expected = tiny.torch_logits(model, found.ids)
+    assert tiny.relative_error(found.logits, expected[found.rows]) < TOLERANCE
+    choices = expected[-GREEDY - 1 : -1]
+    short = choices.max(1) - choices[range(GREEDY), found.ids[-GREEDY:]]
+    assert short.max() < TIE * np.abs(expected).max()
+
+
 def test_verify_emulates(compiled: tiny.Compiled) -> None:
     done = awq_tvm("verify", compiled.bundle, "--emulate", "--prompt", "w1 w2 w3", "--tokens", 3, "--json")
     assert done.returncode == 0, done.stderr

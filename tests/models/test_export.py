@@ -46,13 +46,18 @@ def test_an_unknown_family_is_refused_with_the_known_ones() -> None:
     assert caught.value.fix == "use one of: llama, mistral, qwen2, qwen3"
 
 
-def test_a_context_longer_than_the_window_is_refused() -> None:
-    _export(model_type="mistral", sliding_window=64)
+def test_a_context_longer_than_the_window_of_some_layers_is_refused() -> None:
+    some = {"sliding_window": 64, "layer_types": ["sliding_attention", "full_attention"]}
+    _export(model_type="mistral", **some)
     with pytest.raises(
         UnsupportedError, match="context length 65 is longer than the sliding window 64"
     ) as caught:
-        _export(model_type="mistral", sliding_window=64, context_length=65)
+        _export(model_type="mistral", context_length=65, **some)
     assert "--context-length 64" in (caught.value.fix or "")
+    # Where nothing is said of layers, a family of which all have one.
+    _export(model_type="mistral", sliding_window=64, context_length=65)
+    with pytest.raises(UnsupportedError, match="longer than the sliding window"):
+        _export(model_type="qwen2", sliding_window=64, context_length=65)
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,15 @@ def test_every_layer_of_a_prefill_agrees(family: tuple[Any, Executor]) -> None:
     # transformers hands out the last layer's output after the final norm only.
     assert tiny.relative_error(_rms_norm(model, states[-1]), normed) < tiny.TOLERANCE
     assert tiny.relative_error(logits, tiny.torch_logits(model, ids)) < tiny.TOLERANCE
+
+
+def test_a_window_is_shorter_than_the_context(tmp_path: Path) -> None:
+    model = tiny.make_model("mistral", sliding_window=20)
+    executor = tiny.compile_dense(model, tmp_path, context_length=tiny.CONTEXT).executor()
+    ids = tiny.tokens(70)
+    expected = tiny.torch_logits(model, ids)
+    for parts in ([ids], [ids[:33], ids[33:65], *([one] for one in ids[65:])]):
+        assert tiny.relative_error(_run(executor, parts), expected) < tiny.TOLERANCE
 
 
 def test_the_logits_are_not_trivial(family: tuple[Any, Executor]) -> None:

@@ -92,13 +92,10 @@ def default_prefill_config(shape: AttentionShape, shared_bytes: int) -> TensorPr
         shape: of the attention.
         shared_bytes: the most shared memory that one block may take.
     """
-    roomy = shared_bytes >= ROOMY_BYTES
     if shape.head_dim <= 64:
         return TensorPrefillConfig(WARPS, 2, 64, True)
     if shape.head_dim <= 96:
         return TensorPrefillConfig(WARPS, 2, 32, True)
-    if shape.head_dim <= 128 and roomy:
+    if shape.head_dim <= 128 and shared_bytes >= ROOMY_BYTES:
         return TensorPrefillConfig(WARPS, 2, 32, False)
-    if shape.head_dim <= 128 or roomy:
-        return TensorPrefillConfig(WARPS, 1, 32, True)
-    return TensorPrefillConfig(WARPS, 1, 16, True)
+    return TensorPrefillConfig(WARPS, 1, 32, True)
