@@ -262,6 +262,7 @@ _INSTRUCTIONS = (
     _instruction(r"fma\.rn\.f16x2", _call("fma_f16x2")),
     _instruction(r"fma\.rn\.bf16x2", _call("fma_bf16x2")),
     _instruction(r"cvt\.rn\.f16x2\.f32", _call("pack_f16x2")),
+    _instruction(r"ex2\.approx\.ftz\.f32", _call("exp2_flushed")),
     _instruction(r"cvt\.rn\.bf16x2\.f32", _call("pack_bf16x2")),
     _instruction(r"mma\.sync\.aligned\.m16n8k16\.row\.col\.f32\.(b?f16)\.\1\.f32", _mma),
     _instruction(r"wgmma\.mma_async\.sync\.aligned\.m64n(\d+)k16\.f32\.(b?f16)\.\2", _wgmma),

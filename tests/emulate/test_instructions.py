@@ -117,6 +117,16 @@ def test_bfloat16_rounds_once_to_even(emulated) -> None:
     np.testing.assert_array_equal(packed.view(ml_dtypes.bfloat16), both.ravel())
 
 
+def test_powers_of_two_are_flushed(emulated) -> None:
+    x = np.resize(np.float32([0, 1.5, -126, -126.5, -140, -3e38, 127, 1e-40]), 32)
+    y = np.full(32, np.nan, np.float32)
+    launch(emulated, 'asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y[t]) : "f"(x[t]));', {"x": x, "y": y})
+    expected = np.exp2(x.astype(float))
+    expected[expected < 2.0**-126] = 0
+    np.testing.assert_allclose(y, expected, rtol=2.0**-22)
+    assert (y[x < -126] == 0).all()
+
+
 def _nearest_bfloat16(exact: np.ndarray) -> np.ndarray:
     """Bits of the bfloat16 nearest to each float64, to even where two are; found among neighbours."""
     guess = exact.astype(np.float32).view(np.uint32) >> 16

@@ -42,6 +42,11 @@ def shfl_xor(value: Any, distance: int) -> Any:
     )
 
 
+def any_lane(holds: Any) -> Any:
+    """CUDA: whether a condition holds in any lane; every lane must come."""
+    return T.call_pure_extern("int32", "__any_sync", tirx.const(_EVERYONE, "uint32"), holds) != 0
+
+
 def shfl(value: Any, lane: Any) -> Any:
     """CUDA: the value of a lane; every lane must come."""
     return T.call_pure_extern("float32", "__shfl_sync", tirx.const(_EVERYONE, "uint32"), value, lane)

@@ -12,7 +12,7 @@ from typing import Any
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from awq_tvm.schedules.attention.gpu.lanes import held, registers, shfl_xor
+from awq_tvm.schedules.attention.gpu.lanes import any_lane, held, registers, shfl_xor
 from awq_tvm.schedules.attention.gpu.prefill_problem import Rows
 from awq_tvm.schedules.attention.gpu.tensor_prefill_config import BLOCK_ROWS, TensorPrefillConfig
 from awq_tvm.schedules.attention.shape import AttentionShape
@@ -172,6 +172,8 @@ class RowBlocks:
     def soften(self, scale: Any) -> None:
         """Emit what turns S into P, not rounded yet, and brings m, l and O up to date."""
         eights = self._config.tile_keys // _EIGHT
+        grown, shrinks = registers("grown", 1, "bool"), registers("shrinks", self._halves)
+        T.buffer_store(grown, tirx.const(False, "bool"), [0])
         for half in range(self._halves):
             own = [self._at(half // 2, eight, half % 2 * 2 + i) for eight in range(eights) for i in range(2)]
             highest = registers("highest", 1)
@@ -181,17 +183,20 @@ class RowBlocks:
             for distance in _QUAD:
                 T.buffer_store(highest, T.max(highest[0], shfl_xor(highest[0], distance)), [0])
             T.buffer_store(highest, T.max(self._maximum[half], highest[0] * scale), [0])
-            shrink = held("shrink", tirx.exp2(self._maximum[half] - highest[0]), "float32")
+            T.buffer_store(grown, T.Or(grown[0], highest[0] > self._maximum[half]), [0])
+            ptx.exp2(shrinks[half], self._maximum[half] - highest[0])
             T.buffer_store(self._maximum, highest[0], [half])
-            T.buffer_store(self._total, self._total[half] * shrink, [half])
+            T.buffer_store(self._total, self._total[half] * shrinks[half], [half])
             for at in own:
-                weight = tirx.exp2(self._scores[at] * scale - highest[0])
-                T.buffer_store(self._scores, weight, [at])
+                ptx.exp2(self._scores[at], self._scores[at] * scale - highest[0])
                 T.buffer_store(self._total, self._total[half] + self._scores[at], [half])
-            for eight in range(2 * self._steps):
-                for i in range(2):
-                    at = self._sum_at(half, eight) + i
-                    T.buffer_store(self._sums, self._sums[at] * shrink, [at])
+        # After a few tiles hardly any row finds a higher score.
+        with T.If(any_lane(grown[0])), T.Then():
+            for half in range(self._halves):
+                for eight in range(2 * self._steps):
+                    for i in range(2):
+                        at = self._sum_at(half, eight) + i
+                        T.buffer_store(self._sums, self._sums[at] * shrinks[half], [at])
 
     def _sum_at(self, half: int, eight: int) -> int:
         """Where a lane's two sums of an eight of features are."""

@@ -1,6 +1,7 @@
 // What PTX instructions do, as functions of the registers that an asm statement names. emulate/ptx.py calls them.
 #pragma once
 #include <cmath>
+#include <limits>
 
 namespace ptx {
 
@@ -44,6 +45,11 @@ inline std::uint32_t sub_f16x2(std::uint32_t a, std::uint32_t b) {
 }
 inline std::uint32_t mul_f16x2(std::uint32_t a, std::uint32_t b) {
   return pair_of(half_of(a, 0) * half_of(b, 0), half_of(a, 1) * half_of(b, 1));
+}
+// Of the approximation's error nothing, but subnormal numbers are 0 on both sides.
+inline float exp2_flushed(float x) {
+  const float y = std::exp2(x);
+  return y < std::numeric_limits<float>::min() ? 0 : y;
 }
 inline std::uint32_t pack_f16x2(float high, float low) { return pair_of(_Float16(low), _Float16(high)); }
 inline std::uint32_t fma_f16x2(std::uint32_t a, std::uint32_t b, std::uint32_t c) {
