@@ -60,3 +60,6 @@ METADATA = "awq.metadata"
 
 WORKSPACE = "awq.workspace"
 """Attribute of a Relax function of fixed shapes: the name of the function that is to allocate what it computes in."""
+
+COMPUTES_IN_PARAMETERS = "awq.computes_in_parameters"
+"""Attribute of a Relax function that allocates nothing: all that it computes in is among its parameters."""

@@ -29,9 +29,9 @@ class AttachMetadata:
         def metadata(): return '{"max_logit_rows": 128, ...}'
 
     The facts are those under ``ir_attrs.METADATA``, the target's name and fingerprint, whether there is a
-    ``decode``, and how many ``candidates`` are found: the runtime reads from the library itself what it has and
-    what it was built for. Needs: to stand
-    behind AddDecodeStep and AddCandidates.
+    ``decode`` and whether CaptureGraphs will add one in ``graphs``, and how many ``candidates`` are found: the
+    runtime reads from the library itself what it has and what it was built for. Needs: to stand behind AddDecodeStep
+    and AddCandidates.
     """
 
     def __init__(self, target: Target) -> None:
@@ -46,6 +46,7 @@ class AttachMetadata:
             "target": self.target.name,
             "fingerprint": self.target.fingerprint,
             "decode": DECODE in names,
+            "graphs": DECODE in names and self.target.kind == "cuda",
             "candidates": CANDIDATES if FINDS_CANDIDATES in names else 0,
         }
         builder = relax.BlockBuilder()

@@ -28,7 +28,7 @@ class LiftWorkspace:
 
     After::
 
-        def decode(x, w, y, z):
+        def decode(x, w, y, z):                         # awq.computes_in_parameters
             kernel(x, w, y)
             ...
 
@@ -117,7 +117,8 @@ class _Lifting(PyExprMutator):
             self._replaced[parameter] = relax.Var(f"argument{number}", relax.AnyType())
         body = self.visit_expr(func.body)
         params = [*(self._replaced[p] for p in func.params), *self.workspace.tensors.values()]
-        return relax.Function(params, body, relax.AnyType(), func.is_pure, func.attrs)
+        lifted = relax.Function(params, body, relax.AnyType(), func.is_pure, func.attrs)
+        return lifted.with_attr(ir_attrs.COMPUTES_IN_PARAMETERS, True)
 
     def visit_var_(self, var: relax.Var) -> relax.Expr:
         """Called by TVM for every use of a variable."""

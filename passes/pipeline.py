@@ -69,8 +69,7 @@ def passes(target: Target, opt: int, chooser: Chooser | None = None) -> list[tup
     ]
 
     # A second entry, for one token of one sequence
-    if target.kind == "cpu":
-        found += [("add_decode_step", AddDecodeStep())]
+    found += [("add_decode_step", AddDecodeStep())]
 
     # Norms and gates that no matmul took in
     if target.kind != "cpu":

@@ -139,8 +139,13 @@ def launches() -> dict[str, int]:
 
 
 @contextmanager
-def emulated_executor(bundle: Bundle) -> Iterator[Executor]:
-    """The executor of a verified bundle for a GPU, on the stand-in device; errors as ``run_emulated``."""
+def emulated_executor(bundle: Bundle, *, graphs: bool = True) -> Iterator[Executor]:
+    """The executor of a verified bundle for a GPU, on the stand-in device; errors as ``run_emulated``.
+
+    Args:
+        bundle: verified.
+        graphs: as for the executor; what is captured is recorded, and launched again as it was.
+    """
     target = bundle.manifest.target
     if target.kind not in _SOURCES:
         raise UsageError(
@@ -170,7 +175,7 @@ def emulated_executor(bundle: Bundle) -> Iterator[Executor]:
         library = build_device(
             source.read_text(encoding="utf-8"), dialect, Path(folder), find_runtime_library()
         )
-        yield Executor(bundle.library, bundle.weights, bundle.manifest, device_library=library)
+        yield Executor(bundle.library, bundle.weights, bundle.manifest, device_library=library, graphs=graphs)
 
 
 @contextmanager

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from awq_tvm.bundle.manifest import Manifest
     from awq_tvm.runtime.logit_row import DeviceRow
 
+GRAPHS_VARIABLE = "AWQ_TVM_CUDA_GRAPHS"
+
 
 class Executor:
     """A loaded bundle and its paged KV cache.
@@ -30,9 +32,14 @@ class Executor:
         threads: CPU threads, None for one a processor. TVM's pool starts once in a process, so the first executor
             decides.
         device_library: what brings the GPU, in place of TVM's part for it.
+        graphs: launch the kernels of a token as CUDA graphs, where the bundle can and ``AWQ_TVM_CUDA_GRAPHS`` in the
+            environment is not 0.
 
     Raises:
         BundleError: the library or the weights are not the manifest's.
+
+    Attributes:
+        graphs: whether the kernels of a token are launched as CUDA graphs.
     """
 
     def __init__(
@@ -43,6 +50,7 @@ class Executor:
         *,
         threads: int | None = None,
         device_library: Path | None = None,
+        graphs: bool = True,
     ) -> None:
         # Read when the pool starts, at the first parallel loop; left alone, TVM uses every second processor.
         os.environ["TVM_NUM_THREADS"] = str(threads or _processors())
@@ -63,6 +71,7 @@ class Executor:
         self._weights = self._load_weights(weights, manifest.parameters)
         self._forward = self._vm["forward"]
         self._cache = self._vm["create_kv_cache"]()
+        self.graphs = bool(facts.get("graphs")) and graphs and os.environ.get(GRAPHS_VARIABLE) != "0"
         self._decode = self._bind_decode() if facts.get("decode") else None
         count = int(facts.get("candidates", 0))
         self._finder = CandidateFinder(self._tvm, self._vm["candidates"], count) if count else None
@@ -84,11 +93,15 @@ class Executor:
         return self._tvm.sequence([self._tvm.constant(array) for array in arrays])
 
     def _bind_decode(self) -> Any:
-        """The function for one token of one sequence, which computes in memory that is allocated here, once."""
+        """The function for one token of one sequence, which computes in memory that is allocated here, once.
+
+        So what it is given stays where it is, as graphs need it.
+        """
+        name = "decode_in_graphs" if self.graphs else "decode"
         workspace = self._vm["decode_workspace"]()
         self._token = self._tvm.tensor(np.zeros(1, np.int32))
-        bound = "decode_in_workspace"
-        self._vm["save_function"]("decode", bound, True, self._token, self._cache, *self._weights, *workspace)
+        bound = "bound_decode"
+        self._vm["save_function"](name, bound, True, self._token, self._cache, *self._weights, *workspace)
         return self._vm[bound]
 
     def new_sequence(self) -> int:

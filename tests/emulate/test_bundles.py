@@ -144,6 +144,24 @@ def test_verify_emulates(compiled: tiny.Compiled) -> None:
     assert "nothing found" in plain.stdout
 
 
+def test_graphs_compute_what_launches_do_as_long_as_nothing_moves(compiled: tiny.Compiled) -> None:
+    if not compiled.report.target.startswith("nvidia"):
+        pytest.skip("only CUDA has graphs")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.support.emulated_graphs", str(compiled.bundle)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    # One before the first attention, one behind each; all but the first token launch what that captured.
+    assert found["launched"] == (tiny.LAYERS + 1) * (found["steps"] - 1)
+    assert found["as_without"]
+    assert not found["moved"]
+
+
 def test_tokens_drawn_from_candidates_are_those_drawn_from_all_logits(compiled: tiny.Compiled) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tests.support.emulated_sampling", str(compiled.bundle)],

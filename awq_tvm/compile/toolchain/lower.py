@@ -8,6 +8,7 @@ from typing import Any
 import tvm
 from tvm import relax
 
+from awq_tvm.passes.capture_graphs import CaptureGraphs
 from awq_tvm.passes.lift_workspace import LiftWorkspace
 
 
@@ -34,57 +35,71 @@ def lower_relax(mod: Any, target: dict[str, Any], pipeline: Any = None) -> Any:
 
 
 def cpu_pipeline() -> Any:
-    """TVM's passes for CPUs, among them ours that needs its plan of the memory."""
+    """TVM's passes for CPUs, with ours that needs its plan of the memory."""
     return tvm.transform.Sequential(
         [
             relax.backend.DispatchSampling(),
             relax.backend.DispatchSortScan(),
             relax.transform.LegalizeOps(),
-            relax.transform.RewriteDataflowReshape(),
-            relax.transform.ToNonDataflow(),
-            relax.transform.RemovePurityChecking(),
-            relax.transform.CallTIRRewrite(),
-            relax.transform.StaticPlanBlockMemory(),
-            LiftWorkspace(),
-            relax.transform.LowerAllocTensor(),
-            relax.transform.KillAfterLastUse(),
-            relax.transform.LowerRuntimeBuiltin(),
-            relax.transform.ComputePrimValue(),
-            relax.transform.VMShapeLower(),
-            relax.transform.AttachGlobalSymbol(),
+            *_plan_memory(),
+            *_to_the_virtual_machine(),
         ]
     )
 
 
 def gpu_pipeline(target: Any) -> Any:
-    """TVM's passes for a GPU; on Metal, what no rule of ours schedules stays off the matrix units.
+    """TVM's passes for a GPU, the same way; on Metal, what no rule of ours schedules stays off the matrix units.
 
     TVM's matrix kernels for Metal sum in float16, and loading their intrinsics alone takes minutes on a small
     machine, so its matmul rule is left out there: the general rules take such a function.
     """
-    if target.kind.name != "metal":
-        return relax.get_default_pipeline(target)
-    from tvm.relax.backend import gpu_generic
     from tvm.s_tir import dlight
 
+    matmul = [] if target.kind.name == "metal" else [dlight.gpu.Matmul()]
+    graphs = [CaptureGraphs()] if target.kind.name == "cuda" else []
     return tvm.transform.Sequential(
         [
-            *gpu_generic.library_dispatch_passes(target),
+            relax.backend.DispatchSampling(),
+            relax.backend.DispatchSortScan(),
             relax.transform.LegalizeOps(),
             relax.transform.AnnotateTIROpPattern(),
             relax.transform.FoldConstant(),
             relax.transform.FuseOps(),
             relax.transform.FuseTIR(),
             dlight.ApplyDefaultSchedule(
+                *matmul,
                 dlight.gpu.GEMV(),
                 dlight.gpu.Reduction(),
                 dlight.gpu.GeneralReduction(),
                 dlight.gpu.Fallback(),
             ),
-            *gpu_generic.dataflow_lower_passes(target),
-            *gpu_generic.finalize_passes(target),
+            *_plan_memory(),
+            *graphs,
+            *_to_the_virtual_machine(),
         ]
     )
+
+
+def _plan_memory() -> list[tvm.transform.Pass]:
+    return [
+        relax.transform.RewriteDataflowReshape(),
+        relax.transform.ToNonDataflow(),
+        relax.transform.RemovePurityChecking(),
+        relax.transform.CallTIRRewrite(),
+        relax.transform.StaticPlanBlockMemory(),
+        LiftWorkspace(),
+    ]
+
+
+def _to_the_virtual_machine() -> list[tvm.transform.Pass]:
+    return [
+        relax.transform.LowerAllocTensor(),
+        relax.transform.KillAfterLastUse(),
+        relax.transform.LowerRuntimeBuiltin(),
+        relax.transform.ComputePrimValue(),
+        relax.transform.VMShapeLower(),
+        relax.transform.AttachGlobalSymbol(),
+    ]
 
 
 def build_executable(lowered: Any, target: dict[str, Any]) -> Any:

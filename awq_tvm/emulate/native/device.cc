@@ -8,6 +8,7 @@
 #include <tvm/ffi/reflection/registry.h>
 #include <tvm/runtime/device_api.h>
 
+#include <algorithm>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
@@ -40,29 +41,71 @@ std::map<std::string, std::int64_t>& launches() {
   return counted;
 }
 
-// Tensors lie in storages that are larger, and are reused: of each place the bytes of the tensor that was made there
-// last. The virtual machine makes one anew whenever it reuses a storage.
+// Tensors lie in storages that are larger, and are reused: of each place the bytes of the largest tensor there that is
+// still in use. The virtual machine makes one anew whenever it reuses a storage; those of a workspace are all made at
+// once, and of two at one place the larger one counts.
 class Tensors {
  public:
-  void made(const void* data, std::size_t bytes) { bytes_[address(data)] = bytes; }
+  void made(const void* data, const ffi::Tensor& tensor, std::size_t bytes) {
+    std::vector<Made>& here = made_[address(data)];
+    here.erase(std::remove_if(here.begin(), here.end(), [](const Made& one) { return one.tensor.expired(); }),
+               here.end());
+    here.push_back({ffi::details::ObjectUnsafe::ObjectPtrFromObjectRef<ffi::TensorObj>(tensor), bytes});
+  }
   // What was known of memory that is given or taken.
   void forget(const void* data, std::size_t bytes) {
-    bytes_.erase(bytes_.lower_bound(address(data)), bytes_.lower_bound(address(data) + bytes));
+    made_.erase(made_.lower_bound(address(data)), made_.lower_bound(address(data) + bytes));
   }
-  // 0 where no tensor was made.
+  // 0 where no tensor is.
   std::size_t bytes_at(const void* data) const {
-    const auto found = bytes_.find(address(data));
-    return found == bytes_.end() ? 0 : found->second;
+    const auto found = made_.find(address(data));
+    std::size_t most = 0;
+    if (found != made_.end())
+      for (const Made& one : found->second)
+        if (!one.tensor.expired()) most = std::max(most, one.bytes);
+    return most;
   }
 
  private:
+  struct Made {
+    ffi::WeakObjectPtr<ffi::TensorObj> tensor;
+    std::size_t bytes;
+  };
   static std::uintptr_t address(const void* data) { return reinterpret_cast<std::uintptr_t>(data); }
-  std::map<std::uintptr_t, std::size_t> bytes_;
+  std::map<std::uintptr_t, std::vector<Made>> made_;
 };
 
 Tensors& tensors() {
   static Tensors known;
   return known;
+}
+
+// A launch as a graph keeps it: what the kernel is given is that of the capture.
+struct Launch {
+  std::string name;
+  std::vector<std::uint64_t> values;
+  std::vector<const void*> firsts;
+  std::vector<std::size_t> lengths;
+  std::uint32_t sizes[2][3] = {{1, 1, 1}, {1, 1, 1}};
+  std::uint32_t dynamic = 0;
+
+  void run() {
+    std::vector<void*> pointers;
+    for (std::uint64_t& value : values) pointers.push_back(&value);
+    awq_emulate_arguments(firsts.data(), lengths.data(), firsts.size());
+    char message[2048];
+    if (awq_emulate_launch(name.c_str(), pointers.data(), sizes[0], sizes[1], dynamic, message, sizeof message))
+      TVM_FFI_THROW(RuntimeError) << "emulator: " << message;
+    ++launches()[name];
+  }
+};
+
+// Where launches go while a graph is captured; null while none is.
+std::vector<Launch>* capture = nullptr;
+
+// What a driver refuses while a graph is captured.
+void not_in_capture(const char* what) {
+  if (capture) TVM_FFI_THROW(RuntimeError) << "emulator: " << what << " while a graph is captured";
 }
 
 class EmulatedDevice : public DeviceAPI {
@@ -79,6 +122,7 @@ class EmulatedDevice : public DeviceAPI {
     }
   }
   void* AllocDataSpace(Device, std::size_t bytes, std::size_t alignment, DLDataType) final {
+    not_in_capture("memory is allocated");
     // As wide as what a device gives, whatever is asked for.
     if (alignment < 256) alignment = 256;
     const std::size_t before = (kRedZone + alignment - 1) / alignment * alignment;
@@ -90,13 +134,14 @@ class EmulatedDevice : public DeviceAPI {
     return data;
   }
   void FreeDataSpace(Device, void* data) final {
+    not_in_capture("memory is freed");
     awq_emulate_unregister(data);
     const auto [whole, bytes] = wholes_.at(data);
     tensors().forget(data, bytes);
     std::free(whole);
     wholes_.erase(data);
   }
-  void StreamSync(Device, TVMStreamHandle) final {}
+  void StreamSync(Device, TVMStreamHandle) final { not_in_capture("the stream is waited for"); }
   TVMStreamHandle CreateStream(Device) final { return nullptr; }
   void FreeStream(Device, TVMStreamHandle) final {}
   void SetStream(Device, TVMStreamHandle) final {}
@@ -106,6 +151,7 @@ class EmulatedDevice : public DeviceAPI {
  protected:
   void CopyDataFromTo(const void* from, std::size_t from_offset, void* to, std::size_t to_offset, std::size_t bytes,
                       Device, Device, DLDataType, TVMStreamHandle) final {
+    not_in_capture("memory is copied");
     std::memcpy(static_cast<char*>(to) + to_offset, static_cast<const char*>(from) + from_offset, bytes);
   }
 
@@ -172,46 +218,40 @@ std::map<std::string, Signature> read_signatures(const ffi::Bytes& bytes) {
 
 void launch(const std::string& name, const Signature& signature, ffi::PackedArgs args) {
   const std::size_t count = signature.arguments.size();
-  std::vector<std::uint64_t> values(count);
-  std::vector<void*> pointers(count);
-  std::vector<const void*> firsts;
-  std::vector<std::size_t> lengths;
+  Launch one;
+  one.name = name;
+  one.values.resize(count);
   for (std::size_t i = 0; i < count; ++i) {
     const DLDataType type = signature.arguments[i];
-    pointers[i] = &values[i];
     if (type.code == kDLFloat) {
       const double value = args[i].cast<double>();
       const float narrow = static_cast<float>(value);
-      if (type.bits == 32) std::memcpy(&values[i], &narrow, sizeof narrow);
-      else if (type.bits == 64) std::memcpy(&values[i], &value, sizeof value);
+      if (type.bits == 32) std::memcpy(&one.values[i], &narrow, sizeof narrow);
+      else if (type.bits == 64) std::memcpy(&one.values[i], &value, sizeof value);
       else TVM_FFI_THROW(ValueError) << "kernel " << name << ": a float argument of " << int(type.bits) << " bits";
     } else if (type.code == kDLOpaqueHandle) {
       void* data = args[i].cast<void*>();
-      values[i] = reinterpret_cast<std::uint64_t>(data);
-      firsts.push_back(data);
-      lengths.push_back(tensors().bytes_at(data));
+      one.values[i] = reinterpret_cast<std::uint64_t>(data);
+      one.firsts.push_back(data);
+      one.lengths.push_back(tensors().bytes_at(data));
     } else {
-      values[i] = static_cast<std::uint64_t>(args[i].cast<std::int64_t>());
+      one.values[i] = static_cast<std::uint64_t>(args[i].cast<std::int64_t>());
     }
   }
-  std::uint32_t sizes[2][3] = {{1, 1, 1}, {1, 1, 1}}, dynamic = 0;
   for (std::size_t i = 0; i < signature.tags.size(); ++i) {
     const std::string& tag = signature.tags[i];
     if (tag == "tirx.use_dyn_shared_memory") {
-      dynamic = static_cast<std::uint32_t>(args[count + i].cast<std::int64_t>());
+      one.dynamic = static_cast<std::uint32_t>(args[count + i].cast<std::int64_t>());
       continue;
     }
     const bool block = tag.rfind("threadIdx.", 0) == 0;
     if (!block && tag.rfind("blockIdx.", 0) != 0)
       TVM_FFI_THROW(ValueError) << "kernel " << name << ": the emulator does not know the launch parameter " << tag;
     const auto extent = args[count + i].cast<std::int64_t>();
-    sizes[block][tag.back() - 'x'] = static_cast<std::uint32_t>(extent > 0 ? extent : 1);
+    one.sizes[block][tag.back() - 'x'] = static_cast<std::uint32_t>(extent > 0 ? extent : 1);
   }
-  awq_emulate_arguments(firsts.data(), lengths.data(), firsts.size());
-  char message[2048];
-  if (awq_emulate_launch(name.c_str(), pointers.data(), sizes[0], sizes[1], dynamic, message, sizeof message))
-    TVM_FFI_THROW(RuntimeError) << "emulator: " << message;
-  ++launches()[name];
+  if (capture) capture->push_back(std::move(one));
+  else one.run();
 }
 
 class EmulatedModule : public ffi::ModuleObj {
@@ -241,12 +281,76 @@ void watch_tensors() {
   constexpr const char* name = "vm.builtin.alloc_tensor";
   const ffi::Function original = ffi::Function::GetGlobalRequired(name);
   const auto watched = [original](ffi::PackedArgs args, ffi::Any* made) {
+    // Of a pool, and free for others before the graph is launched.
+    not_in_capture("a tensor is made");
     original.CallPacked(args, made);
     const auto tensor = made->cast<ffi::Tensor>();
     const std::size_t bytes = ffi::GetDataSize(*tensor.GetDLTensorPtr());
-    if (bytes) tensors().made(static_cast<const char*>(tensor.data_ptr()) + tensor.byte_offset(), bytes);
+    if (bytes) tensors().made(static_cast<const char*>(tensor.data_ptr()) + tensor.byte_offset(), tensor, bytes);
   };
   ffi::Function::SetGlobal(name, ffi::Function::FromPacked(watched), true);
+}
+
+// What virtual machines have captured, by the numbers of the functions.
+class Graphs {
+ public:
+  // As TVM does it for a GPU: the first call runs the function, then captures it, and every later one launches what was
+  // captured and looks at nothing else of what it is given.
+  ffi::ObjectRef run_or_capture(ffi::ModuleObj* machine, ffi::PackedArgs args) {
+    // TVM's class of these machines is a module first; its header asks for others that no wheel has.
+    auto& [owner, captured] = machines_[machine];
+    if (owner.expired()) {
+      captured.clear();
+      owner = ffi::details::ObjectUnsafe::ObjectPtrFromUnowned<ffi::ModuleObj>(machine);
+    }
+    const auto number = args[3].cast<std::int64_t>();
+    const auto found = captured.find(number);
+    if (found != captured.end()) {
+      for (Launch& one : found->second.launches) one.run();
+      ++launched_;
+      return found->second.result;
+    }
+    std::vector<ffi::AnyView> arguments{args[1]};
+    const auto given = args[2].cast<ffi::Array<ffi::Any>>();
+    arguments.insert(arguments.end(), given.begin(), given.end());
+    const ffi::Function invoke = machine->GetFunction("invoke_closure").value();
+    const auto invoked = [&] {
+      ffi::Any result;
+      invoke.CallPacked(ffi::PackedArgs(arguments.data(), static_cast<int>(arguments.size())), &result);
+      return result.cast<ffi::ObjectRef>();
+    };
+    invoked();
+    Graph graph;
+    {
+      Capturing capturing(&graph.launches);
+      graph.result = invoked();
+    }
+    return captured.emplace(number, std::move(graph)).first->second.result;
+  }
+  // How often one was launched that had been captured before.
+  std::int64_t launched() const { return launched_; }
+
+ private:
+  struct Capturing {
+    explicit Capturing(std::vector<Launch>* into) { capture = into; }
+    ~Capturing() { capture = nullptr; }
+  };
+  struct Graph {
+    std::vector<Launch> launches;
+    ffi::ObjectRef result;
+  };
+  std::map<const void*, std::pair<ffi::WeakObjectPtr<ffi::ModuleObj>, std::map<std::int64_t, Graph>>> machines_;
+  std::int64_t launched_ = 0;
+};
+
+Graphs& graphs() {
+  static auto* known = new Graphs;
+  return *known;
+}
+
+void run_or_capture(ffi::PackedArgs args, ffi::Any* result) {
+  if (args.size() != 4) TVM_FFI_THROW(ValueError) << "the emulator knows no graphs of symbolic shapes";
+  *result = graphs().run_or_capture(static_cast<ffi::ModuleObj*>(args[0].cast<void*>()), args);
 }
 
 // A kernel that divides by zero, or runs out of its stack, ends the process: it is named first.
@@ -278,10 +382,12 @@ TVM_FFI_STATIC_INIT_BLOCK() {
   refl::GlobalDef()
       .def_packed("device_api." AWQ_KIND, device_api)
       .def_packed("device_api." AWQ_KIND "_host", device_api)
+      .def_packed("vm.builtin.cuda_graph.run_or_capture", run_or_capture)
       .def("ffi.Module.load_from_bytes." AWQ_KIND,
            [](const ffi::Bytes& bytes) {
              return ffi::Module(ffi::make_object<EmulatedModule>(read_signatures(bytes)));
            })
+      .def("awq_emulate.graph_launches", [] { return graphs().launched(); })
       .def("awq_emulate.launches", [] {
         ffi::Map<ffi::String, std::int64_t> counted;
         for (const auto& [name, count] : launches()) counted.Set(name, count);
