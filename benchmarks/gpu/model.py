@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -79,10 +81,14 @@ def measure_model(
 ) -> list[dict[str, Any]]:
     """Tokens a second of reading prompts and of generating, as ``awq_tvm bench`` has them.
 
+    Generating is measured twice where the bundle is for CUDA: with graphs, and once more with
+    kernels launched one by one.
+
     Raises:
         ImportError: TVM's runtime, or another package that the runtime needs, is not here.
         AwqTvmError: the bundle does not run here.
     """
+    from awq_tvm.bundle.reader import open_bundle
     from awq_tvm.runtime.bench import BenchOptions, bench_bundle
 
     options = BenchOptions(prompt_tokens, generate_tokens, (1,), repetitions)
@@ -90,7 +96,26 @@ def measure_model(
         print("Writing a bundle with random weights ...", file=sys.stderr, flush=True)
         bundle = Path(folder) / "bundle"
         write_random_bundle(model, bundle)
-        return bench_bundle(bundle, options)
+        rows = bench_bundle(bundle, options)
+        if open_bundle(bundle).manifest.target.kind == "cuda":
+            with _without_graphs():
+                again = bench_bundle(bundle, replace(options, prompt_tokens=()))
+            rows += [{**row, "test": f"{row['test']}, no graphs"} for row in again]
+        return rows
+
+
+@contextmanager
+def _without_graphs() -> Iterator[None]:
+    from awq_tvm.runtime.executor import GRAPHS_VARIABLE
+
+    before = os.environ.get(GRAPHS_VARIABLE)
+    os.environ[GRAPHS_VARIABLE] = "0"
+    try:
+        yield
+    finally:
+        os.environ.pop(GRAPHS_VARIABLE)
+        if before is not None:
+            os.environ[GRAPHS_VARIABLE] = before
 
 
 def lines(rows: Sequence[dict[str, Any]]) -> list[str]:

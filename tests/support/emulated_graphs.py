@@ -2,8 +2,8 @@
 
     python -m tests.support.emulated_graphs BUNDLE
 
-Prints JSON: "launched", how many graphs were launched again; "steps" of one token; and whether the logits of all steps
-are the same to the bit: "as_without" graphs, and "moved", in graphs that were captured on other tensors.
+Prints JSON: "launched", how many graphs were launched again; "steps" of one token; and whether the logits of all
+steps are the same to the bit: "as_without" graphs, and "moved", in graphs that were captured on other tensors.
 """
 
 from __future__ import annotations
