@@ -205,7 +205,7 @@ def test_a_missing_barrier_in_a_bundle_is_found(compiled: tiny.Compiled, tmp_pat
     assert "block (0, 0, 0), thread (" in error["why"]
 
 
-# What looks up the three tokens of the prompt, [3, 64] float16: 384 bytes in a storage that is larger. Another looks up
+# What looks up the three tokens of the prompt, [3, 64] float16: 384 bytes in a storage that is larger; another takes
 # one token.
 BODY_OF_TAKE = r"(void (?:__launch_bounds__\(\d+\) )?take1?_kernel\([^;{]*\{)"
 
