@@ -47,8 +47,7 @@ NEVER_LAUNCHED = {
     # Decoding so many sequences that they fill the GPU undivided.
     "attention_decode_paged_kernel_2",
     # The compiler turns reshapes into views, and leaves their kernels where they are.
-    "reshape_kernel",
-    "reshape1_kernel",
+    *(f"reshape{number}_kernel" for number in ("", 1, 2, 3)),
 }
 
 

@@ -53,9 +53,9 @@ def test_every_shape_is_known_and_the_positions_are_gone() -> None:
     assert decode.attrs[ir_attrs.WORKSPACE] == "decode_workspace"
 
 
-def test_only_cpus_have_it() -> None:
-    assert "add_decode_step" in {name for name, _ in pipeline.passes(X86, 2)}
-    assert "add_decode_step" not in {name for name, _ in pipeline.passes(resolve("cuda"), 2)}
+def test_every_target_has_it() -> None:
+    for target in (X86, resolve("cuda"), resolve("metal")):
+        assert "add_decode_step" in {name for name, _ in pipeline.passes(target, 2)}
 
 
 def test_leaves_modules_without_a_model() -> None:

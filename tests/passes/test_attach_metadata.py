@@ -30,5 +30,6 @@ def test_the_library_says_what_it_is() -> None:
         "target": "x86-64-v3",
         "fingerprint": target.fingerprint,
         "decode": False,
+        "graphs": False,
         "candidates": 0,
     }
