@@ -60,6 +60,20 @@ def seal(bundle: Path, change: Callable[[Manifest], dict[str, Any]]) -> None:
     path.write_bytes(manifest.model_copy(update=change(manifest)).to_bytes())
 
 
+def said_by(module: str, bundle: Path) -> dict[str, Any]:
+    """The JSON that a module prints of a bundle, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", module, str(bundle)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
 @pytest.fixture(scope="module", params=["cuda", "metal"])
 def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tiny.Compiled:
     if request.param == "cuda" and shutil.which("nvcc") is None:
@@ -147,15 +161,7 @@ def test_verify_emulates(compiled: tiny.Compiled) -> None:
 def test_graphs_compute_what_launches_do_as_long_as_nothing_moves(compiled: tiny.Compiled) -> None:
     if not compiled.report.target.startswith("nvidia"):
         pytest.skip("only CUDA has graphs")
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.support.emulated_graphs", str(compiled.bundle)],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = said_by("tests.support.emulated_graphs", compiled.bundle)
     # One before the first attention, one behind each; all but the first token launch what that captured.
     assert found["launched"] == (tiny.LAYERS + 1) * (found["steps"] - 1)
     assert found["as_without"]
@@ -163,15 +169,7 @@ def test_graphs_compute_what_launches_do_as_long_as_nothing_moves(compiled: tiny
 
 
 def test_tokens_drawn_from_candidates_are_those_drawn_from_all_logits(compiled: tiny.Compiled) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.support.emulated_sampling", str(compiled.bundle)],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = said_by("tests.support.emulated_sampling", compiled.bundle)
     assert all(len(tokens) == 6 for tokens in found["from_all"])
     assert found["from_candidates"] == found["from_all"]
     assert found["together"] == found["from_all"]
