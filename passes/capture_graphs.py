@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
-from itertools import groupby
+from collections.abc import Iterator, Sequence, Set
+from itertools import count, groupby
 from typing import Any
 
 import tvm
@@ -53,10 +53,14 @@ class CaptureGraphs:
         """Add the functions."""
         builder = relax.BlockBuilder(mod.clone())
         kernels = {v.name_hint for v, func in mod.functions_items() if isinstance(func, tirx.PrimFunc)}
+        # The runtime tells the graphs of a machine apart by their numbers, whatever function they are of.
+        numbers = count()
         for variable, func in mod.functions_items():
             if isinstance(func, relax.Function) and ir_attrs.COMPUTES_IN_PARAMETERS in (func.attrs or {}):
                 name = variable.name_hint
-                builder.add_func(_Capturing(builder, kernels, name).function(func), f"{name}{SUFFIX}")
+                builder.add_func(
+                    _Capturing(builder, kernels, name, numbers).function(func), f"{name}{SUFFIX}"
+                )
         return builder.finalize()
 
 
@@ -67,11 +71,13 @@ class _Capturing:
         builder: takes the functions that are captured.
         kernels: names of the module's PrimFuncs.
         name: of the function.
+        numbers: of the graphs.
     """
 
-    def __init__(self, builder: relax.BlockBuilder, kernels: Set[str], name: str) -> None:
-        self._builder, self._kernels, self._name = builder, kernels, name
-        self._graphs = 0
+    def __init__(
+        self, builder: relax.BlockBuilder, kernels: Set[str], name: str, numbers: Iterator[int]
+    ) -> None:
+        self._builder, self._kernels, self._name, self._numbers = builder, kernels, name, numbers
 
     def function(self, func: relax.Function) -> relax.Function:
         """The same calls, runs of kernels in graphs."""
@@ -109,10 +115,10 @@ class _Capturing:
         nothing = relax.Tuple([])
         body = relax.SeqExpr([relax.BindingBlock(bindings)], nothing)
         function = relax.Function(list(taken.values()), body, relax.TupleType([]), is_pure=False)
-        name = f"{self._name}_graph{self._graphs}"
+        number = next(self._numbers)
+        name = f"{self._name}_graph{number}"
         captured = self._builder.add_func(function.with_attr("global_symbol", name), name)
-        arguments = [captured, relax.Tuple(given), relax.prim_value(self._graphs)]
-        self._graphs += 1
+        arguments = [captured, relax.Tuple(given), relax.prim_value(number)]
         # Of the type of nothing it would have no register for what the function returns.
         anything = relax.AnyType()
         launch = relax.op.call_builtin_with_ctx(_RUN_OR_CAPTURE, arguments, ty_args=anything)

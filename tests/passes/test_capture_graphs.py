@@ -70,3 +70,12 @@ def test_leaves_alone_what_allocates() -> None:
     func = step.without_attr(ir_attrs.WORKSPACE)
     before = lowered(func)
     tvm.ir.assert_structural_equal(CaptureGraphs()(before), before)
+
+
+def test_graphs_of_two_functions_have_numbers_of_their_own() -> None:
+    before = lowered(step)
+    before["other"] = relax.utils.copy_with_new_vars(before["step"]).with_attr("global_symbol", "other")
+    after = CaptureGraphs()(before)
+    launches = [call for name in ("step", "other") for call in calls(after[f"{name}_in_graphs"])]
+    numbers = [int(c.args[1].fields[2].value) for c in launches if isinstance(c.op, tvm.ir.Op)]
+    assert sorted(numbers) == [0, 1, 2, 3]
