@@ -167,7 +167,17 @@ def compile(
     check_output(Path(out))
     require_tools(resolve(target), source_only=source_only)
     source, made = quantized_first(
-        str(model), Path(out), progress, lambda text: progress(ProgressEvent("quantize", 0, 0, text))
+        str(model),
+        Path(out),
+        progress,
+        lambda text: progress(ProgressEvent("quantize", 0, 0, text)),
+        target=target,
+        activations=activations,
+        dtype=dtype,
+        vocabulary_bits=vocabulary_bits,
+        kv_cache=kv_cache,
+        context_length=context_length,
+        max_sequences=max_sequences,
     )
     from awq_tvm.compile.driver import compile_model
 
@@ -302,7 +312,13 @@ class Model:
 
 
 def quantized_first(
-    model: str, out: Path, progress: ProgressCallback, tell: Callable[[str], None]
+    model: str,
+    out: Path,
+    progress: ProgressCallback,
+    tell: Callable[[str], None],
+    *,
+    target: str,
+    **formats: Any,
 ) -> tuple[str, str | None]:
     """What to compile, and the checkpoint that had to be made for it, None if the model was quantized.
 
@@ -311,11 +327,16 @@ def quantized_first(
         out: the bundle, beside which the checkpoint is made.
         progress: told what is being done.
         tell: told that this takes its time, before it does.
+        target: what it is compiled for.
+        formats: further arguments of ``read_source``; what they refuse is refused before anything is quantized.
     """
     from awq_tvm.checkpoint import open_checkpoint
+    from awq_tvm.compile.driver import read_source
+    from awq_tvm.targets import resolve
 
     if open_checkpoint(model).quantized:
         return model, None
+    read_source(model, resolve(target), **formats)
     made = out.with_name(out.name + ".quantized")
     tell(f"{model} is not quantized: quantizing it first, awq with 4 bits, into {made}")
     # Rounding is not learned here: who compiles waits, and `quantize` is there for the best weights.

@@ -63,7 +63,19 @@ def command(
     check_output(out)
     require_tools(resolve(target), source_only=source_only)
     with ProgressDisplay() as display:
-        source, first = quantized_first(model, out, display.update, say)
+        source, first = quantized_first(
+            model,
+            out,
+            display.update,
+            say,
+            target=target,
+            activations=activations,
+            dtype=dtype,
+            vocabulary_bits=vocabulary_bits,
+            kv_cache=kv_cache,
+            context_length=context_length,
+            max_sequences=max_sequences,
+        )
         from awq_tvm.compile.driver import compile_model
 
         report = compile_model(
