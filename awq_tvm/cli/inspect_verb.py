@@ -24,23 +24,40 @@ def command(
     if json_output:
         print_json(found)
         return
+    if "kernels" in found:
+        found["kernels"] = _by_name(found["kernels"])
     for key, value in found.items():
         print(f"{key}:")
         print(_block(value))
 
 
 def _bundle(path: Path) -> dict[str, Any]:
+    from awq_tvm.bundle.kernel_report import read_kernel_report
     from awq_tvm.bundle.verify import check_listing, read_manifest
 
     manifest = read_manifest(path)
     check_listing(path, manifest)
     plain = manifest.model_dump(mode="json")
     keys = ("target", "model", "recipe", "versions", "tuning", "files")
+    kernels = [one.model_dump(mode="json") for one in read_kernel_report(path, manifest)]
     return {
         "kind": "bundle, kernels as source only" if manifest.source_only else "bundle",
         **{key: plain[key] for key in keys},
         "parameters": len(manifest.parameters),
+        **({"kernels": kernels} if kernels else {}),
     }
+
+
+def _by_name(kernels: list[dict[str, Any]]) -> dict[str, str]:
+    """A line a kernel: the most that it takes of any architecture."""
+    most: dict[str, str] = {}
+    for name in sorted({one["name"] for one in kernels}):
+        here = [one for one in kernels if one["name"] == name]
+        registers, spills, shared = (
+            max(one[key] or 0 for one in here) for key in ("registers", "spill_store_bytes", "shared_bytes")
+        )
+        most[name] = f"{registers} registers, {spills} bytes spilled, {in_bytes(shared)} of shared memory"
+    return most
 
 
 def _checkpoint(model: str) -> dict[str, Any]:

@@ -69,9 +69,13 @@ def make_weights() -> dict[str, np.ndarray]:
     }
 
 
-def make_bundle(out: Path, *, tokenizer: bytes = b"{}", **changes: object) -> Path:
-    """Write the small bundle."""
+def make_bundle(
+    out: Path, *, tokenizer: bytes = b"{}", report: bytes | None = None, **changes: object
+) -> Path:
+    """Write the small bundle, with a report of kernels if one is given."""
     side = {"tokenizer.json": tokenizer, "tokenizer_config.json": b'{"eos_token": "</s>"}'}
+    if report is not None:
+        side["kernels.json"] = report
     draft = make_draft(**changes)
     write_bundle(out, draft, b"\x7fELF not really" * 99, make_weights().items(), side, "# tiny\n")
     return out

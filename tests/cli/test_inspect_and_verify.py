@@ -33,6 +33,23 @@ def test_inspect_bundle(bundle: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "no record" in text
 
 
+def test_inspect_shows_what_the_compiler_said_of_kernels(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    use = {"registers": 62, "spill_store_bytes": 0, "spill_load_bytes": 0, "shared_bytes": 2048}
+    said = [{"name": "matmul", "arch": arch, **use} for arch in ("sm_80", "sm_90")]
+    said[1]["registers"] = 80
+    bundle = make_bundle(tmp_path / "b", report=json.dumps(said).encode())
+    assert run(["inspect", str(bundle), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["kernels"] == said
+    assert run(["inspect", str(bundle)]) == 0
+    assert "matmul  80 registers, 0 bytes spilled, 2.0 kB of shared memory" in capsys.readouterr().out
+    size = (bundle / "kernels.json").stat().st_size
+    (bundle / "kernels.json").write_bytes(b" " * size)
+    assert run(["inspect", str(bundle)]) == 6
+    assert "kernels.json" in capsys.readouterr().err
+
+
 def test_inspect_bundle_for_another_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["inspect", str(_foreign(tmp_path / "b"))]) == 0
     assert "other" in capsys.readouterr().out
