@@ -10,7 +10,7 @@ from typing import Any
 from .pack import WITH_MMA
 from .timing import Timed
 
-CUBLAS, INT4 = "cuBLAS fp16", "torch int4"
+CUBLAS, INT4, APART = "cuBLAS fp16", "torch int4", "dequantize, cuBLAS"
 
 BARS = {1: 3.2, 16: 3.0, 64: 1.8, 512: 0.9, 2048: 0.9}
 """How many times as fast as cuBLAS in float16 we want to be, by M."""
@@ -96,6 +96,8 @@ def table(rows: Sequence[Row], limits: Limits) -> list[str]:
         "x",
         INT4,
         "x",
+        APART,
+        "x",
         WITH_MMA,
         "x",
     )
@@ -112,7 +114,7 @@ def table(rows: Sequence[Row], limits: Limits) -> list[str]:
             f"{row.floor_bytes / ours.median / 1e9:.0f}",
             f"{row.operations / ours.median / 1e12:.1f}",
         ]
-        for name in (CUBLAS, INT4, WITH_MMA):
+        for name in (CUBLAS, INT4, APART, WITH_MMA):
             other, ratio = row.median(name), row.times_as_fast(name)
             cells += (
                 [f"{other * 1e6:.2f}", f"{ratio:.2f}"]
@@ -134,8 +136,9 @@ def bars(rows: Sequence[Row], limits: Limits) -> list[str]:
             )
         if row.m in BARS and (ratio := row.times_as_fast(CUBLAS)) is not None:
             lines.append(_bar(row, f"{ratio:.2f} x {CUBLAS}", f"{BARS[row.m]}", ratio >= BARS[row.m]))
-        if (ratio := row.times_as_fast(INT4)) is not None:
-            lines.append(_bar(row, f"{ratio:.2f} x {INT4}", "1", ratio > 1))
+        for name in (INT4, APART):
+            if (ratio := row.times_as_fast(name)) is not None:
+                lines.append(_bar(row, f"{ratio:.2f} x {name}", "1", ratio > 1))
     return lines
 
 

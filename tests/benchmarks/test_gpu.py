@@ -29,6 +29,7 @@ from benchmarks.gpu.measure import measure_limits, measure_rows
 from benchmarks.gpu.model import Parameter, lines, measure_model, random_weights, write_random_bundle
 from benchmarks.gpu.model_build import LLAMA_3_8B, build_model
 from benchmarks.gpu.pack import OURS, WITH_MMA, Pack
+from benchmarks.gpu.peers import dequantized
 from benchmarks.gpu.timing import Contender, copies_beyond, interleaved, timed
 from tests.support.emulated_bundle import run_in_emulator
 
@@ -355,3 +356,15 @@ def test_weights_rotate_beyond_every_cache() -> None:
     assert copies_beyond(50 << 20, 8_781_824) * 8_781_824 >= 2 * (50 << 20)
     assert copies_beyond(4 << 20, 1_000_000) == 100
     assert copies_beyond(4 << 20, 500_000_000) == 2
+
+
+def test_the_weight_of_both_steps_apart_is_the_dequantized_one() -> None:
+    torch = pytest.importorskip("torch")
+    random = np.random.default_rng(0)
+    q = random.integers(0, 16, (6, 64))
+    scales, zeros = random.standard_normal((6, 2)).astype(np.float16), random.integers(0, 16, (6, 2))
+    packed = (q[:, ::2] | q[:, 1::2] << 4).astype(np.uint8)
+    arrays = (packed, scales, zeros.astype(np.float16))
+    found = dequantized(torch, *map(torch.from_numpy, arrays)).numpy()
+    expected = (q.reshape(6, 2, 32) - zeros[..., None]).astype(np.float16) * scales[..., None]
+    np.testing.assert_array_equal(found, expected.reshape(6, 64))
