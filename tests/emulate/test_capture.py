@@ -10,8 +10,12 @@ from pathlib import Path
 import tvm
 from tvm import relax
 from tvm.script import relax as R
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
 
+from awq_tvm import ir_attrs
 from awq_tvm.compile.toolchain import build_library
+from awq_tvm.schedules.frame import OPAQUE
 from awq_tvm.targets import resolve
 from tests.emulate.test_bundles import needs_this_machine
 
@@ -36,15 +40,62 @@ def captures_an_allocation() -> tvm.IRModule:
     return builder.finalize()
 
 
-def test_memory_allocated_during_a_capture_is_an_error(tmp_path: Path) -> None:
-    built = build_library(captures_an_allocation(), resolve("nvidia-a100"), tmp_path, source_only=True)
+def twice() -> tvm.tirx.PrimFunc:
+    """y = 2 x, which takes memory for itself whatever M is, and gives it to its kernels where M is not 1."""
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_attr({"tirx.is_scheduled": True, "global_symbol": "twice", "op_pattern": OPAQUE})
+        m = IRBuilder.name("m", T.int64())
+        handles = [T.arg(f"{name}_handle", T.handle()) for name in "xy"]
+        x, y = (T.match_buffer(handle, (m,), "float32") for handle in handles)
+        memory = IRBuilder.name("memory", T.alloc_buffer((4096,), "float32", scope="global"))
+        with T.If(m == 1):
+            with T.Then(), T.launch_thread("blockIdx.x", m) as i, T.launch_thread("threadIdx.x", 1):
+                T.buffer_store(y, x[i] + x[i], [i])
+            with T.Else():
+                with T.launch_thread("blockIdx.x", m) as i, T.launch_thread("threadIdx.x", 1):
+                    T.buffer_store(memory, x[i] + x[i], [i])
+                with T.launch_thread("blockIdx.x", m) as i, T.launch_thread("threadIdx.x", 1):
+                    T.buffer_store(y, memory[i], [i])
+    return builder.get()
+
+
+def four_times(length: int) -> tvm.IRModule:
+    """``main``, of which the compiler makes ``main_in_graphs``."""
+    builder = relax.BlockBuilder()
+    kernel = builder.add_func(twice(), "twice")
+    x = relax.Var("x", relax.TensorType((length,), "float32"))
+    with builder.function("main", [x], attrs={ir_attrs.WORKSPACE: "main_workspace"}):
+        # In no dataflow block: TVM would look there whether the function is a reshape.
+        y = builder.emit(relax.call_tir(kernel, (x,), relax.TensorType((length,), "float32")))
+        z = builder.emit(relax.call_tir(kernel, (y,), relax.TensorType((length,), "float32")))
+        builder.emit_func_output(z)
+    return builder.finalize()
+
+
+def said(mod: tvm.IRModule, folder: Path, length: int) -> str:
+    built = build_library(mod, resolve("nvidia-a100"), folder, source_only=True)
+    command = ["-m", "tests.support.emulated_main", str(built.path), str(folder / "kernels.cu"), str(length)]
     done = subprocess.run(
-        [sys.executable, "-m", "tests.support.emulated_main", str(built.path), str(tmp_path / "kernels.cu")],
+        [sys.executable, *command],
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_temporary_memory_that_no_kernel_is_given_may_be_taken(tmp_path: Path) -> None:
+    """TVM has pages of it since the call before the capture, and asks the driver for nothing."""
+    assert said(four_times(1), tmp_path, 1) == "[4.0]\n[4.0]\n"
+
+
+def test_temporary_memory_in_a_graph_is_an_error(tmp_path: Path) -> None:
+    assert "a graph would keep temporary memory" in said(four_times(64), tmp_path, 64)
+
+
+def test_memory_allocated_during_a_capture_is_an_error(tmp_path: Path) -> None:
     # The first call runs the function before it captures it, and there it may: what was made then is still in use.
-    assert "emulator: memory is allocated while a graph is captured" in done.stdout
+    found = said(captures_an_allocation(), tmp_path, 64)
+    assert "emulator: memory is allocated while a graph is captured" in found

@@ -1,6 +1,8 @@
-"""Calls ``main`` of a library for CUDA on 64 ones in the emulator, and prints the error.
+"""Calls ``main`` of a library for CUDA on so many ones in the emulator, and prints the error.
 
-python -m tests.support.emulated_main LIBRARY SOURCE
+Where the library has it, ``main_in_graphs`` in its stead, twice, and prints what each gives.
+
+    python -m tests.support.emulated_main LIBRARY SOURCE LENGTH
 """
 
 from __future__ import annotations
@@ -15,13 +17,20 @@ from awq_tvm.emulate import build_device
 from awq_tvm.runtime.tvm_library import TvmRuntime, find_runtime_library
 
 
-def main(library: str, source: str) -> None:
+def main(library: str, source: str, length: str) -> None:
     """The child."""
     with tempfile.TemporaryDirectory() as folder:
         device = build_device(Path(source).read_text(), "cuda", Path(folder), find_runtime_library())
         tvm = TvmRuntime("cuda", device)
         try:
-            tvm.load_machine(Path(library))["main"](tvm.tensor(np.ones(64, np.float32)))
+            machine = tvm.load_machine(Path(library))
+            ones = tvm.tensor(np.ones(int(length), np.float32))
+            if not machine.implements_function("main_in_graphs"):
+                machine["main"](ones)
+                return
+            workspace = machine["main_workspace"]()
+            for _ in range(2):
+                print(tvm.array(machine["main_in_graphs"](ones, *workspace)).tolist())
         except RuntimeError as error:
             print(error)
 

@@ -13,7 +13,9 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
 #include <map>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -108,6 +110,12 @@ void not_in_capture(const char* what) {
   if (capture) TVM_FFI_THROW(RuntimeError) << "emulator: " << what << " while a graph is captured";
 }
 
+// Memory that a function of kernels takes for itself and gives back when it returns, and the size of its page.
+std::map<const void*, std::size_t>& temporaries() {
+  static std::map<const void*, std::size_t> taken;
+  return taken;
+}
+
 class EmulatedDevice : public DeviceAPI {
  public:
   using DeviceAPI::AllocDataSpace;
@@ -123,23 +131,33 @@ class EmulatedDevice : public DeviceAPI {
   }
   void* AllocDataSpace(Device, std::size_t bytes, std::size_t alignment, DLDataType) final {
     not_in_capture("memory is allocated");
-    // As wide as what a device gives, whatever is asked for.
-    if (alignment < 256) alignment = 256;
-    const std::size_t before = (kRedZone + alignment - 1) / alignment * alignment;
-    void* whole = nullptr;
-    if (posix_memalign(&whole, alignment, before + bytes + kRedZone) != 0) throw std::bad_alloc();
-    auto* data = static_cast<unsigned char*>(whole) + before;
-    awq_emulate_register(data, bytes);
-    wholes_[data] = {whole, bytes};
-    return data;
+    return take(bytes, alignment);
   }
   void FreeDataSpace(Device, void* data) final {
     not_in_capture("memory is freed");
-    awq_emulate_unregister(data);
-    const auto [whole, bytes] = wholes_.at(data);
-    tensors().forget(data, bytes);
-    std::free(whole);
-    wholes_.erase(data);
+    give(data);
+  }
+  // TVM keeps pages of such memory, and asks the driver only where none is large enough: then it frees the largest. Of
+  // the pages only the sizes are kept here, so that what lies in one still ends where it ends.
+  void* AllocWorkspace(Device, std::size_t bytes, DLDataType) final {
+    std::size_t page = (std::max<std::size_t>(bytes, 1) + kPage - 1) / kPage * kPage;
+    const auto fits = pages_.lower_bound(page);
+    if (fits != pages_.end()) {
+      page = *fits;
+      pages_.erase(fits);
+    } else {
+      not_in_capture("memory is allocated");
+      if (!pages_.empty()) pages_.erase(std::prev(pages_.end()));
+    }
+    void* data = take(bytes, 256);
+    temporaries()[data] = page;
+    return data;
+  }
+  void FreeWorkspace(Device, void* data) final {
+    const auto found = temporaries().find(data);
+    pages_.insert(found->second);
+    temporaries().erase(found);
+    give(data);
   }
   void StreamSync(Device, TVMStreamHandle) final { not_in_capture("the stream is waited for"); }
   TVMStreamHandle CreateStream(Device) final { return nullptr; }
@@ -156,7 +174,29 @@ class EmulatedDevice : public DeviceAPI {
   }
 
  private:
+  static constexpr std::size_t kPage = 4096;
+
+  void* take(std::size_t bytes, std::size_t alignment) {
+    // As wide as what a device gives, whatever is asked for.
+    if (alignment < 256) alignment = 256;
+    const std::size_t before = (kRedZone + alignment - 1) / alignment * alignment;
+    void* whole = nullptr;
+    if (posix_memalign(&whole, alignment, before + bytes + kRedZone) != 0) throw std::bad_alloc();
+    auto* data = static_cast<unsigned char*>(whole) + before;
+    awq_emulate_register(data, bytes);
+    wholes_[data] = {whole, bytes};
+    return data;
+  }
+  void give(void* data) {
+    awq_emulate_unregister(data);
+    const auto [whole, bytes] = wholes_.at(data);
+    tensors().forget(data, bytes);
+    std::free(whole);
+    wholes_.erase(data);
+  }
+
   std::map<void*, std::pair<void*, std::size_t>> wholes_;
+  std::multiset<std::size_t> pages_;
 };
 
 // What a module says of one of its functions, in the order of the bytes it was saved as.
@@ -231,6 +271,9 @@ void launch(const std::string& name, const Signature& signature, ffi::PackedArgs
       else TVM_FFI_THROW(ValueError) << "kernel " << name << ": a float argument of " << int(type.bits) << " bits";
     } else if (type.code == kDLOpaqueHandle) {
       void* data = args[i].cast<void*>();
+      if (capture && temporaries().count(data))
+        TVM_FFI_THROW(RuntimeError) << "emulator: kernel " << name << ": a graph would keep temporary memory, which TVM "
+                                    << "frees or gives to others before the graph is launched";
       one.values[i] = reinterpret_cast<std::uint64_t>(data);
       one.firsts.push_back(data);
       one.lengths.push_back(tensors().bytes_at(data));
