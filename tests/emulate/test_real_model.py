@@ -37,7 +37,7 @@ PARTS: dict[str, list[Part]] = {
 """So many tokens at once that each kernel of every linear has its turn; one chunk above 128 for a last row."""
 
 SMS = 8
-"""So few that the widest linears fill them, and the down projection is divided along k."""
+"""So few that the widest linears fill them. No linear is divided along k then, as it is for the SMs of a real GPU."""
 
 NEVER_LAUNCHED = {
     # What the KV cache could do for forked sequences, speculation and debugging, which the engine has not.
