@@ -8,7 +8,16 @@ from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from awq_tvm.schedules import vector_math
-from awq_tvm.schedules.attention.parameters import LOG2_E, History, build, indices, scalar, size, tensor
+from awq_tvm.schedules.attention.parameters import (
+    LOG2_E,
+    History,
+    build,
+    indices,
+    scalar,
+    size,
+    tensor,
+    unused_rotary,
+)
 from awq_tvm.schedules.attention.shape import LANES, AttentionConfig, AttentionShape
 from awq_tvm.schedules.attention.tile import NOTHING, Tile, columns, f32, i32, keep, load, store
 
@@ -33,9 +42,7 @@ def decode_paged(shape: AttentionShape, config: AttentionConfig) -> tirx.PrimFun
         q_position = indices("q_position", (batch,))
         output = tensor("output", (batch, shape.heads, head_dim), shape.dtype)
         log_sum = tensor("log_sum", (batch, shape.heads))
-        scalar("rotary_mode", "int32")
-        scalar("rope_scale", "float32")
-        scalar("rope_theta", "float32")
+        unused_rotary()
         softmax_scale = scalar("softmax_scale", "float32")
         flat = history.pages.flatten()
         scale = keep(softmax_scale * tirx.const(LOG2_E, "float32"))

@@ -64,6 +64,13 @@ def scalar(name: str, dtype: str) -> Any:
     return T.arg(name, tirx.Var(name, dtype))
 
 
+def unused_rotary() -> None:
+    """Declare those of a rotation within kernels, which the cache never asks for: queries and keys come rotated."""
+    scalar("rotary_mode", "int32")
+    scalar("rope_scale", "float32")
+    scalar("rope_theta", "float32")
+
+
 def size(name: str, dtype: str = "int32") -> tirx.Var:
     """A symbolic extent."""
     return tirx.Var(name, dtype)

@@ -16,6 +16,7 @@ from awq_tvm.schedules.attention.parameters import (
     scalar,
     size,
     tensor,
+    unused_rotary,
     write_rows,
 )
 from awq_tvm.schedules.attention.shape import LANES, AttentionConfig, AttentionShape
@@ -44,7 +45,7 @@ def prefill_ragged(shape: AttentionShape, config: AttentionConfig) -> tirx.PrimF
         output = tensor("output", (total, shape.heads, head_dim), shape.dtype)
         log_sum = tensor("log_sum", (total, shape.heads))
         causal = scalar("causal", "int32")
-        _unused_rotary()
+        unused_rotary()
         softmax_scale = scalar("softmax_scale", "float32")
         scale = keep(softmax_scale * tirx.const(LOG2_E, "float32"))
 
@@ -140,7 +141,7 @@ def prefill_paged(shape: AttentionShape, config: AttentionConfig) -> tirx.PrimFu
         output = tensor("output", (total, shape.heads, head_dim), shape.dtype)
         log_sum = tensor("log_sum", (total, shape.heads))
         scalar("causal", "int32")
-        _unused_rotary()
+        unused_rotary()
         softmax_scale = scalar("softmax_scale", "float32")
         flat = history.pages.flatten()
         scale = keep(softmax_scale * tirx.const(LOG2_E, "float32"))
@@ -201,10 +202,3 @@ def _query_reader(q: Any, place: Any, scale: Any) -> Any:
 def _whole_vectors(low: Any) -> Any:
     """The first key of the vector that ``low`` lies in, not below 0."""
     return tirx.floordiv(tirx.max(low, i32(0)), i32(LANES)) * LANES
-
-
-def _unused_rotary() -> None:
-    """Rotation within the kernels, which the cache never asks for as queries and keys come rotated."""
-    scalar("rotary_mode", "int32")
-    scalar("rope_scale", "float32")
-    scalar("rope_theta", "float32")

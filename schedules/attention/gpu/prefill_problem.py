@@ -15,7 +15,16 @@ from tvm.tirx.script import builder as T
 
 from awq_tvm.schedules.attention.gpu.config import vector_length
 from awq_tvm.schedules.attention.gpu.lanes import as_words, held, registers
-from awq_tvm.schedules.attention.parameters import LOG2_E, History, build, indices, scalar, size, tensor
+from awq_tvm.schedules.attention.parameters import (
+    LOG2_E,
+    History,
+    build,
+    indices,
+    scalar,
+    size,
+    tensor,
+    unused_rotary,
+)
 from awq_tvm.schedules.attention.shape import PAGE_SIZE, AttentionShape
 from awq_tvm.schedules.attention.tile import f32, i32
 
@@ -249,9 +258,7 @@ def _results(shape: AttentionShape, total: Any) -> tuple[Any, Any]:
 
 
 def _numbers() -> tuple[Any, Any]:
-    """``causal`` and ``softmax_scale``; between them those of a rotation that the cache never asks for."""
+    """``causal`` and ``softmax_scale``."""
     causal = scalar("causal", "int32")
-    scalar("rotary_mode", "int32")
-    scalar("rope_scale", "float32")
-    scalar("rope_theta", "float32")
+    unused_rotary()
     return causal, scalar("softmax_scale", "float32")

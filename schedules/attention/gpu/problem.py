@@ -11,7 +11,16 @@ from tvm.tirx.script import builder as T
 
 from awq_tvm.schedules.attention.gpu.lanes import held, registers
 from awq_tvm.schedules.attention.gpu.splits import Splits, Whole, merge_splits
-from awq_tvm.schedules.attention.parameters import LOG2_E, History, build, indices, scalar, size, tensor
+from awq_tvm.schedules.attention.parameters import (
+    LOG2_E,
+    History,
+    build,
+    indices,
+    scalar,
+    size,
+    tensor,
+    unused_rotary,
+)
 from awq_tvm.schedules.attention.shape import PAGE_SIZE, AttentionShape
 from awq_tvm.schedules.attention.tile import f32, i32
 
@@ -108,9 +117,7 @@ def decode_function(
         q_position = indices("q_position", (batch,))
         output = tensor("output", rows, shape.dtype)
         log_sum = tensor("log_sum", (batch, shape.heads))
-        scalar("rotary_mode", "int32")
-        scalar("rope_scale", "float32")
-        scalar("rope_theta", "float32")
+        unused_rotary()
         problem = Problem(shape, batch, q, history, q_position, scalar("softmax_scale", "float32"))
         whole = Whole(output, log_sum)
         most_shared = blocks // (2 * shape.kv_heads)
