@@ -43,9 +43,8 @@ def finish_together(
             value = value + T.Cast("float32", residual[i])
         T.buffer_store(values, value, [i])
     words = local("outputs", count // 2, "uint32")
-    pack = ptx.pack_bfloats if spec.dtype == "bfloat16" else ptx.pack_halves
     for i in range(count // 2):
-        pack(words[i], values[2 * i], values[2 * i + 1])
+        ptx.pack(words[i], values[2 * i], values[2 * i + 1], spec.dtype)
     ptx.store(arguments["y"].ptr_to([token, row]), [words[i] for i in range(count // 2)])
 
 

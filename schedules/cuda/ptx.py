@@ -68,6 +68,11 @@ def pack_halves(d: Any, low: Any, high: Any) -> None:
     T.evaluate(T.ptx["cvt.rn.f16x2.f32"](d, high, low))
 
 
+def pack(d: Any, low: Any, high: Any, dtype: str) -> None:
+    """Emit d = two float32 rounded to ``dtype``, of 16 bits."""
+    (pack_bfloats if dtype == "bfloat16" else pack_halves)(d, low, high)
+
+
 def exp2(d: Any, a: Any) -> None:
     """Emit d = 2^a in float32 to 22 bits, and 0 for what is below 2^-126, which ``exp2f`` tells in three more."""
     T.evaluate(T.ptx["ex2.approx.ftz.f32"](d, a))

@@ -10,6 +10,7 @@ dozen or two rounds in which a block counts, see ``gpu.selection``.
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,9 @@ from tvm.tirx.script import builder as T
 from awq_tvm.schedules.attention.gpu.lanes import (
     WARP,
     as_words,
+    combine_lanes,
     exchange_of,
+    halves_of,
     held,
     load_vector,
     registers,
@@ -176,7 +179,7 @@ def _sum(block: Block, keys: Any, count: int, maximum: Any, scale: Any) -> Any:
     for i in range(count):
         power = tirx.exp((number_of(keys[i]) - maximum) * scale)
         T.buffer_store(own, own[0] + T.Select(keys[i] > u32(0), power, f32(0)), [0])
-    return held("sum", block.reduce(own[0], lambda a, b: a + b, "float32"), "float32")
+    return held("sum", block.reduce(own[0], operator.add, "float32"), "float32")
 
 
 def _merge(division: Division, block: Block, buffers: tuple[Any, Any, Any], row: Any) -> None:
@@ -243,14 +246,12 @@ def _store_sums(division: Division, block: Block, inverse: Any, parts: Any, foun
             T.buffer_store(maxima, T.reinterpret("float32", parts[row, part, AT_MAXIMUM]), [i])
     highest = registers("highest", 1)
     T.buffer_store(highest, T.max(maxima[0], maxima[1]), [0])
-    for distance in (16, 8, 4, 2, 1):
-        T.buffer_store(highest, T.max(highest[0], block.exchange(highest[0], distance)), [0])
+    combine_lanes(highest, 0, T.max, block.exchange, halves_of(WARP))
     totals = registers("totals", 2)
     for j, scale in enumerate((f32(1), factor)):
         weighed = [sums[2 * i + j] * tirx.exp((maxima[i] - highest[0]) * scale) for i in range(2)]
         T.buffer_store(totals, weighed[0] + weighed[1], [j])
-        for distance in (16, 8, 4, 2, 1):
-            T.buffer_store(totals, totals[j] + block.exchange(totals[j], distance), [j])
+        combine_lanes(totals, j, operator.add, block.exchange, halves_of(WARP))
     with T.If(block.thread == 0), T.Then():
         T.buffer_store(found, totals[0], [row, AT_SUM])
         T.buffer_store(found, totals[1], [row, AT_TEMPERED])

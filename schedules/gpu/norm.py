@@ -8,6 +8,7 @@ one barrier.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,8 @@ from awq_tvm.schedules.attention.gpu.lanes import (
     WARP,
     Exchange,
     as_words,
+    combine_lanes,
+    halves_of,
     held,
     load_vector,
     pack,
@@ -159,10 +162,7 @@ class Rows:
 
     def _meet(self, squares: Any, thread: Any) -> Any:
         """Emit the sum over the row's threads, in the same order each time."""
-        distance = self.lanes // 2
-        while distance:
-            T.buffer_store(squares, squares[0] + self.exchange(squares[0], distance), [0])
-            distance //= 2
+        combine_lanes(squares, 0, operator.add, self.exchange, halves_of(self.lanes))
         if self.warps == 1:
             return squares[0]
         sums = IRBuilder.name("sums", T.alloc_buffer((self.warps,), "float32", scope="shared"))

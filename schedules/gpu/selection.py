@@ -15,7 +15,14 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.target import Target
 from tvm.tirx.script import builder as T
 
-from awq_tvm.schedules.attention.gpu.lanes import WARP, Exchange, held, registers
+from awq_tvm.schedules.attention.gpu.lanes import (
+    WARP,
+    Exchange,
+    combine_lanes,
+    halves_of,
+    held,
+    registers,
+)
 from awq_tvm.schedules.attention.tile import i32
 
 THREADS = 256
@@ -112,8 +119,7 @@ class Block:
         """Emit the combination of one number of each thread, in the same order each time."""
         own = registers("own", 1, dtype)
         T.buffer_store(own, value, [0])
-        for distance in (16, 8, 4, 2, 1):
-            T.buffer_store(own, combine(own[0], self.exchange(own[0], distance)), [0])
+        combine_lanes(own, 0, combine, self.exchange, halves_of(WARP))
         warps, result = self._leave(own[0], dtype), registers("result", 1, dtype)
         T.buffer_store(result, warps[0], [0])
         for i in range(1, WARPS):

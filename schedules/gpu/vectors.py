@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 VECTOR_BYTES = 16
+"""Of the widest load and store."""
+
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 

@@ -12,6 +12,7 @@ from awq_tvm.schedules.attention.gpu.config import vector_length
 from awq_tvm.schedules.attention.gpu.lanes import as_words, held, load_vector, registers, store_vector
 from awq_tvm.schedules.attention.parameters import build, indices, size, tensor
 from awq_tvm.schedules.attention.shape import PAGE_SIZE, AttentionShape
+from awq_tvm.schedules.attention.tile import i32
 
 THREADS = 64
 
@@ -39,11 +40,8 @@ def append_on_gpu(shape: AttentionShape) -> tirx.PrimFunc:
             own = held("own", block * THREADS + thread)
             position = held("position", position_map[token])
             with T.If(T.And(own < of_token, position >= 0)), T.Then():
-                page, row = (
-                    tirx.shift_right(position, tirx.const(PAGE_SIZE.bit_length() - 1, "int32")),
-                    position,
-                )
-                row = tirx.bitwise_and(row, tirx.const(PAGE_SIZE - 1, "int32"))
+                page = tirx.shift_right(position, i32(PAGE_SIZE.bit_length() - 1))
+                row = tirx.bitwise_and(position, i32(PAGE_SIZE - 1))
                 head = held("head", own // vectors)
                 first = (page.astype("int64") * (2 * shape.kv_heads) + head) * PAGE_SIZE + row
                 at = held("at", first * vectors + own % vectors, "int64")

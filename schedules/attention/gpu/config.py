@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from awq_tvm.errors import UnsupportedError
-from awq_tvm.schedules.attention.gpu.lanes import VECTOR_BYTES, WARP
+from awq_tvm.schedules.attention.gpu.lanes import WARP
 from awq_tvm.schedules.attention.shape import AttentionShape
+from awq_tvm.schedules.gpu.vectors import in_a_vector
 
 BLOCKS_PER_SM = 2
 """Blocks that an SM (or GPU core) holds at once, and is given before contexts stop being divided further."""
@@ -78,7 +79,7 @@ class DecodeConfig:
 
 def vector_length(shape: AttentionShape) -> int:
     """Numbers in 16 bytes of a page."""
-    return VECTOR_BYTES // (4 if shape.dtype == "float32" else 2)
+    return in_a_vector(shape.dtype)
 
 
 def default_decode_config(shape: AttentionShape, kind: str, sms: int | None = None) -> DecodeConfig:

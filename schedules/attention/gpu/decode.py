@@ -10,6 +10,7 @@ blocks that share a long context in a second kernel, as in flash decoding.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,9 @@ from awq_tvm.schedules.attention.gpu.lanes import (
     WARP,
     Exchange,
     as_words,
+    combine_lanes,
     exchange_of,
+    halves_of,
     held,
     load_vector,
     registers,
@@ -236,10 +239,7 @@ class _Softmax:
             highest = registers("highest", 1)
             T.buffer_store(highest, self.maximum[h], [0])
             for u, at in enumerate(own):
-                distance = config.lanes // 2
-                while distance:
-                    T.buffer_store(scores, scores[at] + exchange(scores[at], distance), [at])
-                    distance //= 2
+                combine_lanes(scores, at, operator.add, exchange, halves_of(config.lanes))
                 T.buffer_store(scores, T.Select(seen[u], scores[at], f32(MASKED)), [at])
                 T.buffer_store(highest, T.max(highest[0], scores[at]), [0])
             shrink = held("shrink", tirx.exp2(self.maximum[h] - highest[0]), "float32")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from tvm import tirx
@@ -12,9 +12,6 @@ from tvm.tirx.script import builder as T
 
 WARP = 32
 """Lanes of a warp or SIMD group. No shuffle names one beyond it."""
-
-VECTOR_BYTES = 16
-"""Of the widest load, and of the vectors that pages are read in."""
 
 Exchange = Callable[[Any, int], Any]
 """(value of 32 bits, distance) -> that of the lane whose number differs in that one bit; every lane must come."""
@@ -45,6 +42,27 @@ def shfl_xor(value: Any, distance: int) -> Any:
 def any_lane(holds: Any) -> Any:
     """CUDA: whether a condition holds in any lane; every lane must come."""
     return T.call_pure_extern("int32", "__any_sync", tirx.const(_EVERYONE, "uint32"), holds) != 0
+
+
+def combine_lanes(
+    of: Any, at: int, combine: Callable[[Any, Any], Any], exchange: Exchange, distances: Iterable[int]
+) -> None:
+    """Emit ``of[at]`` = the combination of the lanes' own, for those whose numbers differ in these bits alone.
+
+    Args:
+        of: registers.
+        at: where in them.
+        combine: two of them.
+        exchange: of the target.
+        distances: see ``halves_of``; in their order.
+    """
+    for distance in distances:
+        T.buffer_store(of, combine(of[at], exchange(of[at], distance)), [at])
+
+
+def halves_of(lanes: int) -> list[int]:
+    """The distances by which so many lanes, a power of two, all meet: the largest first."""
+    return [1 << bit for bit in reversed(range(lanes.bit_length() - 1))]
 
 
 def shfl(value: Any, lane: Any) -> Any:

@@ -15,6 +15,7 @@ warps and blocks meet, is as in ``decode``.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,7 @@ from awq_tvm.schedules.attention.gpu.config import EIGHT, TensorDecodeConfig, ve
 from awq_tvm.schedules.attention.gpu.lanes import (
     WARP,
     as_words,
+    combine_lanes,
     held,
     load_vector,
     registers,
@@ -220,8 +222,7 @@ class _Softmax:
                 seen = key < end if first is None else T.And(key < end, key >= first)
                 T.buffer_store(scores, T.Select(seen, scores[at] * scale, f32(MASKED)), [at])
                 T.buffer_store(highest, T.max(highest[0], scores[at]), [0])
-            for distance in (1, 2):
-                T.buffer_store(highest, T.max(highest[0], shfl_xor(highest[0], distance)), [0])
+            combine_lanes(highest, 0, T.max, shfl_xor, (1, 2))
             T.buffer_store(shrinks, tirx.exp2(self._maximum[eight] - highest[0]), [eight])
             T.buffer_store(self._maximum, highest[0], [eight])
             T.buffer_store(self._total, self._total[eight] * shrinks[eight], [eight])
@@ -259,9 +260,7 @@ class _Softmax:
     def leave(self, warp: _Warp, meeting: Meeting) -> None:
         """Emit the stores of what the warp has found."""
         for eight in range(self._eights):
-            for distance in (1, 2):
-                more = shfl_xor(self._total[eight], distance)
-                T.buffer_store(self._total, self._total[eight] + more, [eight])
+            combine_lanes(self._total, eight, operator.add, shfl_xor, (1, 2))
             own = warp.head(warp.row, eight)
             with T.If(T.And(warp.column == 0, own < self._shape.group)), T.Then():
                 meeting.leave_state(warp.key_warp, own, self._maximum[eight], self._total[eight])

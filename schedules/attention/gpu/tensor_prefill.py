@@ -23,7 +23,15 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
 from awq_tvm.schedules.attention.gpu.config import vector_length
-from awq_tvm.schedules.attention.gpu.lanes import WARP, as_words, held, registers, shfl_xor
+from awq_tvm.schedules.attention.gpu.lanes import (
+    WARP,
+    as_words,
+    combine_lanes,
+    halves_of,
+    held,
+    registers,
+    shfl_xor,
+)
 from awq_tvm.schedules.attention.gpu.prefill_problem import (
     CachedKeys,
     KeysOfRows,
@@ -144,10 +152,11 @@ class _Block:
             if low is not None:
                 windowed = True
                 T.buffer_store(first, low if number == 0 else tirx.min(first[0], low), [0])
-        for distance in (16, 8, 4, 2, 1):
-            T.buffer_store(end, tirx.max(end[0], shfl_xor(end[0], distance)), [0])
+        # In turn: neither waits for the other.
+        for distance in halves_of(WARP):
+            combine_lanes(end, 0, tirx.max, shfl_xor, [distance])
             if windowed:
-                T.buffer_store(first, tirx.min(first[0], shfl_xor(first[0], distance)), [0])
+                combine_lanes(first, 0, tirx.min, shfl_xor, [distance])
         if not windowed:
             return i32(0), end[0]
         page = tirx.truncdiv(tirx.max(first[0], i32(0)), i32(PAGE_SIZE))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from awq_tvm.errors import UnsupportedError
-from awq_tvm.schedules.attention.gpu.lanes import VECTOR_BYTES, WARP
+from awq_tvm.schedules.attention.gpu.config import vector_length
+from awq_tvm.schedules.attention.gpu.lanes import WARP
 from awq_tvm.schedules.attention.shape import PAGE_SIZE, AttentionShape
 
 BLOCK_ROWS = 16
@@ -79,7 +80,7 @@ class TensorPrefillConfig:
 
 def shared_stride(shape: AttentionShape) -> int:
     """Vectors of 16 bytes from a row in shared memory to the next: odd, so that eight rows meet all banks."""
-    return shape.head_dim * 2 // VECTOR_BYTES | 1
+    return shape.head_dim // vector_length(shape) | 1
 
 
 def default_prefill_config(shape: AttentionShape, shared_bytes: int) -> TensorPrefillConfig:

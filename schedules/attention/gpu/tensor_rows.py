@@ -6,13 +6,20 @@ what is called its other half here, lane / 4 + 8.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
-from awq_tvm.schedules.attention.gpu.lanes import any_lane, held, registers, shfl_xor
+from awq_tvm.schedules.attention.gpu.lanes import (
+    any_lane,
+    combine_lanes,
+    held,
+    registers,
+    shfl_xor,
+)
 from awq_tvm.schedules.attention.gpu.prefill_problem import Rows
 from awq_tvm.schedules.attention.gpu.tensor_prefill_config import BLOCK_ROWS, TensorPrefillConfig
 from awq_tvm.schedules.attention.shape import AttentionShape
@@ -56,7 +63,6 @@ class RowBlocks:
         self._shape, self._config, self._rows, self._first = shape, config, rows, first
         self._row, self._column = held("row", lane // 4), held("column", lane % 4)
         self._lane = lane
-        self._pack = ptx.pack_bfloats if shape.dtype == "bfloat16" else ptx.pack_halves
         self._blocks, self._steps = config.row_blocks, shape.head_dim // _SIXTEEN
         self._halves = 2 * config.row_blocks
         self._maximum, self._total = registers("maximum", self._halves), registers("total", self._halves)
@@ -91,8 +97,7 @@ class RowBlocks:
         T.buffer_store(found, of[0], [0])
         for half in range(1, self._halves):
             T.buffer_store(found, choose(found[0], of[half]), [0])
-        for distance in _COLUMN:
-            T.buffer_store(found, choose(found[0], shfl_xor(found[0], distance)), [0])
+        combine_lanes(found, 0, choose, shfl_xor, _COLUMN)
         return found[0]
 
     def _own(self, half: int) -> Any:
@@ -180,8 +185,7 @@ class RowBlocks:
             T.buffer_store(highest, self._scores[own[0]], [0])
             for at in own[1:]:
                 T.buffer_store(highest, T.max(highest[0], self._scores[at]), [0])
-            for distance in _QUAD:
-                T.buffer_store(highest, T.max(highest[0], shfl_xor(highest[0], distance)), [0])
+            combine_lanes(highest, 0, T.max, shfl_xor, _QUAD)
             T.buffer_store(highest, T.max(self._maximum[half], highest[0] * scale), [0])
             T.buffer_store(grown, T.Or(grown[0], highest[0] > self._maximum[half]), [0])
             ptx.exp2(shrinks[half], self._maximum[half] - highest[0])
@@ -210,7 +214,7 @@ class RowBlocks:
                 for i in range(4):
                     at = self._at(block, 2 * run + i // 2, i % 2 * 2)
                     two = self._scores[at], self._scores[at + 1]
-                    self._pack(weights[4 * block + i], *two)
+                    ptx.pack(weights[4 * block + i], *two, self._shape.dtype)
             for step in range(self._steps):
                 words = registers("values", 4, "uint32")
                 ptx.load_transposed_matrices([words[i] for i in range(4)], pointer(run, step))
@@ -224,9 +228,7 @@ class RowBlocks:
     def finish(self) -> None:
         """Emit the sum of l over the lanes of a row, and the division of O; a row that saw no key has 0."""
         for half in range(self._halves):
-            for distance in _QUAD:
-                more = shfl_xor(self._total[half], distance)
-                T.buffer_store(self._total, self._total[half] + more, [half])
+            combine_lanes(self._total, half, operator.add, shfl_xor, _QUAD)
             seen = self._total[half] > f32(0)
             share = held(
                 "share", T.Select(seen, f32(1) / T.Select(seen, self._total[half], f32(1)), f32(0)), "float32"
@@ -243,7 +245,7 @@ class RowBlocks:
             own = held("own_at", place(self._row + _EIGHT * half, 0) + self._column)
             for eight in range(2 * self._steps):
                 at = self._sum_at(half, eight)
-                self._pack(pair[0], self._sums[at], self._sums[at + 1])
+                ptx.pack(pair[0], self._sums[at], self._sums[at + 1], self._shape.dtype)
                 T.buffer_store(shared, pair[0], [own + 4 * eight])
 
     def store_log_sums(self, log_sum: Any) -> None:
