@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from awq_tvm.bundle.manifest import Manifest
+from awq_tvm.bundle.verify import check_hash
 from awq_tvm.errors import BundleError
 
 NAME = "kernels.json"
@@ -46,16 +46,13 @@ def read_kernel_report(path: Path, manifest: Manifest) -> list[KernelUse]:
     """
     if NAME not in manifest.files:
         return []
-    raw = (path / NAME).read_bytes()
-    fix = "build the bundle again with `python -m awq_tvm compile`"
-    if hashlib.sha256(raw).hexdigest() != manifest.files[NAME].sha256:
-        raise BundleError(
-            "A file of the bundle has changed.", where=str(path / NAME), why="its hash", fix=fix
-        )
+    check_hash(path, manifest, NAME)
     try:
-        return _REPORT.validate_json(raw)
+        return _REPORT.validate_json((path / NAME).read_bytes())
     except ValidationError as error:
-        why = str(error.errors(include_url=False)[0]["msg"])
         raise BundleError(
-            "The report of kernels is damaged.", where=str(path / NAME), why=why, fix=fix
+            "The report of kernels is damaged.",
+            where=str(path / NAME),
+            why=str(error.errors(include_url=False)[0]["msg"]),
+            fix="build the bundle again with `python -m awq_tvm compile`",
         ) from None

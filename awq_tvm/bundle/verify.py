@@ -165,16 +165,26 @@ def check_hashes(path: Path, manifest: Manifest) -> None:
     Raises:
         BundleError: a file differs; the message names it.
     """
-    for name, info in manifest.files.items():
-        with (path / name).open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != info.sha256:
-            raise BundleError(
-                "A file of the bundle was changed after it was written.",
-                where=str(path / name),
-                why=f"sha256 {info.sha256} is needed, {found} found",
-                fix=_COPY_AGAIN,
-            )
+    for name in manifest.files:
+        check_hash(path, manifest, name)
+
+
+def check_hash(path: Path, manifest: Manifest, name: str) -> None:
+    """One listed file has its SHA-256.
+
+    Raises:
+        BundleError: it differs; the message names it.
+    """
+    wanted = manifest.files[name].sha256
+    with (path / name).open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != wanted:
+        raise BundleError(
+            "A file of the bundle was changed after it was written.",
+            where=str(path / name),
+            why=f"sha256 {wanted} is needed, {found} found",
+            fix=_COPY_AGAIN,
+        )
 
 
 def verify_bundle(path: Path, *, target: bool = True) -> Manifest:
