@@ -166,18 +166,21 @@ def compile(
 
     check_output(Path(out))
     require_tools(resolve(target), source_only=source_only)
+    formats: dict[str, Any] = {
+        "activations": activations,
+        "dtype": dtype,
+        "vocabulary_bits": vocabulary_bits,
+        "kv_cache": kv_cache,
+        "context_length": context_length,
+        "max_sequences": max_sequences,
+    }
     source, made = quantized_first(
         str(model),
         Path(out),
         progress,
         lambda text: progress(ProgressEvent("quantize", 0, 0, text)),
         target=target,
-        activations=activations,
-        dtype=dtype,
-        vocabulary_bits=vocabulary_bits,
-        kv_cache=kv_cache,
-        context_length=context_length,
-        max_sequences=max_sequences,
+        **formats,
     )
     from awq_tvm.compile.driver import compile_model
 
@@ -185,12 +188,7 @@ def compile(
         source,
         Path(out),
         target=target,
-        activations=activations,
-        dtype=dtype,
-        vocabulary_bits=vocabulary_bits,
-        kv_cache=kv_cache,
-        context_length=context_length,
-        max_sequences=max_sequences,
+        **formats,
         opt=opt,
         tuned=tuned,
         records=[Path(record) for record in records],
@@ -331,11 +329,12 @@ def quantized_first(
         formats: further arguments of ``read_source``; what they refuse is refused before anything is quantized.
     """
     from awq_tvm.checkpoint import open_checkpoint
-    from awq_tvm.compile.driver import read_source
-    from awq_tvm.targets import resolve
 
     if open_checkpoint(model).quantized:
         return model, None
+    from awq_tvm.compile.driver import read_source
+    from awq_tvm.targets import resolve
+
     read_source(model, resolve(target), **formats)
     made = out.with_name(out.name + ".quantized")
     tell(f"{model} is not quantized: quantizing it first, awq with 4 bits, into {made}")

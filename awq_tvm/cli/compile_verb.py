@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -62,32 +62,23 @@ def command(
 
     check_output(out)
     require_tools(resolve(target), source_only=source_only)
+    formats: dict[str, Any] = {
+        "activations": activations,
+        "dtype": dtype,
+        "vocabulary_bits": vocabulary_bits,
+        "kv_cache": kv_cache,
+        "context_length": context_length,
+        "max_sequences": max_sequences,
+    }
     with ProgressDisplay() as display:
-        source, first = quantized_first(
-            model,
-            out,
-            display.update,
-            say,
-            target=target,
-            activations=activations,
-            dtype=dtype,
-            vocabulary_bits=vocabulary_bits,
-            kv_cache=kv_cache,
-            context_length=context_length,
-            max_sequences=max_sequences,
-        )
+        source, first = quantized_first(model, out, display.update, say, target=target, **formats)
         from awq_tvm.compile.driver import compile_model
 
         report = compile_model(
             source,
             out,
             target=target,
-            activations=activations,
-            dtype=dtype,
-            vocabulary_bits=vocabulary_bits,
-            kv_cache=kv_cache,
-            context_length=context_length,
-            max_sequences=max_sequences,
+            **formats,
             opt=opt,
             tuned=tuned,
             records=records or (),
