@@ -43,6 +43,7 @@ class ScheduleRows:
     def __init__(self, target: Target) -> None:
         """Take the GPU that the kernels are for."""
         self.target = target
+        self._exchange = exchange_of(tvm.target.Target(target.tvm_target_with_host))
 
     def transform_module(self, mod: tvm.IRModule, _context: Any) -> tvm.IRModule:
         """Rewrite every Relax function."""
@@ -82,10 +83,9 @@ class ScheduleRows:
             return None
         take = bindings.call(x, "relax.take")
         rows = [*take.args] if take is not None and _is_of_rows(take) and bindings.uses[x] == 1 else [x]
-        exchange = exchange_of(tvm.target.Target(self.target.tvm_target_with_host))
-        kernel = rms_norm(features, float(norm.attrs.epsilon), dtype, exchange, gathered=len(rows) == 2)
-        arguments = [*rows, weight]
-        return partial(_call, kernel, "rms_norm", arguments, var.ty)
+        eps = float(norm.attrs.epsilon)
+        kernel = rms_norm(features, eps, dtype, self._exchange, gathered=len(rows) == 2)
+        return partial(_call, kernel, "rms_norm", [*rows, weight], var.ty)
 
     def _norm_of_heads(self, bindings: Bindings, var: relax.Var) -> Replacement | None:
         found = find_head_norms(bindings, var)
@@ -96,8 +96,7 @@ class ScheduleRows:
             dtype
         }:
             return None
-        exchange = exchange_of(tvm.target.Target(self.target.tvm_target_with_host))
-        kernel = norm_heads(found.parts, found.head_dim, found.eps, dtype, exchange)
+        kernel = norm_heads(found.parts, found.head_dim, found.eps, dtype, self._exchange)
         return partial(_call, kernel, "norm_heads", [found.x, *found.weights], var.ty)
 
     def _gate(self, bindings: Bindings, var: relax.Var, value: relax.Expr) -> Replacement | None:
