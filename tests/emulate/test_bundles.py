@@ -5,12 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import platform
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +19,7 @@ from awq_tvm.bundle.manifest import FileInfo, Manifest, parse_manifest
 from awq_tvm.targets import Target, resolve
 from tests.cli.conftest import awq_tvm
 from tests.support import tiny_decoder as tiny
+from tests.support.child import output_of
 from tests.support.emulated_bundle import Part, run_in_emulator
 
 needs_this_machine = [
@@ -62,15 +60,7 @@ def seal(bundle: Path, change: Callable[[Manifest], dict[str, Any]]) -> None:
 
 def said_by(module: str, bundle: Path) -> dict[str, Any]:
     """The JSON that a module prints of a bundle, in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-m", module, str(bundle)],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, Any] = json.loads(output_of(module, bundle).splitlines()[-1])
     return found
 
 

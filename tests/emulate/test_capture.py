@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import tvm
@@ -18,6 +15,7 @@ from awq_tvm.compile.toolchain import build_library
 from awq_tvm.schedules.frame import OPAQUE
 from awq_tvm.targets import resolve
 from tests.emulate.test_bundles import needs_this_machine
+from tests.support.child import output_of
 
 pytestmark = needs_this_machine
 
@@ -74,16 +72,7 @@ def four_times(length: int) -> tvm.IRModule:
 
 def said(mod: tvm.IRModule, folder: Path, length: int) -> str:
     built = build_library(mod, resolve("nvidia-a100"), folder, source_only=True)
-    command = ["-m", "tests.support.emulated_main", str(built.path), str(folder / "kernels.cu"), str(length)]
-    done = subprocess.run(
-        [sys.executable, *command],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return output_of("tests.support.emulated_main", built.path, folder / "kernels.cu", length)
 
 
 def test_temporary_memory_that_no_kernel_is_given_may_be_taken(tmp_path: Path) -> None:

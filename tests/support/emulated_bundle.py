@@ -9,14 +9,14 @@ The plan: "parts", what is read at once, each a number of tokens and the rows of
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+
+from tests.support.child import output_of
 
 Part = tuple[int, Literal["last", "all"]]
 
@@ -44,14 +44,7 @@ def run_in_emulator(
     """Read tokens drawn by chance, generate more, in a child process; ``folder`` takes what it needs."""
     plan, into = folder / "plan.json", folder / "found.npz"
     plan.write_text(json.dumps({"parts": parts, "greedy": greedy, "vocabulary": vocabulary}))
-    done = subprocess.run(
-        [sys.executable, "-m", __name__, str(bundle), str(plan), str(into)],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    output_of(__name__, bundle, plan, into)
     with np.load(into) as found:
         launches = json.loads(str(found["launches"]))
         return Emulated(found["ids"].tolist(), found["logits"], found["rows"].tolist(), launches)
