@@ -14,7 +14,15 @@ from tvm import tirx
 from tvm.tirx.script import builder as T
 
 from awq_tvm.schedules.attention.gpu.config import vector_length
-from awq_tvm.schedules.attention.gpu.lanes import as_words, held, registers
+from awq_tvm.schedules.attention.gpu.lanes import (
+    WARP,
+    Exchange,
+    as_words,
+    combine_lanes,
+    halves_of,
+    held,
+    registers,
+)
 from awq_tvm.schedules.attention.parameters import (
     LOG2_E,
     History,
@@ -144,11 +152,11 @@ class NewKeys:
             low = None if shape.sliding_window is None else own - i32(shape.sliding_window - 1)
             return low, T.Select(self._causal != 0, own + 1, length)
 
-        def address(half: int, run: int, key: Any, vector: Any) -> Any:
+        def place(half: int, run: int, key: Any, vector: Any) -> tuple[Any, Any]:
             at = ((begin + key) * shape.kv_heads + kv_head) * vectors + vector
-            return buffers[half].ptr_to([at * 4])
+            return buffers[half], at * 4
 
-        return KeysOfRows(seen, lambda first, last: None, address)
+        return KeysOfRows(seen, lambda first, last: None, place)
 
 
 class CachedKeys:
@@ -186,12 +194,16 @@ class CachedKeys:
                 number = tirx.truncdiv(tirx.min(first, last), i32(PAGE_SIZE))
                 T.buffer_store(pages, history.page_values[begin + number], [run])
 
-        def address(half: int, run: int, key: Any, vector: Any) -> Any:
+        def place(half: int, run: int, key: Any, vector: Any) -> tuple[Any, Any]:
             base = pages[run] * i32(2 * half_page) + (kv_head * (PAGE_SIZE * vectors) + half * half_page)
             at = base + tirx.truncmod(key, i32(PAGE_SIZE)) * vectors + vector
-            return words.ptr_to([at * 4])
+            return words, at * 4
 
-        return KeysOfRows(seen, ask, address)
+        return KeysOfRows(seen, ask, place)
+
+
+Seen = Callable[[Any], tuple[Any | None, Any]]
+"""Row -> (the first key that it sees, None where that is the first of all; the end of those that it sees)."""
 
 
 @dataclass(frozen=True)
@@ -199,16 +211,76 @@ class KeysOfRows:
     """The keys and values of one key-value head that a tile's rows may see.
 
     Attributes:
-        seen: row -> (the first key that it sees, None where that is the first of all; the end of those that it sees).
+        seen: by a row.
         ask: (first keys of runs of PAGE_SIZE, each a multiple of it; the last key) emits the loads of what
-            ``address`` takes for these runs.
-        address: (0 for keys or 1 for values, which of the runs asked for last, a key in it, vector of 16 bytes)
-            -> a pointer.
+            ``place`` takes for these runs.
+        place: (0 for keys or 1 for values, which of the runs asked for last, a key in it, vector of 16 bytes)
+            -> (a buffer of words, where the vector begins in it).
     """
 
-    seen: Callable[[Any], tuple[Any | None, Any]]
+    seen: Seen
     ask: Callable[[list[Any], Any], None]
-    address: Callable[[int, int, Any, Any], Any]
+    place: Callable[[int, int, Any, Any], tuple[Any, Any]]
+
+    def span(self, rows: Rows, lane: Any, tile_rows: int, exchange: Exchange) -> tuple[Any, Any]:
+        """Emit the first key that any row of a tile sees, of a page, and the end of those; every lane must come."""
+        first, end = registers("first_seen", 1, "int32"), registers("end_seen", 1, "int32")
+        windowed = False
+        for number in range(0, tile_rows, WARP):
+            low, high = self.seen(rows.inside(lane + number))
+            T.buffer_store(end, high if number == 0 else tirx.max(end[0], high), [0])
+            if low is not None:
+                windowed = True
+                T.buffer_store(first, low if number == 0 else tirx.min(first[0], low), [0])
+        # In turn: neither waits for the other.
+        for distance in halves_of(WARP):
+            combine_lanes(end, 0, tirx.max, exchange, [distance])
+            if windowed:
+                combine_lanes(first, 0, tirx.min, exchange, [distance])
+        if not windowed:
+            return i32(0), end[0]
+        page = tirx.truncdiv(tirx.max(first[0], i32(0)), i32(PAGE_SIZE))
+        return held("start", page * i32(PAGE_SIZE)), end[0]
+
+    def ask_tile(self, base: Any, end: Any, tile_keys: int) -> None:
+        """Emit what finds the keys of the tile from ``base`` on, if there is one."""
+        with T.If(base < end), T.Then():
+            self.ask([base + run for run in range(0, tile_keys, PAGE_SIZE)], end - 1)
+
+
+Body = Callable[[Rows, KeysOfRows], None]
+"""Emits a block's work on a tile of rows."""
+
+
+def by_tiles(
+    queries: Queries,
+    keys: NewKeys | CachedKeys,
+    tile_rows: int,
+    tile_keys: int,
+    threads: int,
+    start: Callable[[Any], Body],
+) -> None:
+    """Emit the kernel: a block a key-value head and tile; the last tiles, which see the most keys, first.
+
+    Args:
+        queries: of all sequences.
+        keys: that they see.
+        tile_rows: rows of a block.
+        tile_keys: keys of a tile.
+        threads: of a block.
+        start: given the thread, emits what comes before a tile is known.
+    """
+    slots = queries.slots(tile_rows)
+    with (
+        T.launch_thread("blockIdx.x", queries.shape.kv_heads) as kv_head,
+        T.launch_thread("blockIdx.y", slots) as order,
+        T.launch_thread("threadIdx.x", threads) as thread,
+    ):
+        emit = start(thread)
+        sequence, tile = queries.find(slots - 1 - order, tile_rows)
+        with T.If(sequence >= 0), T.Then():
+            rows = Rows(queries, sequence, kv_head, tile * i32(tile_rows), tile_rows)
+            emit(rows, keys.of(rows, sequence, kv_head, tile_keys // PAGE_SIZE))
 
 
 Launch = Callable[[Queries, NewKeys | CachedKeys], None]

@@ -23,21 +23,15 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
 from awq_tvm.schedules.attention.gpu.config import vector_length
-from awq_tvm.schedules.attention.gpu.lanes import (
-    WARP,
-    as_words,
-    combine_lanes,
-    halves_of,
-    held,
-    registers,
-    shfl_xor,
-)
+from awq_tvm.schedules.attention.gpu.lanes import WARP, as_words, held, shfl_xor
 from awq_tvm.schedules.attention.gpu.prefill_problem import (
+    Body,
     CachedKeys,
     KeysOfRows,
     NewKeys,
     Queries,
     Rows,
+    by_tiles,
     paged_function,
     ragged_function,
 )
@@ -65,19 +59,11 @@ def tensor_prefill_paged(shape: AttentionShape, config: TensorPrefillConfig) -> 
 
 
 def _launch(queries: Queries, keys: NewKeys | CachedKeys, config: TensorPrefillConfig) -> None:
-    """Emit the kernel: a block a key-value head and tile; the last tiles, which see the most keys, first."""
-    slots = queries.slots(config.tile_rows)
-    with (
-        T.launch_thread("blockIdx.x", queries.shape.kv_heads) as kv_head,
-        T.launch_thread("blockIdx.y", slots) as order,
-        T.launch_thread("threadIdx.x", config.threads) as thread,
-    ):
+    def start(thread: Any) -> Body:
         shared = _Shared(queries.shape, config)
-        sequence, tile = queries.find(slots - 1 - order, config.tile_rows)
-        with T.If(sequence >= 0), T.Then():
-            rows = Rows(queries, sequence, kv_head, tile * i32(config.tile_rows), config.tile_rows)
-            seen = keys.of(rows, sequence, kv_head, config.tile_keys // PAGE_SIZE)
-            _Block(queries, config, shared, rows, seen, thread).emit()
+        return lambda rows, seen: _Block(queries, config, shared, rows, seen, thread).emit()
+
+    by_tiles(queries, keys, config.tile_rows, config.tile_keys, config.threads, start)
 
 
 class _Shared:
@@ -115,9 +101,9 @@ class _Block:
         first = held("warp_row", warp * (BLOCK_ROWS * config.row_blocks))
         self._copy_queries()
         ptx.commit_copies()
-        start, end = self._span(lane)
+        start, end = self.keys.span(rows, lane, config.tile_rows, shfl_xor)
         with T.If(start < end), T.Then():
-            self._ask(start, end)
+            self.keys.ask_tile(start, end, tile_keys)
             self._copy(start, end, i32(0))
         ptx.commit_copies()
         blocks = RowBlocks(self.queries.shape, config, rows, self.keys.seen, first, lane)
@@ -126,7 +112,7 @@ class _Block:
             T.evaluate(T.tvm_storage_sync("shared"))
             blocks.hold_queries(lambda row, vector: self._query_pointer(row, vector))
         scale = self.queries.scale()
-        self._ask(start + tile_keys, end)
+        self.keys.ask_tile(start + tile_keys, end, tile_keys)
         tiles = tirx.truncdiv(tirx.max(end - start, i32(0)) + i32(tile_keys - 1), i32(tile_keys))
         with T.serial(tiles) as number:
             base = held("base", start + number * tile_keys)
@@ -137,30 +123,10 @@ class _Block:
             with T.If(base + tile_keys < end), T.Then():
                 self._copy(base + tile_keys, end, 1 - stage)
                 ptx.commit_copies()
-                self._ask(base + 2 * tile_keys, end)
+                self.keys.ask_tile(base + 2 * tile_keys, end, tile_keys)
             with T.If(blocks.see_some(base)), T.Then():
                 self._multiply(blocks, base, stage, scale, lane)
         self._store(blocks, first, lane)
-
-    def _span(self, lane: Any) -> tuple[Any, Any]:
-        """Emit the first key that any row sees, of a page, and the end of those."""
-        first, end = registers("first_seen", 1, "int32"), registers("end_seen", 1, "int32")
-        windowed = False
-        for number in range(0, self.config.tile_rows, WARP):
-            low, high = self.keys.seen(self.rows.inside(lane + number))
-            T.buffer_store(end, high if number == 0 else tirx.max(end[0], high), [0])
-            if low is not None:
-                windowed = True
-                T.buffer_store(first, low if number == 0 else tirx.min(first[0], low), [0])
-        # In turn: neither waits for the other.
-        for distance in halves_of(WARP):
-            combine_lanes(end, 0, tirx.max, shfl_xor, [distance])
-            if windowed:
-                combine_lanes(first, 0, tirx.min, shfl_xor, [distance])
-        if not windowed:
-            return i32(0), end[0]
-        page = tirx.truncdiv(tirx.max(first[0], i32(0)), i32(PAGE_SIZE))
-        return held("start", page * i32(PAGE_SIZE)), end[0]
 
     def _query_pointer(self, row: Any, vector: Any) -> Any:
         return self.shared.pointer(row + self.config.queries_at(), vector)
@@ -173,11 +139,6 @@ class _Block:
             source = words.ptr_to([self.rows.vector(self.rows.inside(row), vector) * 4])
             ptx.copy_async(self._query_pointer(row, vector), source)
 
-    def _ask(self, base: Any, end: Any) -> None:
-        """Emit what finds the keys of the tile from ``base`` on, if there is one."""
-        with T.If(base < end), T.Then():
-            self.keys.ask([base + run for run in range(0, self.config.tile_keys, PAGE_SIZE)], end - 1)
-
     def _copy(self, base: Any, end: Any, stage: Any) -> None:
         """Emit the copies of a tile; keys past the last are copied as the last, and counted for nothing."""
         config, vectors = self.config, self.shared.vectors
@@ -187,8 +148,8 @@ class _Block:
                 key = held("key", tirx.min(base + (run * PAGE_SIZE + row), end - 1))
                 for half in range(2):
                     into = stage * (2 * config.tile_keys) + (half * config.tile_keys + run * PAGE_SIZE + row)
-                    source = self.keys.address(half, run, key, vector)
-                    ptx.copy_async(self.shared.pointer(into, vector), source)
+                    words, at = self.keys.place(half, run, key, vector)
+                    ptx.copy_async(self.shared.pointer(into, vector), words.ptr_to([at]))
 
     def _multiply(self, blocks: RowBlocks, base: Any, stage: Any, scale: Any, lane: Any) -> None:
         """Emit a warp's work on a tile that has arrived."""
