@@ -25,7 +25,7 @@ class SimdgroupRule(MatmulRule):
     """x in float16, sums in float32; weights exact for a few tokens, rounded to float16 for many."""
 
     name = "metal_simdgroup_matmul"
-    version = 1
+    version = 2
 
     def applies(self, spec: MatmulSpec, target: Target) -> Match | NotApplicable:
         """Every spec of whole chunks of k in float16, on a GPU with SIMD groups of 32 and room for the tiles."""

@@ -2,7 +2,7 @@
 
 A threadgroup decodes each code of its tile once, to float16 with its scale, and its SIMD groups multiply 8 x 8
 matrices of float16 with float32 sums. Its roof is arithmetic. Tiles lie as matrices of 8 x 8, 128 bytes in a row
-each, so that loads and 16-byte stores meet every bank once.
+each; threads that are neighbours have the eight rows of one, so that loads and 16-byte stores meet every bank once.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from awq_tvm.schedules.gpu.epilogue import finish
 from awq_tvm.schedules.gpu.weights import local
 from awq_tvm.schedules.metal.codes import PIECE, Codes
 from awq_tvm.schedules.metal.config import LANES, SIDE, TileConfig
+from awq_tvm.schedules.metal.matrices import clear, load, matrices, multiply, store
 from awq_tvm.schedules.spec import MatmulSpec
-
-_MATRIX = SIDE * SIDE
 
 
 def tiled_kernel(spec: MatmulSpec, config: TileConfig, arguments: dict[str, Any], tokens: Any) -> None:
@@ -40,9 +39,8 @@ def tiled_kernel(spec: MatmulSpec, config: TileConfig, arguments: dict[str, Any]
         length = config.threadgroup_bytes // 16
         tiles = IRBuilder.name("tiles", T.alloc_buffer((length,), "uint32x4", scope="shared"))
         down, across = config.own_tokens // SIDE, config.own_rows // SIDE
-        sums = _matrices("sums", down * across, "float32")
-        for i in range(down * across):
-            T.evaluate(T.metal.make_filled_simdgroup_matrix(sums.data, i, T.float32(0), SIDE, SIDE))
+        sums = matrices("sums", down * across, "float32")
+        clear(sums, down * across)
         codes = Codes(spec, arguments)
         with T.serial(0, -(-spec.in_features // config.depth)) as step:
             _bring_x(spec, config, arguments["x"], tiles, by * config.tokens, tokens, step, thread)
@@ -53,14 +51,14 @@ def tiled_kernel(spec: MatmulSpec, config: TileConfig, arguments: dict[str, Any]
         _store(spec, config, arguments, tiles, sums, by * config.tokens, bx * config.rows, thread, tokens)
 
 
-def _matrices(name: str, count: int, dtype: str) -> Any:
-    """Registers of a SIMD group for so many 8 x 8 matrices."""
-    return IRBuilder.name(name, T.alloc_buffer((count * _MATRIX,), dtype, scope="metal.simdgroup"))
-
-
 def _vector(config: TileConfig, row: Any, piece: Any) -> Any:
     """Where the 16 bytes of a row (a token, or an output behind the tokens) and eight k of its tile lie."""
     return (row // SIDE * (config.depth // SIDE) + piece) * SIDE + row % SIDE
+
+
+def _row_and_run(number: Any, runs: int) -> tuple[Any, Any]:
+    """Row and run of the thread with a number: eight rows at a run, then the same rows at the next."""
+    return number // (SIDE * runs) * SIDE + number % SIDE, number // SIDE % runs
 
 
 def _bring_x(
@@ -78,8 +76,7 @@ def _bring_x(
     words = IRBuilder.name("x_words", T.decl_buffer(shape, "uint32", data=x.data))
     pieces = config.depth // PIECE
     for first in range(0, config.tokens * pieces, config.threads):
-        number = first + thread
-        m, piece = number // pieces, number % pieces
+        m, piece = _row_and_run(first + thread, pieces)
         # Tokens past the last are read as the last, and not stored.
         token = T.min(first_token + m, tokens - 1)
         k, place = step * config.depth + piece * PIECE, _vector(config, m, piece)
@@ -99,7 +96,7 @@ def _bring_weights(
     """Emit the decoding of the tile of weights, ``(q - z) * s`` in float16, zero where K has ended."""
     count = config.rows * config.depth // config.threads // PIECE
     runs = config.depth // (count * PIECE)
-    n, run = thread // runs, thread % runs
+    n, run = _row_and_run(thread, runs)
     # Rows past the last are read as the last, and not stored.
     row = T.min(first_row + n, codes.rows - 1) if codes.rows % config.rows else first_row + n
     k = step * config.depth + run * (count * PIECE)
@@ -142,23 +139,17 @@ def _multiply(config: TileConfig, tiles: Any, sums: Any, simdgroup: Any) -> None
     """Emit ``sums += x @ W.T`` over the tiles."""
     down, across, pieces = config.own_tokens // SIDE, config.own_rows // SIDE, config.depth // SIDE
     halves = _view(config, tiles, "halves", "float16")
-    x, weights = _matrices("x_matrices", down, "float16"), _matrices("weight_matrices", across, "float16")
+    x, weights = matrices("x_matrices", down, "float16"), matrices("weight_matrices", across, "float16")
     own_token = simdgroup // config.row_groups * config.own_tokens
     own_row = config.tokens + simdgroup % config.row_groups * config.own_rows
     with T.serial(0, pieces) as piece:
         # W[n, k] lies row by row as x does: the product wants it the other way round.
         for into, count, row, turned in ((x, down, own_token, False), (weights, across, own_row, True)):
             for i in range(count):
-                place = halves.ptr_to([_vector(config, row + i * SIDE, piece) * SIDE])
-                T.evaluate(T.metal.simdgroup_load(into.data, i, place, SIDE, SIDE, SIDE, turned))
+                load(into, i, halves.ptr_to([_vector(config, row + i * SIDE, piece) * SIDE]), SIDE, turned)
         for i in range(down):
             for j in range(across):
-                at = i * across + j
-                T.evaluate(
-                    T.metal.simdgroup_multiply_accumulate(
-                        sums.data, at, x.data, i, weights.data, j, sums.data, at
-                    )
-                )
+                multiply(sums, i * across + j, x, i, weights, j)
 
 
 def _store(
@@ -183,7 +174,7 @@ def _store(
     for i in range(config.own_tokens // SIDE):
         for j in range(across):
             place = floats.ptr_to([base + j * SIDE])
-            T.evaluate(T.metal.simdgroup_store(sums.data, i * across + j, place, width, SIDE, SIDE, False))
+            store(sums, i * across + j, place, width)
         T.evaluate(T.tvm_storage_sync("warp"))
         with T.serial(0, SIDE * width // LANES) as turn:
             number = turn * LANES + lane

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 
+import numpy as np
 import pytest
 
 from awq_tvm.errors import BundleError, UnsupportedError
@@ -13,6 +14,7 @@ from awq_tvm.schedules.metal.simdgroup import SimdgroupRule
 from awq_tvm.schedules.rule import Chosen, NotApplicable, select
 from awq_tvm.schedules.spec import MatmulSpec
 from awq_tvm.targets import all_targets, resolve
+from tests.support.banks import most_in_a_bank, vectors_stored
 from tests.support.gpu_kernels import Emulated, build_for, check, needs_compiler
 
 RULE, TARGET = SimdgroupRule(), resolve("metal")
@@ -123,6 +125,18 @@ def test_what_the_source_says(bits: int) -> None:
             assert f"simdgroup_float8x8 sums[{count}];" in kernel
             assert kernel.count("simdgroup_half8x8 ") == 2
             assert kernel.count("simdgroup_multiply_accumulate(") == count
+
+
+@pytest.mark.parametrize(
+    "tile", [*default_config(4096, 8).tiles, *FOUR.tiles, *TWO.tiles, *STAGED.tiles], ids=str
+)
+def test_no_two_lanes_meet_in_a_bank(tile: TileConfig) -> None:
+    """Of those that store 16 bytes of x, or of weights, at once."""
+    built = build_for(RULE, spec(4096, 4096, 4, 128), TARGET, SimdgroupConfig((), (tile,)))
+    stores = vectors_stored(built.source, "tiles", tile.threads)
+    assert len(stores) == (tile.tokens + tile.rows) * tile.depth // 8 // tile.threads
+    assert sorted(np.concatenate(stores)) == list(range((tile.tokens + tile.rows) * tile.depth // 8))
+    assert [most_in_a_bank(16 * store, 16) for store in stores] == [1] * len(stores)
 
 
 @pytest.mark.parametrize("name", [target.name for target in all_targets() if target.kind == "metal"])
