@@ -1,8 +1,8 @@
 """The paged KV cache of a compiled model.
 
 The cache itself (pages, sequences, forks) is TVM's runtime object; what it calls to compute is compiled into
-the model: our kernels on CPUs; on GPUs ours for rotating, appending, decoding and merging, on CUDA's tensor cores
-for prompts too, and TVM's for the rest.
+the model: our kernels on CPUs; on GPUs ours for rotating, appending, decoding and merging, on CUDA's tensor cores and
+Apple's SIMD groups for prompts too, and TVM's for the rest.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from awq_tvm.errors import UnsupportedError
 from awq_tvm.models.rope import RopeConfig
 from awq_tvm.schedules.attention import decode, merge, pages, prefill, rotary
 from awq_tvm.schedules.attention.gpu.append import append_on_gpu
-from awq_tvm.schedules.attention.gpu.choose import decode_on_gpu, has_tensor_prefill, prefill_on_tensor_cores
+from awq_tvm.schedules.attention.gpu.choose import decode_on_gpu, prefill_on_gpu
 from awq_tvm.schedules.attention.gpu.rotary import split_and_rotate_on_gpu
 from awq_tvm.schedules.attention.rule import AttentionSpec
 from awq_tvm.schedules.attention.shape import PAGE_SIZE, AttentionShape, Kernel, default_config
@@ -68,8 +68,8 @@ def create_kv_cache(
         int8_pages: keep keys and values as int8 with a scale a token and head.
 
     Raises:
-        UnsupportedError: a size that no kernel serves, a sliding window on a GPU without tensor cores, int8 pages on
-            a GPU, or bfloat16 on a CPU.
+        UnsupportedError: a size that no kernel serves, a sliding window on a GPU that has no kernel of ours for
+            prompts, int8 pages on a GPU, or bfloat16 on a CPU.
     """
     if rope.head_dim != head_dim:
         raise UnsupportedError(f"a rotation over {rope.head_dim} of {head_dim} features is not supported")
@@ -78,13 +78,6 @@ def create_kv_cache(
     heads = (num_attention_heads, num_key_value_heads, head_dim)
     shape = AttentionShape(*heads, dtype, sliding_window, int8_pages)
     on_cpu = target.kind.name == "llvm"
-    if sliding_window is not None and not on_cpu and not has_tensor_prefill(shape, target):
-        raise UnsupportedError(
-            "sliding-window attention has no GPU kernel for this target or these heads",
-            why="prompts are read through a window on CUDA from compute capability 8.0 on, in float16 or bfloat16, "
-            f"with a multiple of 16 features up to 256; these are {head_dim} in {dtype}",
-            fix="compile with a context no longer than the window",
-        )
     if dtype == "bfloat16" and on_cpu:
         raise UnsupportedError(
             "attention in bfloat16 has no CPU kernel", where="attention", fix="use float32 or float16"
@@ -176,11 +169,19 @@ def _gpu_kernels(shape: AttentionShape, layers: int, target: Target, gpu_cores: 
     """Kernels for CUDA and Metal, TVM's but for those of ``schedules``, in the order of the runtime's parameters."""
     h, h_kv, d, dtype = shape.heads, shape.kv_heads, shape.head_dim, shape.dtype
     no_rope: dict[str, Any] = {}
-    if has_tensor_prefill(shape, target):
-        ragged, paged = prefill_on_tensor_cores(shape, target)
-    else:
-        ragged = stock._attention_prefill_ragged(h_kv, h, d, d, dtype, no_rope, target)
-        paged = stock._attention_prefill(h_kv, h, d, dtype, False, no_rope, target)
+    own = prefill_on_gpu(shape, target)
+    if own is None and shape.sliding_window is not None:
+        raise UnsupportedError(
+            "sliding-window attention has no GPU kernel for this target or these heads",
+            why="prompts are read through a window on Metal, in float16, and on CUDA from compute capability 8.0 "
+            "on, in float16 or bfloat16 with a multiple of 16 features, up to 256 in both; these are "
+            f"{d} in {dtype}",
+            fix="compile with a context no longer than the window",
+        )
+    ragged, paged = own or (
+        stock._attention_prefill_ragged(h_kv, h, d, d, dtype, no_rope, target),
+        stock._attention_prefill(h_kv, h, d, dtype, False, no_rope, target),
+    )
     paged_decode = decode_on_gpu(shape, target, gpu_cores)
     return [
         _add(append_on_gpu(shape), "kv_cache_append"),

@@ -115,12 +115,14 @@ def test_bfloat16_is_as_near_to_pytorch_as_its_precision(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
-def test_a_window_shorter_than_the_context(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["cuda", "metal"])
+def test_a_window_shorter_than_the_context(kind: str, tmp_path: Path) -> None:
     """Of a prompt, of a second part of it, and of tokens one by one."""
+    if kind == "cuda" and shutil.which("nvcc") is None:
+        pytest.skip("nvcc is not installed")
     model = tiny.make_model("mistral", intermediate_size=128, sliding_window=24)
     made = tiny.compile_quantized(
-        model, tmp_path, target=target_of("cuda"), kv_cache="auto", context_length=tiny.CONTEXT
+        model, tmp_path, target=target_of(kind), kv_cache="auto", context_length=tiny.CONTEXT
     )
     found = run_in_emulator(made.bundle, tmp_path, parts=PARTS, greedy=GREEDY, vocabulary=tiny.VOCAB)
     expected = tiny.torch_logits(model, found.ids)

@@ -342,6 +342,14 @@ def test_sums_of_a_simd_group_and_dot_products(emulated) -> None:
     np.testing.assert_allclose(y, np.repeat(expected, 32), rtol=1e-4, atol=1e-4)
 
 
+def test_whether_any_lane_of_a_simd_group_holds(emulated) -> None:
+    body = "y_ptr[threadIdx] = simd_any(a_ptr[threadIdx] > b_ptr[threadIdx]);"
+    a, b, y = np.zeros(96, np.float32), np.zeros(96, np.float32), np.full(96, 7, np.float32)
+    a[40], b[70] = 1, 1
+    emulated(METAL_FRAME.replace("BODY", body), "metal").launch("k", [a, b, y], (1, 1, 1), (96, 1, 1))
+    np.testing.assert_array_equal(y, np.repeat([0, 1, 0], 32))
+
+
 def test_simdgroup_matrices(emulated) -> None:
     body = """
   simdgroup_float8x8 a[1], b[1], c[1];

@@ -31,6 +31,7 @@ CUDA = {
     "max_shared_memory_per_block": 49152,
     "host": "llvm",
 }
+METAL = {"kind": "metal", "max_shared_memory_per_block": 32 * 1024, "thread_warp_size": 32}
 
 
 @dataclass(frozen=True)
@@ -417,11 +418,12 @@ def _create(**changes: Any) -> None:
         ({"page_size": 32}, "page of 32"),
         ({"page_size": tirx.IntImm("int64", 8)}, "page of 8"),
         ({"target": tvm.target.Target(CUDA), "sliding_window": 4}, "GPU"),
+        ({"target": tvm.target.Target(METAL), "sliding_window": 4}, "16 in float32"),
         ({"target": tvm.target.Target(CUDA), "dtype": "float16", "int8_pages": True}, "int8 has no GPU"),
     ],
 )
 def test_caches_that_cannot_be_are_refused(changes: dict[str, Any], words: str) -> None:
     """A page, rotation or window that no kernel serves."""
-    _create()
+    _create(**({"target": changes["target"], "dtype": "float16"} if "target" in changes else {}))
     with pytest.raises(UnsupportedError, match=words):
         _create(**changes)

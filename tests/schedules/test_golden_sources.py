@@ -12,6 +12,8 @@ from tvm.target import Target
 from awq_tvm.compile.toolchain.launches import HostPart
 from awq_tvm.schedules.attention.gpu.config import DecodeConfig
 from awq_tvm.schedules.attention.gpu.decode import decode_paged
+from awq_tvm.schedules.attention.gpu.simdgroup_prefill import simdgroup_prefill_paged
+from awq_tvm.schedules.attention.gpu.simdgroup_prefill_config import SimdgroupPrefillConfig
 from awq_tvm.schedules.attention.shape import AttentionShape
 from awq_tvm.schedules.cuda.tensor_core import TensorCoreRule
 from awq_tvm.schedules.rule import rules_for
@@ -66,6 +68,13 @@ def test_attention_is_what_was_reviewed(index: int, name: str, golden: Callable[
     func = decode_paged(ATTENTION, Target(chip.tvm_target_with_host), ATTENTION_SIZES)
     source = HostPart(func.with_attr("global_symbol", "attend"), chip).source
     golden(f"metal_attention_{name}.metal", one_kernel(source, index))
+
+
+def test_prefill_is_what_was_reviewed(golden: Callable[[str, str], None]) -> None:
+    shape = AttentionShape(2, 1, 8, "float16", sliding_window=20)
+    func = simdgroup_prefill_paged(shape, SimdgroupPrefillConfig(2, 1, 16, True))
+    source = HostPart(func.with_attr("global_symbol", "attend"), resolve("metal")).source
+    golden("metal_attention_prefill.metal", one_kernel(source, 0))
 
 
 def test_a_difference_is_shown(tmp_path: Path) -> None:

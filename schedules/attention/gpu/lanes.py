@@ -20,11 +20,12 @@ Exchange = Callable[[Any, int], Any]
 def exchange_of(target: Target) -> Exchange:
     """How lanes of the target swap values."""
     if target.kind.name == "metal":
-        return _simd_shuffle_xor
+        return simd_shuffle_xor
     return shfl_xor
 
 
-def _simd_shuffle_xor(value: Any, distance: int) -> Any:
+def simd_shuffle_xor(value: Any, distance: int) -> Any:
+    """Metal's ``Exchange``."""
     return T.call_pure_extern(value.ty.dtype, "simd_shuffle_xor", value, tirx.const(distance, "uint16"))
 
 
@@ -42,6 +43,11 @@ def shfl_xor(value: Any, distance: int) -> Any:
 def any_lane(holds: Any) -> Any:
     """CUDA: whether a condition holds in any lane; every lane must come."""
     return T.call_pure_extern("int32", "__any_sync", tirx.const(_EVERYONE, "uint32"), holds) != 0
+
+
+def any_simd_lane(holds: Any) -> Any:
+    """Metal: the same in its words."""
+    return T.call_pure_extern("bool", "simd_any", holds)
 
 
 def combine_lanes(

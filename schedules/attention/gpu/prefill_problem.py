@@ -154,7 +154,7 @@ class NewKeys:
 
         def place(half: int, run: int, key: Any, vector: Any) -> tuple[Any, Any]:
             at = ((begin + key) * shape.kv_heads + kv_head) * vectors + vector
-            return buffers[half], at * 4
+            return buffers[half], at
 
         return KeysOfRows(seen, lambda first, last: None, place)
 
@@ -197,7 +197,7 @@ class CachedKeys:
         def place(half: int, run: int, key: Any, vector: Any) -> tuple[Any, Any]:
             base = pages[run] * i32(2 * half_page) + (kv_head * (PAGE_SIZE * vectors) + half * half_page)
             at = base + tirx.truncmod(key, i32(PAGE_SIZE)) * vectors + vector
-            return words, at * 4
+            return words, at
 
         return KeysOfRows(seen, ask, place)
 
@@ -215,7 +215,7 @@ class KeysOfRows:
         ask: (first keys of runs of PAGE_SIZE, each a multiple of it; the last key) emits the loads of what
             ``place`` takes for these runs.
         place: (0 for keys or 1 for values, which of the runs asked for last, a key in it, vector of 16 bytes)
-            -> (a buffer of words, where the vector begins in it).
+            -> (``as_words``, which of its vectors).
     """
 
     seen: Seen

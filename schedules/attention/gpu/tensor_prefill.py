@@ -149,7 +149,7 @@ class _Block:
                 for half in range(2):
                     into = stage * (2 * config.tile_keys) + (half * config.tile_keys + run * PAGE_SIZE + row)
                     words, at = self.keys.place(half, run, key, vector)
-                    ptx.copy_async(self.shared.pointer(into, vector), words.ptr_to([at]))
+                    ptx.copy_async(self.shared.pointer(into, vector), words.ptr_to([at * 4]))
 
     def _multiply(self, blocks: RowBlocks, base: Any, stage: Any, scale: Any, lane: Any) -> None:
         """Emit a warp's work on a tile that has arrived."""
