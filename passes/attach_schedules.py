@@ -133,5 +133,6 @@ def _title(spec: MatmulSpec) -> str:
     extras += ["residual"] if spec.has_residual else []
     extras += ["norm"] if spec.rms_norm_eps is not None else []
     extras += [f"{spec.gate} gate"] if spec.gate is not None else []
+    extras += [f"{spec.output_gate} gated outputs"] if spec.output_gate is not None else []
     shape = f"{spec.out_features}x{spec.in_features} w{spec.bits} g{spec.group_size} {spec.activations}"
     return " ".join([shape, *("+" + extra for extra in extras)])

@@ -19,6 +19,7 @@ from awq_tvm.passes.fold_transpose_matmul import FoldTransposeMatmul
 from awq_tvm.passes.fuse_dequantize_matmul import FuseDequantizeMatmul
 from awq_tvm.passes.fuse_dequantize_take import FuseDequantizeTake
 from awq_tvm.passes.fuse_matmul_prologue import FuseMatmulPrologue
+from awq_tvm.passes.fuse_output_gate import FuseOutputGate
 from awq_tvm.passes.legalize_vector_math import LegalizeVectorMath
 from awq_tvm.passes.repack_dense_weights import RepackDenseWeights
 from awq_tvm.passes.repack_weights import RepackWeights
@@ -62,6 +63,7 @@ def passes(target: Target, opt: int, chooser: Chooser | None = None) -> list[tup
 
     # How the target does it
     found += [
+        ("fuse_output_gate", FuseOutputGate(target)),
         ("repack_weights", RepackWeights(target)),
         ("repack_dense_weights", RepackDenseWeights(target)),
         ("fuse_matmul_prologue", FuseMatmulPrologue(target)),

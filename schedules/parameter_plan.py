@@ -34,12 +34,14 @@ class QuantizedSource:
         spec: JSON of the ``MatmulSpec`` of the whole.
         layout: name of the weight layout.
         array: which of the layout's arrays.
+        halves_in_turn: whether the rows of the whole's two halves alternate, as gated outputs want them.
     """
 
     modules: tuple[str, ...]
     spec: str
     layout: str
     array: int
+    halves_in_turn: bool = False
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,9 @@ def dequantize_matmul(spec: MatmulSpec, layout: Layout) -> tirx.PrimFunc:
     parameters += [extra for extra in (bias, residual) if extra is not None]
 
     def epilogue(i: Any, j: Any) -> Any:
+        if spec.output_gate is not None:
+            gate, up = product[i, 2 * j], product[i, 2 * j + 1]
+            return (_apply(spec.output_gate, gate) * up).astype(spec.dtype)
         value = product[i, j]
         if bias is not None:
             value = value + bias[j].astype("float32")
@@ -63,7 +66,7 @@ def dequantize_matmul(spec: MatmulSpec, layout: Layout) -> tirx.PrimFunc:
             value = value + residual[i, j].astype("float32")
         return value.astype(spec.dtype)
 
-    y = te.compute((m, n), epilogue, "epilogue")
+    y = te.compute((m, _extent(spec.y_features)), epilogue, "epilogue")
     return _mark(te.create_prim_func([*parameters, y]), ir_attrs.OP_DEQUANTIZE_MATMUL, spec, layout)
 
 

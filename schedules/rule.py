@@ -62,11 +62,13 @@ class MatmulRule(ABC):
         name: by which bundles, records and ``compile --explain`` call it.
         version: of its configurations; records of another are not used.
         has_prologues: its kernels can normalise or gate x themselves.
+        gates_outputs: its kernels can gate neighbouring sums.
     """
 
     name: str
     version: int
     has_prologues: bool = False
+    gates_outputs: bool = False
 
     @abstractmethod
     def applies(self, spec: MatmulSpec, target: Target) -> Match | NotApplicable:
@@ -198,6 +200,8 @@ def select(spec: MatmulSpec, target: Target) -> Chosen | Unserved:
         answer = rule.applies(spec, target)
         if spec.has_prologue and not rule.has_prologues:
             answer = NotApplicable("its kernels take x as it is")
+        if spec.output_gate is not None and not rule.gates_outputs:
+            answer = NotApplicable("its kernels leave the sums to be gated by another")
         if isinstance(answer, Match):
             return Chosen(rule, answer)
         reasons.append(f"{rule.name}: {answer.reason}")

@@ -18,6 +18,9 @@ class MatmulSpec:
 
     W[n, k] = (q[n, k] - z[n, k // group_size]) * s[n, k // group_size].
 
+    Where the outputs are gated, they are the products of neighbouring sums, and y is [M, N / 2]:
+    y[m, j] = f(sum[m, 2 j]) * sum[m, 2 j + 1].
+
     The PrimFunc's parameters stand in this order: x, the layout's weight arrays, norm (if any), bias (if any),
     residual (if any), y. M is dynamic.
 
@@ -33,6 +36,7 @@ class MatmulSpec:
         activations: "float" (g(x) is used as it is) or "int8" (it is quantized to int8 per token and group first).
         rms_norm_eps: None, or g(x) = norm[K] * x / sqrt(mean(x^2) + rms_norm_eps), the mean over a row.
         gate: None, or the elementwise function of g(x) = gate(x[:, :K]) * x[:, K:], for which x is [M, 2 K].
+        output_gate: None, or the elementwise function f of gated outputs.
 
     Raises:
         UnsupportedError: a field is outside what is listed here.
@@ -49,6 +53,7 @@ class MatmulSpec:
     activations: str = "float"
     rms_norm_eps: float | None = None
     gate: str | None = None
+    output_gate: str | None = None
 
     def __post_init__(self) -> None:
         """Prove the fields consistent."""
@@ -63,8 +68,14 @@ class MatmulSpec:
             )
         if self.activation_function not in (None, *LEGAL_ACTIVATION_FUNCTIONS):
             raise UnsupportedError(f"no fused {self.activation_function} epilogue", where=where)
-        if self.gate not in (None, *LEGAL_ACTIVATION_FUNCTIONS):
-            raise UnsupportedError(f"no fused {self.gate} gate", where=where)
+        for gate in (self.gate, self.output_gate):
+            if gate not in (None, *LEGAL_ACTIVATION_FUNCTIONS):
+                raise UnsupportedError(f"no fused {gate} gate", where=where)
+        if self.output_gate is not None:
+            if self.out_features % 2:
+                raise UnsupportedError("an odd number of sums cannot be gated in pairs", where=where)
+            if self.has_bias or self.activation_function or self.has_residual:
+                raise UnsupportedError("no kernel does more with its sums than to gate them", where=where)
         if self.gate is not None and self.rms_norm_eps is not None:
             raise UnsupportedError("no kernel both gates and normalises its input", where=where)
         if self.activations not in ("float", "int8"):
@@ -85,10 +96,15 @@ class MatmulSpec:
         """Columns of x."""
         return self.in_features if self.gate is None else 2 * self.in_features
 
+    @property
+    def y_features(self) -> int:
+        """Columns of y."""
+        return self.out_features if self.output_gate is None else self.out_features // 2
+
     def to_json(self) -> str:
-        """The spec as one line of JSON with sorted keys; a prologue is named only where there is one."""
+        """The spec as one line of JSON with sorted keys; a prologue or gate is named only where there is one."""
         fields = asdict(self)
-        for name in ("rms_norm_eps", "gate"):
+        for name in ("rms_norm_eps", "gate", "output_gate"):
             if fields[name] is None:
                 del fields[name]
         return json.dumps(fields, sort_keys=True)

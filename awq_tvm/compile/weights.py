@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,7 +32,7 @@ def packed_weights(checkpoint: Checkpoint, plan: ParameterPlan) -> Iterator[tupl
     Raises:
         CheckpointError: a value does not fit the dtype it is stored in.
     """
-    packed: dict[tuple[tuple[str, ...], str], tuple[Array, ...]] = {}
+    packed: dict[QuantizedSource, tuple[Array, ...]] = {}
     for name, source in plan.sources.items():
         if isinstance(source, DenseSource):
             yield name, _dense(checkpoint, source)
@@ -40,7 +41,7 @@ def packed_weights(checkpoint: Checkpoint, plan: ParameterPlan) -> Iterator[tupl
             yield name, _order(checkpoint, source)
             continue
         # The arrays of one weight follow each other, so one packed weight is kept at a time.
-        key = (source.modules, source.layout)
+        key = replace(source, array=0)
         if key not in packed:
             packed = {key: _pack(checkpoint, source)}
         yield name, packed[key][source.array]
@@ -71,4 +72,8 @@ def _pack(checkpoint: Checkpoint, source: QuantizedSource) -> tuple[Array, ...]:
     q, scales, zeros = (
         np.concatenate([getattr(part, field) for part in parts]) for field in ("q", "scales", "zeros")
     )
+    if source.halves_in_turn:
+        q, scales, zeros = (
+            a.reshape(2, len(a) // 2, -1).swapaxes(0, 1).reshape(a.shape) for a in (q, scales, zeros)
+        )
     return LAYOUTS[source.layout].pack(MatmulSpec.from_json(source.spec), q, scales, zeros)

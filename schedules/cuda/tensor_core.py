@@ -26,6 +26,7 @@ class TensorCoreRule(MatmulRule):
 
     name = "cuda_tensor_core_matmul"
     version = 6
+    gates_outputs = True
 
     def applies(self, spec: MatmulSpec, target: Target) -> Match | NotApplicable:
         """Every spec of whole blocks of k in 16 bits, on a GPU that has the instructions and the shared memory."""

@@ -42,3 +42,16 @@ def finish(spec: MatmulSpec, total: Any, token: Any, row: Any, arguments: dict[s
     if spec.has_residual:
         value = value + T.Cast("float32", arguments["residual"][token, row])
     T.buffer_store(arguments["y"], T.Cast(spec.dtype, value), [token, row])
+
+
+def finish_gated(
+    spec: MatmulSpec, gate: Any, up: Any, token: Any, row: Any, arguments: dict[str, Any]
+) -> None:
+    """Emit ``y[token, row] = f(gate) * up`` of two neighbouring sums, computed in float32."""
+    value = T.Cast(spec.dtype, gated_pair(spec, gate, up))
+    T.buffer_store(arguments["y"], value, [token, row])
+
+
+def gated_pair(spec: MatmulSpec, gate: Any, up: Any) -> Any:
+    """f(gate) * up in float32, f the spec's ``output_gate``."""
+    return activation(spec.output_gate, gate) * up

@@ -47,7 +47,7 @@ def _arguments(spec: MatmulSpec, layout: Layout, tokens: Any) -> dict[str, Any]:
         shapes.append(("bias", (spec.out_features,), spec.dtype))
     if spec.has_residual:
         shapes.append(("residual", (tokens, spec.out_features), spec.dtype))
-    shapes.append(("y", (tokens, spec.out_features), spec.dtype))
+    shapes.append(("y", (tokens, spec.y_features), spec.dtype))
     handles = [T.arg(f"{name}_handle", T.handle()) for name, _, _ in shapes]
     return {
         name: IRBuilder.name(name, T.match_buffer(handle, [_int64(d) for d in shape], dtype))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from awq_tvm.schedules.gpu.function import Emit, matmul_function
@@ -26,6 +27,7 @@ class SimdgroupRule(MatmulRule):
 
     name = "metal_simdgroup_matmul"
     version = 2
+    gates_outputs = True
 
     def applies(self, spec: MatmulSpec, target: Target) -> Match | NotApplicable:
         """Every spec of whole chunks of k in float16, on a GPU with SIMD groups of 32 and room for the tiles."""
@@ -62,7 +64,9 @@ class SimdgroupRule(MatmulRule):
 
 
 def _few(spec: MatmulSpec, config: FewConfig) -> Emit:
-    return lambda arguments, tokens: few_tokens_kernel(spec, config, arguments, tokens)
+    # Both sums of a gated output are of one SIMD group.
+    own = replace(config, rows=max(2, config.rows)) if spec.output_gate is not None else config
+    return lambda arguments, tokens: few_tokens_kernel(spec, own, arguments, tokens)
 
 
 def _tiled(spec: MatmulSpec, config: TileConfig) -> Emit:

@@ -70,6 +70,22 @@ def test_quantized_linears_are_stacked_and_packed(checkpoint: Checkpoint, layout
     np.testing.assert_array_equal(whole, np.concatenate([part.dequantize() for part in parts]))
 
 
+@pytest.mark.parametrize("layout", ["mma_fragments", "simdgroup_rows"])
+def test_rows_of_gate_and_up_come_in_turn(checkpoint: Checkpoint, layout: str) -> None:
+    modules = tuple(f"model.layers.0.mlp.{part}_proj" for part in ("gate", "up"))
+    gate, up = (checkpoint.read_quantized(module).dequantize() for module in modules)
+    spec = MatmulSpec(tiny.HIDDEN, 2 * len(gate), 4, 32, "float16", output_gate="silu")
+    plan: dict[str, Source] = {
+        str(i): QuantizedSource(modules, spec.to_json(), layout, i, halves_in_turn=True) for i in range(3)
+    }
+    arrays = tuple(_carry_out(checkpoint, plan).values())
+    n, k = np.meshgrid(np.arange(spec.out_features), np.arange(spec.in_features), indexing="ij")
+    code, scale, zero = LAYOUTS[layout].elements(spec, arrays, n, k)
+    whole = (code.astype(np.float32) - zero) * scale.astype(np.float32)
+    np.testing.assert_array_equal(whole[0::2], gate)
+    np.testing.assert_array_equal(whole[1::2], up)
+
+
 def test_a_weight_too_large_for_its_dtype_is_refused(folder: Path, tmp_path: Path) -> None:
     bad = tmp_path / "bad"
     bad.mkdir()

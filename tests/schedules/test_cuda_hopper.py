@@ -42,6 +42,7 @@ CASES = {
     "bfloat16": spec(192, 104, 4, 64, dtype="bfloat16", **EVERYTHING),
     "bfloat16, groups of 32": spec(128, 35, 3, 32, dtype="bfloat16"),
     "bfloat16, 8 bits": spec(320, 40, 8, 64, dtype="bfloat16", has_bias=True),
+    "gated": spec(192, 136, 4, 64, output_gate="silu"),
 }
 # From M = 33 on the two kernels of warpgroups, each as small as it can be seen to work.
 SMALL = HopperConfig(

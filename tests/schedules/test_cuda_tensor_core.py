@@ -41,6 +41,8 @@ CASES = {
     "bfloat16": spec(192, 100, 4, 64, dtype="bfloat16", **EVERYTHING),
     "bfloat16, short groups": spec(128, 17, 4, 32, dtype="bfloat16"),
     "bfloat16, 8 bits": spec(128, 40, 8, 64, dtype="bfloat16", has_bias=True),
+    "gated": spec(192, 100, 4, 64, output_gate="silu"),
+    "gated, odd outputs, bfloat16": spec(128, 70, 4, 32, dtype="bfloat16", output_gate="gelu_tanh"),
 }
 
 
@@ -116,7 +118,7 @@ DIVIDED = TensorCoreConfig(
 
 
 @needs_compiler
-@pytest.mark.parametrize("name", ["4 bits", "8 bits", "one part at last"])
+@pytest.mark.parametrize("name", ["4 bits", "8 bits", "gated", "one part at last"])
 def test_k_divided_among_blocks_computes_the_same(name: str, tmp_path) -> None:
     case = spec(448, 36, 4, 64) if name == "one part at last" else CASES[name]
     built = build_for(RULE, case, TARGET, DIVIDED)

@@ -37,6 +37,7 @@ CASES = {
     "8 bits": spec(160, 66, 8, 32, **EVERYTHING),
     "3 bits, channel": spec(192, 6, 3, 192, has_bias=True),
     "2 bits, one chunk": spec(32, 64, 2, 32),
+    "gated": spec(96, 70, 4, 32, output_gate="silu"),
 }
 
 
@@ -53,7 +54,7 @@ RUNS = {
     "4 bits, many sums": ("4 bits", STAGED),
     "short groups, two outputs a SIMD group": ("short groups", TWO),
 }
-FAST = ("4 bits", "8 bits, four outputs a SIMD group")
+FAST = ("4 bits", "gated", "8 bits, four outputs a SIMD group")
 RUNS |= {name: (name, None) for name in CASES}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +13,7 @@ from awq_tvm import ir_attrs
 from awq_tvm.schedules import reference
 from awq_tvm.schedules.layout import DENSE_LAYOUTS, LAYOUTS, DenseLayout
 from awq_tvm.schedules.spec import DenseSpec, MatmulSpec
+from tests.support.gpu_kernels import FUNCTIONS
 
 Array = np.ndarray[Any, Any]
 SPEC = MatmulSpec(64, 24, 4, 16, "float32")
@@ -40,15 +40,6 @@ def dequantized(spec: MatmulSpec, q: Array, scales: Array, zeros: Array) -> Arra
     """W in float64."""
     wide = [np.repeat(array.astype(np.float64), spec.group_size, axis=1) for array in (scales, zeros)]
     return (q - wide[1]) * wide[0]
-
-
-FUNCTIONS = {
-    None: lambda v: v,
-    "relu": lambda v: np.maximum(v, 0),
-    "silu": lambda v: v / (1 + np.exp(-v)),
-    "gelu": lambda v: 0.5 * v * (1 + np.vectorize(math.erf)(v * math.sqrt(0.5))),
-    "gelu_tanh": lambda v: 0.5 * v * (1 + np.tanh(math.sqrt(2 / math.pi) * (v + 0.044715 * v**3))),
-}
 
 
 @pytest.mark.parametrize("layout", ["row", "paired_blocks", "signed_blocks", "bit_planes", "mma_fragments"])
@@ -83,6 +74,20 @@ def test_dequantize_matmul_is_within_rounding(function: str | None, dtype: str) 
     sums = np.abs(wide[0]) @ np.abs(matrix).T + np.abs(wide[1])
     bound = (64 + 12) * 6e-8 * sums + 1e-6 + ROUNDING[dtype] * np.abs(expected)
     assert np.all(np.abs(found - expected) <= bound)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_neighbouring_sums_are_gated(dtype: str) -> None:
+    spec = replace(SPEC, dtype=dtype, output_gate="silu")
+    codes, layout = weight(spec), LAYOUTS["mma_fragments"]
+    x = np.random.default_rng(1).standard_normal((5, 64)).astype(dtype)
+    found = run(reference.dequantize_matmul(spec, layout), [x, *layout.pack(spec, *codes)], (5, 12), dtype)
+    matrix = dequantized(spec, *codes).astype(dtype).astype(np.float64)
+    sums = x.astype(np.float64) @ matrix.T
+    expected = FUNCTIONS["silu"](sums[:, 0::2]) * sums[:, 1::2]
+    of_sums = (64 + 12) * 6e-8 * (np.abs(x).astype(np.float64) @ np.abs(matrix).T)
+    bound = 1.2 * of_sums[:, 0::2] * np.abs(sums[:, 1::2]) + of_sums[:, 1::2] * np.abs(sums[:, 0::2])
+    assert np.all(np.abs(found - expected) <= bound + 1e-6 + ROUNDING[dtype] * np.abs(expected))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

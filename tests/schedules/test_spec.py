@@ -18,6 +18,14 @@ def test_json_comes_back_as_the_same_spec(bits: int, function: str | None) -> No
     assert spec.groups == 2
 
 
+def test_gated_outputs_are_half_as_many() -> None:
+    spec = MatmulSpec(**GOOD, output_gate="silu")
+    assert (spec.y_features, MatmulSpec(**GOOD).y_features) == (12, 24)
+    assert MatmulSpec.from_json(spec.to_json()) == spec
+    with pytest.raises(UnsupportedError, match="an odd number of sums"):
+        MatmulSpec(**{**GOOD, "out_features": 23}, output_gate="silu")
+
+
 def test_json_of_a_dense_spec_comes_back() -> None:
     spec = DenseSpec(64, 24, "float16", "float32")
     assert DenseSpec.from_json(spec.to_json()) == spec
@@ -33,6 +41,12 @@ def test_json_of_a_dense_spec_comes_back() -> None:
         ({"group_size": 48}, "group size 48 does not divide in_features 64"),
         ({"activation_function": "tanh"}, "no fused tanh epilogue"),
         ({"activations": "int4"}, "unknown activation mode 'int4'"),
+        ({"output_gate": "tanh"}, "no fused tanh gate"),
+        ({"output_gate": "silu", "has_bias": True}, "no kernel does more with its sums than to gate them"),
+        (
+            {"output_gate": "silu", "has_residual": True},
+            "no kernel does more with its sums than to gate them",
+        ),
     ],
 )
 def test_what_no_kernel_can_compute_is_refused(change: dict[str, object], message: str) -> None:

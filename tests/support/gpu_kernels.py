@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +24,16 @@ from awq_tvm.targets import Target
 needs_compiler = pytest.mark.skipif(
     shutil.which("g++") is None, reason="kernels run on the CPU through g++, not installed"
 )
+
+
+FUNCTIONS: dict[str | None, Callable[[np.ndarray], np.ndarray]] = {
+    None: lambda v: v,
+    "relu": lambda v: np.maximum(v, 0),
+    "silu": lambda v: v / (1 + np.exp(-v)),
+    "gelu": lambda v: 0.5 * v * (1 + np.vectorize(math.erf)(v * math.sqrt(0.5))),
+    "gelu_tanh": lambda v: 0.5 * v * (1 + np.tanh(math.sqrt(2 / math.pi) * (v + 0.044715 * v**3))),
+}
+"""Elementwise functions by the names of ``MatmulSpec``."""
 
 
 class Emulated:
@@ -90,7 +101,7 @@ def random_arrays(case: MatmulSpec, m: int, layout: Layout) -> dict[str, np.ndar
     arrays["bias"] = rng.standard_normal(N).astype(case.dtype)
     arrays["residual"] = rng.standard_normal((m, N)).astype(case.dtype)
     # A row before and after that no kernel may touch.
-    arrays["guarded"] = np.full((m + 2, N), np.nan, case.dtype)
+    arrays["guarded"] = np.full((m + 2, case.y_features), np.nan, case.dtype)
     arrays["y"] = arrays["guarded"][1:-1]
     return arrays
 
@@ -111,16 +122,15 @@ def reference(
     x = a["x"].astype(float)
     bias = a["bias"].astype(float) if case.has_bias else 0.0
     v = x @ W.T + bias
-    erf = np.vectorize(math.erf)
-    f = {
-        None: v,
-        "relu": np.maximum(v, 0),
-        "silu": v / (1 + np.exp(-v)),
-        "gelu": 0.5 * v * (1 + erf(v * math.sqrt(0.5))),
-        "gelu_tanh": 0.5 * v * (1 + np.tanh(math.sqrt(2 / math.pi) * (v + 0.044715 * v**3))),
-    }[case.activation_function]
-    y = f + (a["residual"].astype(float) if case.has_residual else 0.0)
-    magnitude = np.abs(x) @ np.abs(W).T + np.abs(bias) + np.abs(y)
+    magnitude = np.abs(x) @ np.abs(W).T + np.abs(bias)
+    if case.output_gate is None:
+        y = FUNCTIONS[case.activation_function](v)
+        y = y + (a["residual"].astype(float) if case.has_residual else 0.0)
+    else:
+        gate, up = FUNCTIONS[case.output_gate](v[:, 0::2]), v[:, 1::2]
+        y = gate * up
+        magnitude = 1.13 * magnitude[:, 0::2] * np.abs(up) + magnitude[:, 1::2] * np.abs(gate)
+    magnitude = magnitude + np.abs(y)
     rounding = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}[case.dtype]
     return y, rounding * np.abs(y) + 4 * case.in_features**0.5 * 2.0**-24 * magnitude + 1e-6
 

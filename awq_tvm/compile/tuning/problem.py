@@ -185,5 +185,5 @@ class Problem:
 
 def plain(spec: MatmulSpec) -> MatmulSpec:
     """The linear without what is done to its input and to its sums."""
-    bare = replace(spec, rms_norm_eps=None, gate=None)
+    bare = replace(spec, rms_norm_eps=None, gate=None, output_gate=None)
     return replace(bare, has_bias=False, activation_function=None, has_residual=False)
