@@ -39,6 +39,7 @@ def command(
         typer.Option(help="auto, or a name; this machine must run its code, except with --rpc or --pack."),
     ] = "auto",
     activations: Annotated[str, typer.Option(help="As for `compile`.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="As for `compile`.")] = "auto",
     vocabulary_bits: Annotated[
         int, typer.Option(metavar="BITS", help="As for `compile`; of a model only.")
     ] = 8,
@@ -121,8 +122,10 @@ def command(
 
     def wanted_here() -> list[Wanted]:
         if are_shapes(what):
-            return shapes_wanted(what, chip, bits=bits, group_size=group_size, activations=activations)
-        return model_wanted(what, chip, activations=activations, vocabulary_bits=vocabulary_bits)
+            return shapes_wanted(
+                what, chip, bits=bits, group_size=group_size, activations=activations, dtype=dtype
+            )
+        return model_wanted(what, chip, activations=activations, dtype=dtype, vocabulary_bits=vocabulary_bits)
 
     files = dict.fromkeys((*usual_files(), *record_files(file)))
     known = () if again else read_records(files).by_key().keys()

@@ -190,6 +190,7 @@ def coverage(
     model: Model,
     target: Annotated[str, typer.Option(help="As for `compile`.")] = "auto",
     activations: Annotated[str, typer.Option(help="As for `compile`.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="As for `compile`.")] = "auto",
     vocabulary_bits: Annotated[int, typer.Option(metavar="BITS", help="As for `compile`.")] = 8,
     records: Annotated[
         list[Path] | None,
@@ -206,7 +207,9 @@ def coverage(
     chooser, bad = recorded_choice(chip, records or ())
     _complain(bad)
     rows = []
-    for one in model_wanted(model, chip, activations=activations, vocabulary_bits=vocabulary_bits):
+    for one in model_wanted(
+        model, chip, activations=activations, dtype=dtype, vocabulary_bits=vocabulary_bits
+    ):
         problem = one.problem
         if problem is None:
             rows.append({"kernel": str(one.spec), "count": one.count, "source": "none", "reason": ""})

@@ -57,14 +57,20 @@ def choose_precision(
         quantized = {
             name: QuantizedShape(one.bits, one.group_size, one.act_order) for name, one in schemes.items()
         }
-    computed_in = _compute_dtype(target, dtype)
+    computed_in = choose_dtype(target, dtype)
     cache_dtype = _cache_dtype(target, activations, computed_in, kv_cache)
     return Precision(
         computed_in, "float16", activations, quantized, cache_dtype, int8_cache=kv_cache == "int8"
     )
 
 
-def _compute_dtype(target: Target, asked: str) -> str:
+def choose_dtype(target: Target, asked: str) -> str:
+    """What is computed in between kernels; "auto" is the target's own.
+
+    Raises:
+        UnsupportedError: another than the target computes in.
+        UsageError: no such format.
+    """
     if asked not in ("auto", "float32", "float16", "bfloat16"):
         raise UsageError(
             f"unknown number format {asked!r}", where="--dtype", fix="use auto, float32, float16 or bfloat16"
@@ -77,7 +83,8 @@ def _compute_dtype(target: Target, asked: str) -> str:
     raise UnsupportedError(
         f"target {target.name} computes in {target.compute_dtype}{also}",
         where="--dtype",
-        fix="use --dtype auto",
+        why=f"found {asked}; bfloat16 is for CUDA from compute capability 8.0 on",
+        fix=f"leave out --dtype, which gives {target.compute_dtype}, or choose a target that has {asked}",
     )
 
 

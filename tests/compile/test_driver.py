@@ -209,7 +209,7 @@ def test_lower_levels_give_the_same_logits(compiled: tiny.Compiled, tmp_path: Pa
         ({"kv_cache": "bfloat16"}, UnsupportedError, "does not keep its KV cache in bfloat16"),
         ({"dtype": "int8"}, UsageError, "unknown number format 'int8'"),
         ({"dtype": "bfloat16"}, UnsupportedError, "computes in float32"),
-        ({"dtype": "bfloat16", "target": "metal"}, UnsupportedError, "computes in float16"),
+        ({"dtype": "bfloat16", "target": "metal"}, UnsupportedError, "CUDA from compute capability 8.0"),
         ({"dtype": "bfloat16", "target": "nvidia-t4"}, UnsupportedError, "computes in float16"),
         ({"dtype": "float32", "target": "cuda"}, UnsupportedError, "computes in float16 and bfloat16"),
         ({"opt": 9}, UsageError, "no optimization level 9"),

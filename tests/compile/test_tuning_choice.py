@@ -16,7 +16,7 @@ from awq_tvm.compile.driver import compile_model
 from awq_tvm.compile.tuning.choice import FARTHEST, RecordedChoice, distance, recorded_choice
 from awq_tvm.compile.tuning.places import file_of, user_folder
 from awq_tvm.compile.tuning.problem import Problem
-from awq_tvm.compile.tuning.record import TunedRecord
+from awq_tvm.compile.tuning.record import TunedRecord, parse_line
 from awq_tvm.compile.tuning.record_file import append_record
 from awq_tvm.compile.tuning.shapes import model_wanted
 from awq_tvm.errors import UsageError
@@ -82,6 +82,21 @@ def test_dense_matmuls_have_records_too() -> None:
     assert choice.source == "tuned"
     assert choice.config != problem_of(spec).default
     assert chosen(records_of(problem_of(spec)), replace(spec, weight_dtype="bfloat16")).source == "default"
+
+
+def test_tiles_for_float16_do_not_serve_bfloat16() -> None:
+    """Keys of what the target computes in by itself name no dtype, as they did before another could be asked for."""
+    target = resolve("nvidia-h100")
+    half = replace(SPEC, dtype="float16", activations="float")
+    brain = replace(half, dtype="bfloat16")
+    records = records_of(problem_of(half, target), 1)
+    assert {record.key.activations for record in records} == {"float"}
+    assert chosen(records, half, target).source == "tuned"
+    assert chosen(records, brain, target).source == "default"
+    own = records_of(problem_of(brain, target), 1)
+    assert chosen([*records, *own], brain, target).source == "tuned"
+    assert "bfloat16" in own[0].key.title
+    assert parse_line(own[0].to_line()) == own[0]
 
 
 def test_the_nearest_shape_lends_its_tiles() -> None:

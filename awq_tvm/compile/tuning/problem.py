@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from awq_tvm import ir_attrs
-from awq_tvm.compile.tuning.record import KernelKey, name_of_rows
+from awq_tvm.compile.tuning.record import Activations, KernelKey, name_of_rows
 from awq_tvm.errors import UnsupportedError
 from awq_tvm.schedules.attention.rule import AttentionSpec
 from awq_tvm.schedules.config_fields import from_fields
@@ -139,7 +139,7 @@ class Problem:
                 weights=spec.weight_dtype,
                 bits=WEIGHT_BITS[spec.weight_dtype],
                 group_size=0,
-                activations="float",
+                activations=self._activations,
                 **common,
             )
         return KernelKey(
@@ -147,9 +147,17 @@ class Problem:
             weights="codes",
             bits=spec.bits,
             group_size=spec.group_size,
-            activations="int8" if spec.activations == "int8" else "float",
+            activations=self._activations,
             **common,
         )
+
+    @property
+    def _activations(self) -> Activations:
+        """What a key calls a linear's: only those that somebody has to ask for are named."""
+        spec = self.spec
+        if isinstance(spec, MatmulSpec) and spec.activations == "int8":
+            return "int8"
+        return "bfloat16" if not isinstance(spec, AttentionSpec) and spec.dtype == "bfloat16" else "float"
 
     @property
     def is_linear(self) -> bool:
@@ -165,7 +173,7 @@ class Problem:
         shape = f"{spec.out_features}x{spec.in_features}"
         if isinstance(spec, DenseSpec):
             return f"{shape} {spec.weight_dtype}"
-        return f"{shape} w{spec.bits} g{spec.group_size} {spec.activations}"
+        return f"{shape} w{spec.bits} g{spec.group_size} {self._activations}"
 
     def to_json(self) -> str:
         """All of it as one line, for another process."""

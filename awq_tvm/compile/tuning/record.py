@@ -20,6 +20,7 @@ Text = Annotated[str, Field(max_length=512)]
 Size = Annotated[int, Field(ge=1, le=1 << 24)]
 Microseconds = Annotated[float, Field(gt=0, lt=1e12, allow_inf_nan=False)]
 Number = Annotated[int, Field(ge=-(1 << 40), le=1 << 40)]
+Activations = Literal["float", "bfloat16", "int8"]
 Fields = dict[Word, bool | Number | Word]
 
 
@@ -41,7 +42,7 @@ class KernelKey(Closed):
         weights: what a weight is stored as: "codes", or the dtype of unquantized ones.
         bits: of a code; 16 or 32 for unquantized weights.
         group_size: inputs that share a scale; 0 for unquantized weights.
-        activations: "float" or "int8".
+        activations: "int8", "bfloat16", or "float" for the dtype that the target computes in by itself.
         in_features: K.
         out_features: N.
         rows: the range of M, "1", "2-8" or "9+".
@@ -55,7 +56,7 @@ class KernelKey(Closed):
     weights: Word
     bits: Annotated[int, Field(ge=1, le=64)]
     group_size: Annotated[int, Field(ge=0, le=1 << 24)]
-    activations: Literal["float", "int8"]
+    activations: Activations
     in_features: Size
     out_features: Size
     rows: Annotated[str, Field(max_length=32)]

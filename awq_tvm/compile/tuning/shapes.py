@@ -10,6 +10,7 @@ import tvm
 
 from awq_tvm import ir_attrs
 from awq_tvm.compile.driver import read_source
+from awq_tvm.compile.number_formats import choose_dtype
 from awq_tvm.compile.tuning.problem import Problem, Spec, plain
 from awq_tvm.errors import UsageError
 from awq_tvm.models.export import export_model
@@ -43,14 +44,22 @@ def are_shapes(text: str) -> bool:
 
 
 def shapes_wanted(
-    text: str, target: Target, *, bits: int = 4, group_size: int = 64, activations: str = "auto"
+    text: str,
+    target: Target,
+    *,
+    bits: int = 4,
+    group_size: int = 64,
+    activations: str = "auto",
+    dtype: str = "auto",
 ) -> list[Wanted]:
     """Quantized linears of the shapes KxN that are named.
 
     Raises:
-        UnsupportedError: bits or group size do not go with a shape.
+        UnsupportedError: bits or group size do not go with a shape, or the target does not compute in the dtype.
+        UsageError: a shape of nothing, or no such dtype.
     """
     mode = target.default_activations if activations == "auto" else activations
+    computed_in = choose_dtype(target, dtype)
     found = []
     for shape in dict.fromkeys(text.split(",")):
         k, n = map(int, shape.split("x"))
@@ -58,13 +67,19 @@ def shapes_wanted(
             raise UsageError(
                 f"there is no linear of {shape}", where="the shapes", fix="name inputs x outputs"
             )
-        spec = MatmulSpec(k, n, bits, group_size, target.compute_dtype, activations=mode)
+        spec = MatmulSpec(k, n, bits, group_size, computed_in, activations=mode)
         found.append(Wanted(spec, 1, Problem.of(spec, target)))
     return found
 
 
 def model_wanted(
-    model: str, target: Target, *, activations: str = "auto", vocabulary_bits: int = 8, opt: int = 2
+    model: str,
+    target: Target,
+    *,
+    activations: str = "auto",
+    dtype: str = "auto",
+    vocabulary_bits: int = 8,
+    opt: int = 2,
 ) -> list[Wanted]:
     """The linears and attention kernels of a quantized checkpoint, those of which a token reads most bytes first.
 
@@ -72,7 +87,7 @@ def model_wanted(
         AwqTvmError: what `compile` refuses.
         UsageError: the checkpoint is not quantized.
     """
-    source = read_source(model, target, activations, vocabulary_bits=vocabulary_bits)
+    source = read_source(model, target, activations, dtype, vocabulary_bits=vocabulary_bits)
     if not source.checkpoint.quantized:
         raise UsageError(
             "this model is not quantized",
