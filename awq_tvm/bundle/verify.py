@@ -214,10 +214,19 @@ def rebuild_line(path: Path, manifest: Manifest) -> str:
     return f"python -m awq_tvm compile {model} --target auto -o {path.name}.new"
 
 
+def check_line(path: Path, manifest: Manifest) -> str:
+    """The command that checks this bundle on a machine that it is not for, and what the command does, in words."""
+    triple = manifest.target.triple
+    host = machine.architecture(triple), machine.operating_system(triple)
+    emulated = manifest.target.kind != "cpu" and host == (machine.architecture(), machine.operating_system())
+    option, does = ("--emulate", "tries") if emulated else ("--any-target", "checks the files of")
+    return f"`python -m awq_tvm verify {path} {option}` {does} this one here"
+
+
 def _foreign(path: Path, manifest: Manifest, needed: str, found: str) -> TargetError:
     return TargetError(
         "The bundle was built for another machine.",
         where=f"{path}, target {manifest.target.name}",
         why=f"it needs {needed}; found {found}",
-        fix=f"`{rebuild_line(path, manifest)}`",
+        fix=f"`{rebuild_line(path, manifest)}` makes one for this machine; {check_line(path, manifest)}",
     )

@@ -21,6 +21,7 @@ from pathlib import Path
 from awq_tvm import errors
 from awq_tvm.bundle import machine
 from awq_tvm.bundle.reader import Bundle, open_bundle
+from awq_tvm.bundle.verify import check_line
 from awq_tvm.emulate import build_device
 from awq_tvm.emulate.build import Dialect
 from awq_tvm.errors import BundleError, TargetError, UsageError
@@ -161,6 +162,7 @@ def emulated_executor(bundle: Bundle, *, graphs: bool = True) -> Iterator[Execut
             "The host part of the bundle is for another machine.",
             where=f"{bundle.path}, target {target.name}",
             why=f"it needs {' '.join(host)}; found {' '.join(here)}",
+            fix=check_line(bundle.path, bundle.manifest),
         )
     dialect, file = _SOURCES[target.kind]
     source = bundle.path / file
@@ -191,4 +193,5 @@ def _findings(path: Path) -> Iterator[None]:
             "A kernel of the bundle does what real hardware punishes.",
             where=str(path),
             why=text.partition(_SAYS_EMULATOR)[2].strip(),
+            fix="do not run it on a GPU; report it, with the kernel's source in the bundle",
         ) from None

@@ -175,14 +175,21 @@ def test_cuda_bundle_and_the_gpus_found(tmp_path: Path) -> None:
     with pytest.raises(TargetError, match="needs sm_86 or sm_90a; found sm_80"):
         check_target(path, manifest, device=replace(here, gpus=("sm_80",)))
     check_target(path, manifest, device=replace(here, gpus=("sm_90",)))
-    with pytest.raises(TargetError, match="CUDA GPU and its driver; found none"):
+    with pytest.raises(TargetError, match="CUDA GPU and its driver; found none") as caught:
         check_target(path, manifest, device=here)
+    assert f"python -m awq_tvm verify {path} --emulate" in (caught.value.fix or "")
 
 
 @pytest.mark.skipif(machine.operating_system() == "darwin", reason="Apple machines have the GPU")
 def test_metal_bundle_elsewhere(tmp_path: Path) -> None:
-    with pytest.raises(TargetError, match="an Apple GPU"):
+    with pytest.raises(TargetError, match="an Apple GPU") as caught:
         open_bundle(make_bundle(tmp_path / "gpu", target=_target(kind="metal")))
+    assert "--emulate" in (caught.value.fix or "")
+    # What the emulator cannot load is looked at, and not run.
+    mac = _target(kind="metal", triple="arm64-apple-macos11")
+    with pytest.raises(TargetError) as caught:
+        open_bundle(make_bundle(tmp_path / "mac", target=mac))
+    assert f"python -m awq_tvm verify {tmp_path / 'mac'} --any-target" in (caught.value.fix or "")
 
 
 def test_manifest_is_plain_json_to_others(bundle: Path) -> None:

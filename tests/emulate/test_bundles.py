@@ -241,4 +241,6 @@ def test_a_host_part_for_another_machine_is_refused(compiled: tiny.Compiled, tmp
     seal(bundle, lambda m: {"target": m.target.model_copy(update={"triple": "arm64-apple-macos"})})
     done = awq_tvm("verify", bundle, "--emulate", "--json")
     assert done.returncode == 5
-    assert "aarch64 darwin" in json.loads(done.stdout)["error"]["why"]
+    error = json.loads(done.stdout)["error"]
+    assert "aarch64 darwin" in error["why"]
+    assert f"verify {bundle} --any-target" in error["fix"]
