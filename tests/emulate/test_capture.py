@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import tvm
@@ -25,13 +26,21 @@ def doubled(x: R.Tensor((64,), "float32")):
     return R.add(x, x)
 
 
-def captures_an_allocation() -> tvm.IRModule:
-    """A function that captures another whose result is allocated in it."""
+# What it does is up to the child that runs it.
+@R.function(pure=False)
+def planted(x: R.Tensor((64,), "float32")):
+    return R.call_packed("tests.planted", x, ty_args=R.Tensor((64,), "float32"))
+
+
+def captures(function: relax.Function) -> tvm.IRModule:
+    """A function that captures another, of 64 numbers, as the virtual machine has it."""
     builder = relax.BlockBuilder()
-    captured = builder.add_func(doubled.with_attr("global_symbol", "doubled"), "doubled")
+    captured = builder.add_func(function.with_attr("global_symbol", "captured"), "captured")
     x = relax.Var("x", relax.TensorType((64,), "float32"))
     with builder.function("main", [x], pure=False):
-        arguments = [captured, relax.Tuple([x]), relax.prim_value(0)]
+        # Of a module without kernels there is no source.
+        given = builder.emit(relax.op.add(x, x))
+        arguments = [captured, relax.Tuple([given]), relax.prim_value(0)]
         name = "vm.builtin.cuda_graph.run_or_capture"
         found = builder.emit(relax.op.call_builtin_with_ctx(name, arguments, ty_args=relax.AnyType()))
         builder.emit_func_output(found)
@@ -70,9 +79,9 @@ def four_times(length: int) -> tvm.IRModule:
     return builder.finalize()
 
 
-def said(mod: tvm.IRModule, folder: Path, length: int) -> str:
+def said(mod: tvm.IRModule, folder: Path, *length: int, by: str = "tests.support.emulated_main") -> str:
     built = build_library(mod, resolve("nvidia-a100"), folder, source_only=True)
-    return output_of("tests.support.emulated_main", built.path, folder / "kernels.cu", length)
+    return output_of(by, built.path, folder / "kernels.cu", *length)
 
 
 def test_temporary_memory_that_no_kernel_is_given_may_be_taken(tmp_path: Path) -> None:
@@ -86,5 +95,17 @@ def test_temporary_memory_in_a_graph_is_an_error(tmp_path: Path) -> None:
 
 def test_memory_allocated_during_a_capture_is_an_error(tmp_path: Path) -> None:
     # The first call runs the function before it captures it, and there it may: what was made then is still in use.
-    found = said(captures_an_allocation(), tmp_path, 64)
+    found = said(captures(doubled), tmp_path, 64)
     assert "emulator: memory is allocated while a graph is captured" in found
+
+
+def test_what_a_driver_refuses_is_an_error(tmp_path: Path) -> None:
+    """Done by a function that the captured one calls; where that does nothing, nothing is said."""
+    lines = said(captures(planted), tmp_path, by="tests.support.emulated_captures").splitlines()
+    found = json.loads(lines[-1])
+    assert found.pop("nothing") == ""
+    assert {fault: text.partition("emulator: ")[2].splitlines()[:1] for fault, text in found.items()} == {
+        "copy": ["memory is copied while a graph is captured"],
+        "synchronize": ["the stream is waited for while a graph is captured"],
+        "free": ["memory is freed while a graph is captured"],
+    }

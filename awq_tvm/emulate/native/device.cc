@@ -110,6 +110,9 @@ void not_in_capture(const char* what) {
   if (capture) TVM_FFI_THROW(RuntimeError) << "emulator: " << what << " while a graph is captured";
 }
 
+// Memory is freed by destructors, out of which nothing can be thrown: it is said at the end of the capture.
+bool freed_in_capture = false;
+
 // Memory that a function of kernels takes for itself and gives back when it returns, and the size of its page.
 std::map<const void*, std::size_t>& temporaries() {
   static std::map<const void*, std::size_t> taken;
@@ -134,7 +137,7 @@ class EmulatedDevice : public DeviceAPI {
     return take(bytes, alignment);
   }
   void FreeDataSpace(Device, void* data) final {
-    not_in_capture("memory is freed");
+    freed_in_capture |= capture != nullptr;
     give(data);
   }
   // TVM keeps pages of such memory, and asks the driver only where none is large enough: then it frees the largest. Of
@@ -367,6 +370,7 @@ class Graphs {
     {
       Capturing capturing(&graph.launches);
       graph.result = invoked();
+      if (freed_in_capture) not_in_capture("memory is freed");
     }
     return captured.emplace(number, std::move(graph)).first->second.result;
   }
@@ -375,7 +379,10 @@ class Graphs {
 
  private:
   struct Capturing {
-    explicit Capturing(std::vector<Launch>* into) { capture = into; }
+    explicit Capturing(std::vector<Launch>* into) {
+      capture = into;
+      freed_in_capture = false;
+    }
     ~Capturing() { capture = nullptr; }
   };
   struct Graph {
