@@ -153,9 +153,10 @@ def test_the_reference_is_not_the_kernel(bits: int) -> None:
 
 def test_a_target_this_machine_cannot_run_is_refused() -> None:
     other = "armv8.2-dotprod" if detect().family == "x86" else "x86-64-v3"
-    for name in (other, "cuda"):
-        with pytest.raises(TargetError, match="cannot run code"):
+    for name, instead in {other: "--rpc or --pack", "cuda": "--pack FILE", "metal": "Apple's GPUs"}.items():
+        with pytest.raises(TargetError, match="cannot run code") as caught:
             LocalMeasurer(resolve(name))
+        assert instead in (caught.value.fix or "")
 
 
 @pytest.mark.parametrize("threads", [0, 1000])

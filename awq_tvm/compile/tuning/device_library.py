@@ -15,6 +15,7 @@ from awq_tvm.bundle.machine import operating_system
 from awq_tvm.compile.toolchain.linker import Linker, linker_for, run_tool
 from awq_tvm.compile.tuning.measurement import Failed
 from awq_tvm.compile.tuning.problem import Problem
+from awq_tvm.compile.tuning.reach import way_to_measure
 from awq_tvm.errors import TargetError
 from awq_tvm.targets import Target
 
@@ -49,7 +50,7 @@ def check_device(target: Target) -> Linker:
             f"{target.name} cannot be measured from another machine",
             where="--target",
             why="only CPUs under Linux and Android can, and NVIDIA's GPUs by a pack",
-            fix="on a Mac, run `tune` itself",
+            fix=way_to_measure(target),
         )
     return linker_for(triple)
 

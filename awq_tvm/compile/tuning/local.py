@@ -11,6 +11,7 @@ from typing import Literal
 
 from awq_tvm.compile.tuning.device_plan import described
 from awq_tvm.compile.tuning.measurement import Failed, Outcome, Trial, outcome_from_json
+from awq_tvm.compile.tuning.reach import way_to_measure
 from awq_tvm.compile.tuning.worker_process import WorkerProcess
 from awq_tvm.errors import TargetError, UsageError
 from awq_tvm.targets import Target, detect, missing_features
@@ -51,7 +52,7 @@ class LocalMeasurer:
                 f"This machine cannot run code for {target.name}",
                 where="--target",
                 why=f"it lacks {', '.join(lacking)}" if lacking else f"it is {here.name}",
-                fix="tune on the hardware itself",
+                fix=way_to_measure(target),
             )
         if not 1 <= threads <= (here.cores or 1):
             raise UsageError(
