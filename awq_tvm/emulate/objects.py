@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from awq_tvm.disk import refuse_full_disk
 from awq_tvm.errors import TargetError
 
 NATIVE = Path(__file__).parent / "native"
@@ -77,9 +78,11 @@ def run_compiler(command: list[str]) -> None:
 
     Raises:
         TargetError: it rejects what it is given.
+        ResourceError: the disk is full.
     """
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode:
+        refuse_full_disk(done.stderr, "the emulator, compiling kernels")
         lines = done.stderr.strip().splitlines()
         raise TargetError(
             "the C++ of the kernels does not compile",

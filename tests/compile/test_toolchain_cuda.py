@@ -14,7 +14,7 @@ from awq_tvm.compile.toolchain import BuiltLibrary, Kernel, build_library
 from awq_tvm.compile.toolchain.cuda import CudaJob, tvm_cuda_library
 from awq_tvm.compile.toolchain.driver_stub import DRIVER_LIBRARY, undefined_symbols, write_stubs
 from awq_tvm.compile.toolchain.nvcc import Nvcc, kernel_at, read_report
-from awq_tvm.errors import TargetError
+from awq_tvm.errors import ResourceError, TargetError
 from awq_tvm.targets import resolve
 from tests.compile.toolchain_modules import module_with, relax_module
 
@@ -118,6 +118,21 @@ def test_missing_nvcc_says_how_to_get_it(monkeypatch, tmp_path) -> None:
         build_library(relax_module(target), target, tmp_path)
     assert "nvcc" in (error.value.why or "")
     assert "CUDA toolkit" in (error.value.fix or "")
+
+
+def test_a_disk_that_is_full_is_no_fault_of_the_kernel(monkeypatch, tmp_path) -> None:
+    """nvcc says so, in a process of its own: the kind of the error comes through as well."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("nvcc", "fatbinary"):
+        (tools / name).write_text(
+            "#!/bin/sh\necho 'fatal: /tmp/x.ptx: No space left on device' >&2; exit 1\n"
+        )
+        (tools / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}{os.pathsep}{os.environ['PATH']}")
+    with pytest.raises(ResourceError, match="The disk is full") as error:
+        build_library(module_with("sinf"), resolve("nvidia-a100"), tmp_path)
+    assert "kernels.cu for sm_80" in (error.value.where or "")
 
 
 def test_nvcc_without_its_packer_is_an_error(monkeypatch, tmp_path) -> None:

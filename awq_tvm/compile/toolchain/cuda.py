@@ -17,10 +17,12 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from awq_tvm import errors
 from awq_tvm.compile.toolchain.driver_stub import write_stubs
 from awq_tvm.compile.toolchain.linker import MESSAGE_LINES, linker_for
 from awq_tvm.compile.toolchain.nvcc import Nvcc
 from awq_tvm.compile.toolchain.result import BuiltLibrary, Kernel
+from awq_tvm.disk import refuse_full_disk
 from awq_tvm.errors import TargetError
 
 if TYPE_CHECKING:
@@ -177,10 +179,11 @@ def _run_child(folder: Path, stubs: Path, arguments: list[str]) -> dict[str, Any
     result_path = folder / RESULT_NAME
     result = json.loads(result_path.read_text(encoding="utf-8")) if result_path.is_file() else {}
     if "error" in result:
-        raise TargetError(
-            result["error"]["what"], **{key: result["error"][key] for key in ("where", "why", "fix")}
-        )
+        found = result["error"]
+        kind: type[errors.AwqTvmError] = getattr(errors, found.pop("kind"))
+        raise kind(found.pop("what"), **found)
     if done.returncode or not result:
+        refuse_full_disk(done.stdout + done.stderr, str(folder))
         lines = (done.stdout + done.stderr).strip().splitlines()
         raise TargetError(
             "TVM could not generate code for this CUDA target",

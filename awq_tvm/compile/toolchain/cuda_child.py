@@ -121,7 +121,8 @@ def main(folder: Path, out: Path, source_only: bool) -> int:
     try:
         result = build(job, (folder / MODULE_NAME).read_text(encoding="utf-8"), out, source_only)
     except AwqTvmError as error:
-        result = {"error": {key: getattr(error, key) for key in ("what", "where", "why", "fix")}}
+        fields = {key: getattr(error, key) for key in ("what", "where", "why", "fix")}
+        result = {"error": {"kind": type(error).__name__, **fields}}
     (folder / RESULT_NAME).write_text(json.dumps(result), encoding="utf-8")
     return 1 if "error" in result else 0
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from awq_tvm.disk import refuse_full_disk
 from awq_tvm.errors import TargetError
 
 MESSAGE_LINES = 12
@@ -58,6 +59,7 @@ def run_tool(
 
     Raises:
         TargetError: it is missing or ends with an error; the end of its output is the reason.
+        ResourceError: the disk is full.
     """
     try:
         done = subprocess.run(
@@ -72,6 +74,7 @@ def run_tool(
         ) from error
     output = done.stdout + done.stderr
     if done.returncode:
+        refuse_full_disk(output, command[0])
         why = "\n".join(output.strip().splitlines()[-MESSAGE_LINES:])
         raise TargetError(failure, where=command[0], why=why or f"it ended with code {done.returncode}")
     return output

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from awq_tvm.compile.toolchain.linker import MESSAGE_LINES, run_tool
 from awq_tvm.compile.toolchain.result import Kernel
+from awq_tvm.disk import refuse_full_disk
 from awq_tvm.errors import TargetError
 
 FLAGS = (
@@ -82,6 +83,7 @@ class Nvcc:
 
         Raises:
             TargetError: nvcc rejects the source; names the kernel and the architecture.
+            ResourceError: the disk is full.
         """
         wanted = [*archs, *((ptx_arch,) if ptx_arch else ())]
         with ThreadPoolExecutor(max_workers=max(1, len(os.sched_getaffinity(0)))) as pool:
@@ -120,6 +122,7 @@ class Nvcc:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
         report = done.stdout + done.stderr
         if done.returncode:
+            refuse_full_disk(report, f"nvcc, compiling {source} for {arch}")
             raise _rejected(source, arch, report)
         return report
 
