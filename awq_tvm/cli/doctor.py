@@ -130,7 +130,9 @@ def _gpu() -> Check:
     found = cuda_architectures()
     if found:
         return Check("cuda gpu", "ok", ", ".join(found))
-    return Check("cuda gpu", "warn", "none; bundles for cuda can be built here but not run")
+    return Check(
+        "cuda gpu", "warn", "none; bundles for cuda can be built here, and tried by `verify --emulate`"
+    )
 
 
 def _tool(name: str, fix: str) -> Check:

@@ -56,7 +56,9 @@ def _by_name(kernels: list[dict[str, Any]]) -> dict[str, str]:
         registers, spills, shared = (
             max(one[key] or 0 for one in here) for key in ("registers", "spill_store_bytes", "shared_bytes")
         )
-        most[name] = f"{registers} registers, {spills} bytes spilled, {in_bytes(shared)} of shared memory"
+        most[name] = (
+            f"{registers} registers, {spills} bytes spilled, {in_bytes(shared)} of static shared memory"
+        )
     return most
 
 

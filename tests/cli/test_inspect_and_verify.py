@@ -43,7 +43,7 @@ def test_inspect_shows_what_the_compiler_said_of_kernels(
     assert run(["inspect", str(bundle), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["kernels"] == said
     assert run(["inspect", str(bundle)]) == 0
-    assert "matmul  80 registers, 0 bytes spilled, 2.0 kB of shared memory" in capsys.readouterr().out
+    assert "matmul  80 registers, 0 bytes spilled, 2.0 kB of static shared memory" in capsys.readouterr().out
     size = (bundle / "kernels.json").stat().st_size
     (bundle / "kernels.json").write_bytes(b" " * size)
     assert run(["inspect", str(bundle)]) == 6
