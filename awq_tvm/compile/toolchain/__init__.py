@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from awq_tvm.compile.toolchain.result import BuiltLibrary, Kernel
+from awq_tvm.disk import require_room_to_compile
 from awq_tvm.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ def require_tools(target: Target, *, source_only: bool = False) -> None:
     Raises:
         UsageError: source-only, and the target's kernels are not compiled by nvcc.
         TargetError: a compiler or linker is missing.
+        ResourceError: there is hardly room for temporary files.
     """
     from awq_tvm.compile.toolchain.linker import linker_for
     from awq_tvm.compile.toolchain.nvcc import Nvcc
@@ -35,6 +37,7 @@ def require_tools(target: Target, *, source_only: bool = False) -> None:
             why=f"nvcc compiles nothing for target {target.name}",
             fix="leave out --source-only",
         )
+    require_room_to_compile()
     if target.kind == "cuda" and not source_only:
         Nvcc.find()
     linker_for(str((target.host or target.tvm_target).get("mtriple", "")))

@@ -22,7 +22,7 @@ from awq_tvm.compile.toolchain.driver_stub import write_stubs
 from awq_tvm.compile.toolchain.linker import MESSAGE_LINES, linker_for
 from awq_tvm.compile.toolchain.nvcc import Nvcc
 from awq_tvm.compile.toolchain.result import BuiltLibrary, Kernel
-from awq_tvm.disk import refuse_full_disk
+from awq_tvm.disk import refuse_full_disk, require_room_to_compile
 from awq_tvm.errors import TargetError
 
 if TYPE_CHECKING:
@@ -119,6 +119,7 @@ def finish_cuda(job: CudaJob, module: str, out_dir: Path) -> BuiltLibrary:
 
 
 def _require_tools(job: CudaJob, source_only: bool) -> None:
+    require_room_to_compile()
     if not source_only:
         Nvcc.find()
     linker_for(job.host_triple)
