@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
 RUN := $(VENV)/bin/python
+# As many processes as cores. What the tests of a file share is made once, as they stay together.
+PYTEST := $(RUN) -m pytest -q -n auto --maxprocesses 8 --dist loadfile
 
 .PHONY: help demo test test-full lint format clean arm-wheels arm-python bench-cpu bench-quality bench-quality-peers bench-memory
 .DEFAULT_GOAL := help
@@ -39,10 +41,10 @@ lint: $(STAMP)
 	$(VENV)/bin/mypy benchmarks
 
 test: lint
-	$(RUN) -m pytest -q -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-full: lint
-	$(RUN) -m pytest -q
+	$(PYTEST)
 
 # The peers are installed beside the rest: they are no dependency of anything else.
 bench-cpu: $(STAMP)

@@ -1,13 +1,32 @@
-"""What all tests share: the root of the repository."""
+"""What all tests share: the root of the repository, and the cores of the machine."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.golden import compare
+
+
+def share_the_cores(processes: int) -> None:
+    """Leave each of several processes of tests, and what they start, its share of the cores as threads.
+
+    More threads than cores would wait for each other: those of TVM do so busily, and each is bound to a core that
+    the other processes take as well. Libraries read this as they are loaded; what the user says goes first.
+    """
+    allowed = getattr(os, "sched_getaffinity", None)
+    cores = len(allowed(0)) if allowed else os.cpu_count() or 1
+    threads = str(max(1, cores // processes))
+    for name in ("OMP_NUM_THREADS", "TVM_NUM_THREADS"):
+        os.environ.setdefault(name, threads)
+    os.environ.setdefault("TVM_BIND_THREADS", "0")
+
+
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    share_the_cores(int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -131,8 +132,13 @@ def _headers() -> str:
 
 def _discard_old(folder: Path, needed: set[str]) -> None:
     """Keep the objects used last, up to ``KEPT_BYTES``."""
+    found = []
     with os.scandir(folder) as entries:
-        found = [(entry.stat(), Path(entry.path)) for entry in entries if entry.name.endswith(".o")]
+        for entry in entries:
+            # Another process may discard the same meanwhile.
+            with contextlib.suppress(FileNotFoundError):
+                if entry.name.endswith(".o"):
+                    found.append((entry.stat(), Path(entry.path)))
     left = KEPT_BYTES
     for info, path in sorted(found, key=lambda one: one[0].st_mtime, reverse=True):
         left -= info.st_size

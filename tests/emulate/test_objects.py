@@ -74,6 +74,14 @@ def test_objects_used_long_ago_make_room(unit: Path, monkeypatch: pytest.MonkeyP
     assert used.exists()
 
 
+def test_an_object_that_another_process_discards_meanwhile_is_no_error(unit: Path) -> None:
+    folder = objects.cache_folder()
+    folder.mkdir(parents=True)
+    (folder / "listed.o").symlink_to(folder / "gone.o")
+    (found,) = compiled_objects([Job(unit, ("-O0",))])
+    assert found.exists()
+
+
 def test_kernels_are_cut_into_units_in_their_order() -> None:
     long = "a" * UNIT_CHARACTERS
     assert in_units([]) == [[]]

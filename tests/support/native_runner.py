@@ -16,6 +16,7 @@ import tvm_ffi
 
 from awq_tvm.bundle.manifest import MANIFEST_NAME, FileInfo, Manifest
 from awq_tvm.bundle.verify import read_manifest
+from tests.support.made_once import made_once
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ROOT / "awq_tvm" / "runtime" / "cpp"
@@ -25,8 +26,6 @@ needs_cmake = pytest.mark.skipif(
     not (sys.platform == "linux" and shutil.which("cmake") and shutil.which("g++")),
     reason="building the runner needs Linux, cmake and g++",
 )
-
-_built: dict[str, Path] = {}
 
 
 def run_tool(command: Sequence[object]) -> None:
@@ -59,14 +58,13 @@ def skip_without_aarch64() -> None:
 
 
 def _build(name: str, factory: pytest.TempPathFactory, *options: str) -> Path:
-    if name not in _built:
-        folder = factory.mktemp(f"runner-{name}")
+    def make(folder: Path) -> None:
         build = folder / "build"
         run_tool(["cmake", "-S", SOURCES, "-B", build, *options])
         run_tool(["cmake", "--build", build, "--parallel", 2])
         run_tool(["cmake", "--install", build, "--prefix", folder / "installed"])
-        _built[name] = folder / "installed"
-    return _built[name]
+
+    return made_once(factory, f"runner-{name}", make) / "installed"
 
 
 def run(runner: Path, *arguments: object, cpu: str | None = None) -> subprocess.CompletedProcess[str]:
