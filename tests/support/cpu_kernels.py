@@ -19,9 +19,11 @@ TARGETS = ("cpu", "x86-64-v4", "x86-64-v3-vnni", "x86-64-v3")
 
 
 def target_or_none(name: str) -> Target | None:
-    """The target, if this machine can run its code."""
-    target = resolve(name)
-    return None if missing_features(target, detect()) or target.family != detect().family else target
+    """The target, if this machine can run its code, which is not what ``cpu`` stands for here anyway."""
+    target, here = resolve(name), detect()
+    if missing_features(target, here) or target.family != here.family:
+        return None
+    return None if name != "cpu" and target.features == here.features else target
 
 
 def random_weight(spec: MatmulSpec, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
