@@ -292,9 +292,9 @@ def test_popped_tokens_are_forgotten(count: int, case: Case) -> None:
     session.forward(s0=18)
 
 
-@pytest.mark.parametrize(("window", "int8"), [(1, False), (5, False), (16, False), (40, False), (17, True)])
+@pytest.mark.parametrize(("window", "int8"), [(1, False), (16, False), (40, False), (17, True)])
 def test_sliding_window(window: int, int8: bool) -> None:
-    """The window in every kernel: ragged and paged prefill, decode, and across a fork."""
+    """A token, a page and more; in every kernel: ragged and paged prefill, decode, and across a fork."""
     session = Session(Case(6, 2, 16, sliding_window=window, int8_pages=int8))
     session.add(0)
     session.forward(s0=1)
