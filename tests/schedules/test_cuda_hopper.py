@@ -18,7 +18,7 @@ from awq_tvm.schedules.rule import Chosen, NotApplicable, select
 from awq_tvm.schedules.spec import MatmulSpec
 from awq_tvm.targets import resolve
 from benchmarks.gpu.machine_code import disassemble, find_disassembler, read_listing
-from tests.support.gpu_kernels import Emulated, build_for, check, needs_compiler
+from tests.support.gpu_kernels import Built, Emulated, build_for, check, needs_compiler
 
 RULE, TARGET = HopperRule(), resolve("nvidia-h100")
 EVERYTHING = {"has_bias": True, "has_residual": True, "activation_function": "silu"}
@@ -60,8 +60,13 @@ def test_kernels_compute_the_spec(name: str, tmp_path) -> None:
         check(kernels, built, CASES[name], m, rounded=m > 32)
 
 
+@pytest.fixture(scope="module")
+def small() -> Built:
+    return build_for(RULE, CASES["groups of 128"], TARGET, SMALL)
+
+
 @needs_compiler
-def test_a_symmetric_weight_is_one_whose_zero_points_are_equal(tmp_path, monkeypatch) -> None:
+def test_a_symmetric_weight_is_one_whose_zero_points_are_equal(small: Built, tmp_path, monkeypatch) -> None:
     pack = LAYOUTS["mma_fragments"].pack
     found = []
 
@@ -71,9 +76,8 @@ def test_a_symmetric_weight_is_one_whose_zero_points_are_equal(tmp_path, monkeyp
         return pack(case, q, scales, zeros)
 
     monkeypatch.setattr(LAYOUTS["mma_fragments"], "pack", symmetric)
-    case = CASES["groups of 128"]
-    built = build_for(RULE, case, TARGET, SMALL)
-    check(Emulated(built.source, "cuda", tmp_path), built, case, 65, rounded=True)
+    kernels = Emulated(small.source_for(65), "cuda", tmp_path)
+    check(kernels, small, CASES["groups of 128"], 65, rounded=True)
     assert found
 
 
@@ -90,7 +94,7 @@ def test_other_sizes_compute_the_same(name: str, tmp_path) -> None:
     case = CASES["groups of 64"]
     config = HopperConfig((FewConfig(1, 1, 2),), (TiledConfig(1, 1, 2, 2),), OTHER_CONFIGS[name], sms=1)
     built = build_for(RULE, case, TARGET, config)
-    kernels = Emulated(built.source, "cuda", tmp_path)
+    kernels = Emulated(built.source_for(40, 100), "cuda", tmp_path)
     for m in (40, 100):
         check(kernels, built, case, m, rounded=True)
 
@@ -124,12 +128,11 @@ def test_k_divided_among_blocks_computes_the_same(tmp_path) -> None:
         ("tvm_builtin_ptx_wgmma_wait_group_wait_group_sync_aligned_0();", "of an accumulator"),
     ],
 )
-def test_every_synchronisation_is_needed(line: str, said: str, tmp_path) -> None:
+def test_every_synchronisation_is_needed(line: str, said: str, small: Built, tmp_path) -> None:
     """Without it the emulator objects, so with it there is no race it can see."""
-    case = CASES["groups of 128"]
-    built = build_for(RULE, case, TARGET, SMALL)
+    case, built = CASES["groups of 128"], small
     kernel = built.launches(65)[0].kernel
-    head, body = built.source.rsplit(f'extern "C" __global__ void __launch_bounds__(256) {kernel}', 1)
+    head, body = built.source_for(65).rsplit(f'extern "C" __global__ void __launch_bounds__(256) {kernel}', 1)
     assert line in body
     source = f'{head}extern "C" __global__ void __launch_bounds__(256) {kernel}{body.replace(line, "")}'
     with pytest.raises(BundleError) as error:
@@ -167,8 +170,7 @@ def test_from_65_tokens_on_warpgroups_multiply(
     assert ("wgmma_f16_rs_mma_async" in body) == (m > 64)
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("group_size", [32, 64])
+@pytest.mark.parametrize(("bits", "group_size"), [(4, 32), (8, 64)])
 def test_shared_memory_is_what_the_configuration_says(bits: int, group_size: int) -> None:
     case = spec(2048, 200, bits, group_size)
     config = default_hopper_config(case, TARGET.num_sms, TARGET.shared_memory_bytes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from functools import cache
 
 import pytest
 
@@ -17,7 +18,7 @@ from awq_tvm.schedules.cuda.tile_outputs import place
 from awq_tvm.schedules.rule import Chosen, NotApplicable, select
 from awq_tvm.schedules.spec import MatmulSpec
 from awq_tvm.targets import resolve
-from tests.support.gpu_kernels import Emulated, build_for, check, needs_compiler
+from tests.support.gpu_kernels import Built, Emulated, build_for, check, needs_compiler
 
 RULE, TARGET = TensorCoreRule(), resolve("cuda")
 TOKENS = (1, 2, 7, 8, 9, 16, 17, 33, 64, 65, 130)
@@ -46,11 +47,23 @@ CASES = {
 }
 
 
+# Each kind of weight meets every size of tile; what is special about groups and widths beside, some of each kind.
+EVERY_SIZE = ("4 bits", "long groups", "8 bits", "bfloat16")
+SOME_SIZES = TensorCoreConfig(
+    (FewConfig(1, 1, 4), FewConfig(2, 1, 4)), (TiledConfig(4, 2, 1, 4, 3, 2),), TiledConfig(4, 1, 1), sms=1
+)
+
+
+@cache
+def every_size(name: str) -> Built:
+    return build_for(RULE, CASES[name], TARGET)
+
+
 @needs_compiler
 @pytest.mark.parametrize("name", CASES)
 def test_kernels_compute_the_spec(name: str, tmp_path) -> None:
-    built = build_for(RULE, CASES[name], TARGET)
-    kernels = Emulated(built.source, "cuda", tmp_path)
+    built = every_size(name) if name in EVERY_SIZE else build_for(RULE, CASES[name], TARGET, SOME_SIZES)
+    kernels = Emulated(built.source_for(*TOKENS), "cuda", tmp_path)
     for m in TOKENS:
         check(kernels, built, CASES[name], m)
 
@@ -79,7 +92,7 @@ OTHER_CONFIGS = {
 def test_other_sizes_compute_the_same(name: str, tmp_path) -> None:
     case = CASES["4 bits"]
     built = build_for(RULE, case, TARGET, OTHER_CONFIGS[name])
-    kernels = Emulated(built.source, "cuda", tmp_path)
+    kernels = Emulated(built.source_for(1, 9, 17, 65), "cuda", tmp_path)
     for m in (1, 9, 17, 65):
         check(kernels, built, case, m)
 
@@ -94,7 +107,7 @@ def test_two_blocks_of_a_group_are_scaled_at_once(K: int, group_size: int, dtype
     )
     assert config.many.run_of(group_size) == 2
     built = build_for(RULE, case, TARGET, config)
-    check(Emulated(built.source, "cuda", tmp_path), built, case, 45)
+    check(Emulated(built.source_for(45), "cuda", tmp_path), built, case, 45)
 
 
 @pytest.mark.parametrize(
@@ -149,8 +162,8 @@ def test_k_divided_among_blocks_computes_the_same(name: str, tmp_path) -> None:
 def test_every_synchronisation_is_needed(line: str, m: int, said: str, tmp_path) -> None:
     """Without it the emulator objects, so with it there is no race it can see."""
     case = CASES["4 bits"]
-    built = build_for(RULE, case, TARGET)
-    head, kernels = built.source.split('extern "C" __global__ void', 1)
+    built = every_size("4 bits")
+    head, kernels = built.source_for(m).split('extern "C" __global__ void', 1)
     kernels = kernels.replace(line, "")
     if line.startswith("__syncwarp"):
         head = head.replace(line, "")
@@ -160,19 +173,23 @@ def test_every_synchronisation_is_needed(line: str, m: int, said: str, tmp_path)
     assert said in error.value.why
 
 
-@needs_compiler
-@pytest.mark.parametrize("barrier", [1, 2, 3])
-@pytest.mark.parametrize("m", [33, 65])
-def test_each_barrier_around_the_sums_is_needed(m: int, barrier: int, tmp_path) -> None:
-    """Behind the loop: before sums take the place of x and codes, before others read them, and before the next."""
-    case = spec(128, 136, 4, 64)
-    # Sums of eight tokens of each warp at a time, twice.
+@pytest.fixture(scope="module")
+def in_slices() -> Built:
+    """Kernels whose sums leave eight tokens of each warp at a time, twice."""
     config = TensorCoreConfig(
         (FewConfig(1, 1, 2),), (TiledConfig(2, 2, 4, 2, 2, 2),), TiledConfig(2, 2, 4, 4, 2), sms=1
     )
-    built = build_for(RULE, case, TARGET, config)
+    return build_for(RULE, spec(128, 136, 4, 64), TARGET, config)
+
+
+@needs_compiler
+@pytest.mark.parametrize("barrier", [1, 2, 3])
+@pytest.mark.parametrize("m", [33, 65])
+def test_each_barrier_around_the_sums_is_needed(m: int, barrier: int, in_slices: Built, tmp_path) -> None:
+    """Behind the loop: before sums take the place of x and codes, before others read them, and before the next."""
+    case, built = spec(128, 136, 4, 64), in_slices
     kernel = built.launches(m + 32)[0].kernel
-    head, body = built.source.rsplit(f" {kernel}(", 1)
+    head, body = built.source_for(m + 32).rsplit(f" {kernel}(", 1)
     pieces = body.split('extern "C"')[0].split("__syncthreads();")
     # In the loop, and twice two behind it.
     assert len(pieces) == 6
@@ -281,8 +298,7 @@ def test_sixteen_tokens_are_read_by_few_blocks_where_those_fill_half_of_the_sms(
         assert config.middle[0].rows == 128
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("group_size", [32, 64])
+@pytest.mark.parametrize(("bits", "group_size"), [(4, 32), (8, 64)])
 def test_shared_memory_is_what_the_configuration_says(bits: int, group_size: int) -> None:
     case = spec(2048, 200, bits, group_size)
     config = default_config(case, None, TARGET.shared_memory_bytes)
@@ -312,7 +328,7 @@ def test_nothing_spills(bits: int, tmp_path) -> None:
 
 
 def test_weights_come_16_bytes_at_a_time_and_go_to_tensor_cores() -> None:
-    source = build_for(RULE, CASES["4 bits"], TARGET).source
+    source = every_size("4 bits").source
     for kernel in source.split('extern "C" __global__ void')[6:]:
         assert "cp_async_cg_async_cg_shared_global_16(" in kernel
         assert "mma_sync_aligned_m16n8k16_row_col_f32_f16_f16_f32(" in kernel

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -79,6 +80,13 @@ class Built:
     def launches(self, m: int) -> tuple[Launch, ...]:
         """For M = m."""
         return self.host.launches({"m": m})
+
+    def source_for(self, *tokens: int) -> str:
+        """CUDA of the kernels that are launched for these M, and of no other: it is compiled much sooner."""
+        wanted = {launch.kernel for m in tokens for launch in self.launches(m)}
+        head, *functions = re.split(r'(?=^extern "C" __global__ void)', self.source, flags=re.M)
+        found = [function for function in functions if re.search(r"(\w+)\(\w+\*", function)[1] in wanted]
+        return head + "".join(found)
 
 
 def build_for(rule: MatmulRule, case: MatmulSpec, target: Target, config: Any = None) -> Built:
