@@ -15,6 +15,7 @@ from tvm.script.ir_builder import tirx as T
 from awq_tvm.schedules.cuda import ptx
 from awq_tvm.schedules.cuda.codes import BROAD_BITS, codes_for, floats_of
 from awq_tvm.schedules.cuda.config import GROUP_BYTES, ROWS, tile_bytes
+from awq_tvm.schedules.gpu.threads import shared_out
 from awq_tvm.schedules.gpu.weights import local
 from awq_tvm.schedules.spec import MatmulSpec
 
@@ -175,13 +176,3 @@ def read_chunk(into: Any, at: int, shared: Any, place: Any) -> None:
     """Emit one load of 16 bytes of shared memory to four registers."""
     with T.vectorized(0, _CHUNK) as i:
         T.buffer_store(into, shared[place + i], [at + i])
-
-
-def shared_out(count: int, thread: Any, threads: int) -> Any:
-    """Yield expressions of this thread's numbers below ``count``, under an if where not every thread has one."""
-    for first in range(0, count, threads):
-        if first + threads <= count:
-            yield first + thread
-        else:
-            with T.If(thread < count - first), T.Then():
-                yield first + thread

@@ -37,7 +37,7 @@ from awq_tvm.schedules.attention.gpu.simdgroup_prefill_config import SimdgroupPr
 from awq_tvm.schedules.attention.gpu.simdgroup_rows import SimdgroupRows, meet
 from awq_tvm.schedules.attention.shape import PAGE_SIZE, AttentionShape
 from awq_tvm.schedules.attention.tile import i32
-from awq_tvm.schedules.cuda.fragments import shared_out
+from awq_tvm.schedules.gpu.threads import shared_out
 from awq_tvm.schedules.metal.config import FLOAT_BYTES, HALF_BYTES, SIDE
 
 _VECTOR_BYTES = 16

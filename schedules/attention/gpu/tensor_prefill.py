@@ -45,7 +45,7 @@ from awq_tvm.schedules.attention.gpu.tensor_rows import RowBlocks
 from awq_tvm.schedules.attention.shape import PAGE_SIZE, AttentionShape
 from awq_tvm.schedules.attention.tile import i32
 from awq_tvm.schedules.cuda import ptx
-from awq_tvm.schedules.cuda.fragments import shared_out
+from awq_tvm.schedules.gpu.threads import shared_out
 
 
 def tensor_prefill_ragged(shape: AttentionShape, config: TensorPrefillConfig) -> tirx.PrimFunc:
