@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +24,18 @@ from awq_tvm.schedules.attention.gpu.simdgroup_prefill_config import (
 )
 from awq_tvm.schedules.attention.shape import AttentionShape
 from awq_tvm.targets import all_targets, resolve
-from tests.support.banks import most_in_a_bank
+from tests.support.banks import most_in_a_bank, vectors_stored
 from tests.support.gpu_attention import BOUND
 from tests.support.gpu_kernels import Emulated, needs_compiler
-from tests.support.gpu_prefill import run_paged, run_ragged
+from tests.support.gpu_prefill import (
+    SUM_BOUND,
+    UNEVEN,
+    check_paged,
+    check_ragged,
+    run_paged,
+    run_ragged,
+)
 
-SUM_BOUND = 3e-6
 SHAPES = {
     "a group of four": AttentionShape(8, 2, 64, "float16"),
     "an odd group and a window": AttentionShape(3, 1, 32, "float16", sliding_window=20),
@@ -40,9 +47,6 @@ SHAPES = {
     "the same without a window": AttentionShape(2, 2, 136, "float16"),
 }
 FAST = ("a group of four", "an odd group and a window", "queries in threadgroup memory")
-# Alone, uneven, on both sides of tiles and pages, and none at all.
-BATCHES = ((1,), (5, 0, 64, 1, 16), (77,), (33, 130, 15))
-CACHED = ((17,), (0, 9, 64, 1, 95), (48,), (0, 31, 150))
 
 
 def build(kind: str, shape: AttentionShape, config: SimdgroupPrefillConfig | None = None) -> HostPart:
@@ -51,35 +55,17 @@ def build(kind: str, shape: AttentionShape, config: SimdgroupPrefillConfig | Non
     return HostPart(func.with_attr("global_symbol", "attend"), resolve("metal"))
 
 
-@needs_compiler
-@pytest.mark.parametrize(
-    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in SHAPES]
-)
-def test_new_tokens_attend_to_one_another(name: str, tmp_path: Path) -> None:
-    shape = SHAPES[name]
-    host = build("ragged", shape)
-    kernels = Emulated(host.source, "metal", tmp_path)
-    for lengths in BATCHES[1:2] if name in FAST else BATCHES:
-        error, sum_error = run_ragged(kernels, host, shape, lengths)
-        assert error < BOUND[shape.dtype], lengths
-        assert sum_error < SUM_BOUND, lengths
-    if shape.sliding_window is None:
-        assert run_ragged(kernels, host, shape, (2, 70), causal=False)[0] < BOUND[shape.dtype]
+NAMES = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in SHAPES]
 
 
 @needs_compiler
-@pytest.mark.parametrize(
-    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in SHAPES]
-)
-def test_new_tokens_attend_to_pages(name: str, tmp_path: Path) -> None:
-    shape = SHAPES[name]
-    host = build("paged", shape)
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("kind", "check"), [("ragged", check_ragged), ("paged", check_paged)])
+def test_new_tokens_attend(name: str, kind: str, check: Callable[..., None], tmp_path: Path) -> None:
+    """To one another, and to pages."""
+    host = build(kind, SHAPES[name])
     kernels = Emulated(host.source, "metal", tmp_path)
-    for lengths, cached in list(zip(BATCHES, CACHED, strict=True))[1 : 2 if name in FAST else None]:
-        for forked in (False, True) if shape.sliding_window else (False,):
-            error, sum_error = run_paged(kernels, host, shape, lengths, cached, forked)
-            assert error < BOUND[shape.dtype], (lengths, cached)
-            assert sum_error < SUM_BOUND, (lengths, cached)
+    check(kernels, host, SHAPES[name], UNEVEN if name in FAST else slice(None))
 
 
 BARRIER = re.compile(r"(threadgroup|simdgroup)_barrier\(mem_flags::mem_threadgroup\);")
@@ -180,6 +166,9 @@ def test_what_the_source_says(shape: tuple[int, int, int], rows: int, memory: in
         copied = {"q", "k", "v"} if kind == "ragged" else {"q", "pages"}
         assert {name for _, name in reads} == copied
         assert {width for width, _ in reads} == {"uint4"}
+        copies = vectors_stored(source, "staged", config.threads)
+        assert copies
+        assert [most_in_a_bank(16 * copy, 16) for copy in copies] == [1] * len(copies)
         assert not re.search(r"[(=+ ](?:q|k|v|pages)_ptr\)?\[", source)
         assert not re.search(r"\((?:uint|half|float)\d?\*\)", source)
         assert len(re.findall(r"\*\(device half4\*\)\(output_ptr", source)) == source.count("output_ptr") - 1

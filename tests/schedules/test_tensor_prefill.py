@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,9 +26,16 @@ from awq_tvm.targets.cuda import SHARED_MEMORY_BYTES
 from benchmarks.gpu.machine_code import disassemble, find_disassembler, read_listing
 from tests.support.gpu_attention import BOUND
 from tests.support.gpu_kernels import Emulated, needs_compiler
-from tests.support.gpu_prefill import run_paged, run_ragged
+from tests.support.gpu_prefill import (
+    BATCHES,
+    CACHED,
+    UNEVEN,
+    check_paged,
+    check_ragged,
+    run_paged,
+    run_ragged,
+)
 
-SUM_BOUND = 3e-6
 SHAPES = {
     "a group of four": AttentionShape(8, 2, 64, "float16"),
     "an odd group, bfloat16 and a window": AttentionShape(3, 1, 32, "bfloat16", sliding_window=20),
@@ -39,9 +47,6 @@ SHAPES = {
     "bfloat16 and queries in shared memory": AttentionShape(4, 1, 128, "bfloat16"),
 }
 FAST = ("a group of four", "an odd group, bfloat16 and a window", "queries in shared memory")
-# Alone, uneven, on both sides of tiles and pages, and none at all.
-BATCHES = ((1,), (5, 0, 64, 1, 16), (77,), (33, 130, 15))
-CACHED = ((17,), (0, 9, 64, 1, 95), (48,), (0, 31, 150))
 
 
 def build(kind: str, shape: AttentionShape, config: TensorPrefillConfig | None = None) -> HostPart:
@@ -50,35 +55,17 @@ def build(kind: str, shape: AttentionShape, config: TensorPrefillConfig | None =
     return HostPart(made.with_attr("global_symbol", "attend"), resolve("nvidia-h100"))
 
 
-@needs_compiler
-@pytest.mark.parametrize(
-    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in SHAPES]
-)
-def test_new_tokens_attend_to_one_another(name: str, tmp_path: Path) -> None:
-    shape = SHAPES[name]
-    host = build("ragged", shape)
-    kernels = Emulated(host.source, "cuda", tmp_path)
-    for lengths in BATCHES[1:2] if name in FAST else BATCHES:
-        error, sum_error = run_ragged(kernels, host, shape, lengths)
-        assert error < BOUND[shape.dtype], lengths
-        assert sum_error < SUM_BOUND, lengths
-    if shape.sliding_window is None:
-        assert run_ragged(kernels, host, shape, (2, 70), causal=False)[0] < BOUND[shape.dtype]
+NAMES = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in SHAPES]
 
 
 @needs_compiler
-@pytest.mark.parametrize(
-    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in SHAPES]
-)
-def test_new_tokens_attend_to_pages(name: str, tmp_path: Path) -> None:
-    shape = SHAPES[name]
-    host = build("paged", shape)
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("kind", "check"), [("ragged", check_ragged), ("paged", check_paged)])
+def test_new_tokens_attend(name: str, kind: str, check: Callable[..., None], tmp_path: Path) -> None:
+    """To one another, and to pages."""
+    host = build(kind, SHAPES[name])
     kernels = Emulated(host.source, "cuda", tmp_path)
-    for lengths, cached in list(zip(BATCHES, CACHED, strict=True))[1 : 2 if name in FAST else None]:
-        for forked in (False, True) if shape.sliding_window else (False,):
-            error, sum_error = run_paged(kernels, host, shape, lengths, cached, forked)
-            assert error < BOUND[shape.dtype], (lengths, cached)
-            assert sum_error < SUM_BOUND, (lengths, cached)
+    check(kernels, host, SHAPES[name], UNEVEN if name in FAST else slice(None))
 
 
 @needs_compiler

@@ -30,6 +30,6 @@ def vectors_stored(source: str, array: str, threads: int) -> list[Array]:
     found = []
     for index in re.findall(rf"\b{array}\[(.*)\] = ", source):
         words = index.replace("(int)", "").replace("threadIdx.x", "thread")
-        if not re.search(r"[A-Za-z_](?<!thread)", words.replace("thread", "")):
+        if not re.search(r"[A-Za-z_]", words.replace("thread", "")):
             found.append(np.array([eval(words, {}, {"thread": thread}) for thread in range(threads)]))
     return found

@@ -9,11 +9,38 @@ import numpy as np
 
 from awq_tvm.compile.toolchain.launches import HostPart
 from awq_tvm.schedules.attention.shape import AttentionShape
-from tests.support.gpu_attention import attend, fill_pages
+from tests.support.gpu_attention import BOUND, attend, fill_pages
 from tests.support.gpu_kernels import Emulated
 
 Array = np.ndarray[Any, Any]
 NOTHING = np.float32(-1e30)
+SUM_BOUND = 3e-6
+"""Largest absolute error of a log-sum."""
+
+# Alone, uneven, on both sides of tiles and pages, and none at all.
+BATCHES = ((1,), (5, 0, 64, 1, 16), (77,), (33, 130, 15))
+CACHED = ((17,), (0, 9, 64, 1, 95), (48,), (0, 31, 150))
+UNEVEN = slice(1, 2)
+"""The one of them to run where there is no time for all."""
+
+
+def check_ragged(kernels: Emulated, host: HostPart, shape: AttentionShape, which: slice) -> None:
+    """New tokens attend to one another, in some of ``BATCHES``; without a window to all of them, too."""
+    for lengths in BATCHES[which]:
+        error, sum_error = run_ragged(kernels, host, shape, lengths)
+        assert error < BOUND[shape.dtype], lengths
+        assert sum_error < SUM_BOUND, lengths
+    if shape.sliding_window is None:
+        assert run_ragged(kernels, host, shape, (2, 70), causal=False)[0] < BOUND[shape.dtype]
+
+
+def check_paged(kernels: Emulated, host: HostPart, shape: AttentionShape, which: slice) -> None:
+    """New tokens attend to pages, in some of ``BATCHES``; forks too where a window tells their positions apart."""
+    for lengths, cached in list(zip(BATCHES, CACHED, strict=True))[which]:
+        for forked in (False, True) if shape.sliding_window else (False,):
+            error, sum_error = run_paged(kernels, host, shape, lengths, cached, forked)
+            assert error < BOUND[shape.dtype], (lengths, cached)
+            assert sum_error < SUM_BOUND, (lengths, cached)
 
 
 def run_ragged(
