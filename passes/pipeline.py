@@ -21,6 +21,7 @@ from awq_tvm.passes.fuse_dequantize_take import FuseDequantizeTake
 from awq_tvm.passes.fuse_matmul_prologue import FuseMatmulPrologue
 from awq_tvm.passes.fuse_output_gate import FuseOutputGate
 from awq_tvm.passes.legalize_vector_math import LegalizeVectorMath
+from awq_tvm.passes.overlap_launches import OverlapLaunches
 from awq_tvm.passes.repack_dense_weights import RepackDenseWeights
 from awq_tvm.passes.repack_weights import RepackWeights
 from awq_tvm.passes.schedule_remaining import ScheduleRemaining
@@ -97,6 +98,8 @@ def passes(target: Target, opt: int, chooser: Chooser | None = None) -> list[tup
     ]
     if target.kind == "cpu":
         found += [("schedule_remaining", ScheduleRemaining())]
+    elif target.overlaps_launches:
+        found += [("overlap_launches", OverlapLaunches(target))]
 
     # What the runtime sees: one argument for all weights, and what the library says of itself
     found += [("bundle_weights", BundleWeights()), ("attach_metadata", AttachMetadata(target))]

@@ -40,6 +40,7 @@ _MEASURES = (
 )  # fmt: skip
 
 _BFLOAT16_ARCH = 80
+_OVERLAP_ARCH = 90
 """The least compute capability, times ten, whose tensor cores multiply bfloat16."""
 
 _DERIVED = ("compute_dtype", "fingerprint")
@@ -233,6 +234,14 @@ class Target:
         """Whether kernels may compute in bfloat16: on GPUs all of whose architectures multiply it on tensor cores."""
         return self.kind == "cuda" and all(
             int(arch.removeprefix("sm_").rstrip("a")) >= _BFLOAT16_ARCH for arch in self.cuda_archs
+        )
+
+    @property
+    def overlaps_launches(self) -> bool:
+        """Whether kernels may begin before the launch before them has ended: where no architecture precedes 9.0."""
+        archs = [*self.cuda_archs, *([self.ptx_arch.replace("compute", "sm")] if self.ptx_arch else [])]
+        return self.kind == "cuda" and all(
+            int(arch.removeprefix("sm_").rstrip("a")) >= _OVERLAP_ARCH for arch in archs
         )
 
     @property

@@ -37,6 +37,8 @@ class EmulatedKernels:
         grid: tuple[int, int, int],
         block: tuple[int, int, int],
         dynamic_shared_bytes: int = 0,
+        *,
+        overlaps: bool = False,
     ) -> None:
         """Run one launch.
 
@@ -46,6 +48,8 @@ class EmulatedKernels:
             grid: blocks along x, y and z.
             block: threads of a block.
             dynamic_shared_bytes: shared memory that the launch asks for.
+            overlaps: it may begin before those before it have ended, and has to wait for them itself; the arrays
+                that these wrote are to be still there.
 
         Raises:
             BundleError: the kernel does what real hardware punishes; the reason names block and thread.
@@ -65,6 +69,8 @@ class EmulatedKernels:
             self._library.awq_emulate_register(
                 ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes)
             )
+        if overlaps:
+            self._library.awq_emulate_overlap()
         try:
             failed = self._library.awq_emulate_launch(
                 kernel.encode(),
@@ -80,3 +86,7 @@ class EmulatedKernels:
                 self._library.awq_emulate_unregister(ctypes.c_void_p(array.ctypes.data))
         if failed:
             raise BundleError("a kernel went wrong in the emulator", where=kernel, why=message.value.decode())
+
+    def synchronize(self) -> None:
+        """Wait, as a host does, until all launches have ended: the next one finds none of them unfinished."""
+        self._library.awq_emulate_synchronize()

@@ -235,12 +235,14 @@ def _load(found: re.Match[str], operands: Operands) -> str:
 
 
 def _store(found: re.Match[str], operands: Operands) -> str:
-    kind = {"f32": "float", "b32": "std::uint32_t", "u32": "std::uint32_t"}[found.group(2)]
+    kind = {"f32": "float", "b32": "std::uint32_t", "u32": "std::uint32_t"}[found.group(3)]
     registers = _many(operands[1])
-    count = int(found.group(1) or 1)
+    count = int(found.group(2) or 1)
     if count != len(registers):
         raise _unknown("a store with so many registers", found.group(0))
-    return f"ptx::store<{kind}, {count}>({_pointer(operands[0])}, {{{', '.join(registers)}}});"
+    shared = found.group(1).startswith("shared")
+    to = f"emulator::shared_pointer({_address(operands[0])})" if shared else _pointer(operands[0])
+    return f"ptx::store<{kind}, {count}>({to}, {{{', '.join(registers)}}});"
 
 
 def _copy(_: re.Match[str], operands: Operands) -> str:
@@ -270,9 +272,11 @@ _INSTRUCTIONS = (
     _instruction(r"wgmma\.commit_group\.sync\.aligned", lambda _, o: "emulator::wgmma_commit();"),
     _instruction(r"wgmma\.wait_group\.sync\.aligned", lambda _, o: f"emulator::wgmma_wait({_one(o[0])});"),
     _instruction(r"fence\.proxy\.async(?:\.shared::cta)?", lambda _, o: "emulator::fence_proxy();"),
+    _instruction(r"griddepcontrol\.wait", lambda _, o: "emulator::wait_for_launches();"),
+    _instruction(r"griddepcontrol\.launch_dependents", lambda _, o: "emulator::let_next_begin();"),
     _instruction(r"ldmatrix\.sync\.aligned\.m8n8\.x([124])(\.trans)?\.shared(?:::cta)?\.b16", _ldmatrix),
     _instruction(r"ld\.global(?:\.nc)?(?:\.L1::\w+)?(?:\.L2::\w+)?(?:\.v([24]))?\.(b32|u32|f32)", _load),
-    _instruction(r"st\.global(?:\.v([24]))?\.(b32|u32|f32)", _store),
+    _instruction(r"st\.(global|shared(?:::cta)?)(?:\.v([24]))?\.(b32|u32|f32)", _store),
     _instruction(r"cp\.async\.c[ag]\.shared(?:::cta)?\.global(?:\.L2::\w+)?", _copy),
     _instruction(r"cp\.async\.commit_group", lambda _, operands: "emulator::commit_copies();"),
     _instruction(

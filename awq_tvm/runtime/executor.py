@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from awq_tvm.runtime.logit_row import DeviceRow
 
 GRAPHS_VARIABLE = "AWQ_TVM_CUDA_GRAPHS"
+OVERLAP_VARIABLE = "AWQ_TVM_LAUNCH_OVERLAP"
 
 
 class Executor:
@@ -34,6 +35,9 @@ class Executor:
         device_library: what brings the GPU, in place of TVM's part for it.
         graphs: launch the kernels of a token as CUDA graphs, where the bundle can and ``AWQ_TVM_CUDA_GRAPHS`` in the
             environment is not 0.
+
+    On GPUs from Hopper on, kernels may begin before the launch before them has ended; none does with
+    ``AWQ_TVM_LAUNCH_OVERLAP=0`` in the environment.
 
     Raises:
         BundleError: the library or the weights are not the manifest's.
@@ -58,7 +62,8 @@ class Executor:
         model = manifest.model
         self.context_length, self.max_sequences = model.context_length, model.max_sequences
         self.prefill_chunk_size, self._vocab_size = model.prefill_chunk_size, model.vocab_size
-        self._vm = self._tvm.load_machine(library)
+        overlap = os.environ.get(OVERLAP_VARIABLE) != "0"
+        self._vm = self._tvm.load_machine(library, overlap=overlap)
         facts = json.loads(str(self._vm["metadata"]()))
         if facts["fingerprint"] != manifest.target.fingerprint:
             raise BundleError(

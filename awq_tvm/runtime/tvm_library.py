@@ -11,9 +11,11 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import os
+import re
+import struct
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +60,18 @@ class TvmRuntime:
         """A function that the library registers under a global name."""
         return self._ffi.get_global_func(name)
 
-    def load_machine(self, library: Path) -> Any:
+    def load_machine(self, library: Path, *, overlap: bool = True) -> Any:
         """The virtual machine of a compiled library: an object with its functions by name.
+
+        Args:
+            library: its path.
+            overlap: launch kernels as they ask for it; if false none begins before the one before it has ended.
 
         Raises:
             RuntimeError: it is none that this runtime can load.
         """
-        machine = self._ffi.load_module(str(library))["vm_load_executable"]()
+        with nullcontext() if overlap else _one_after_another(self._ffi):
+            machine = self._ffi.load_module(str(library))["vm_load_executable"]()
         # Shapes are worked out on the CPU, so it is always one of the devices.
         devices = [self._device] if self._on_cpu else [self._device, self._ffi.device("cpu", 0)]
         arguments = [(device.dlpack_device_type(), device.index, _POOLED_ALLOCATOR) for device in devices]
@@ -97,6 +104,33 @@ class TvmRuntime:
         made = np.empty(tuple(tensor.shape), np.float32)
         self._read(tensor, made.ctypes.data_as(ctypes.c_void_p), made.nbytes)
         return made
+
+
+@contextmanager
+def _one_after_another(ffi: Any) -> Iterator[None]:
+    """Keep from TVM, while it loads a library, that some kernels may begin early: they wait for nothing then."""
+    name = "ffi.Module.load_from_bytes.cuda"
+    load = ffi.get_global_func(name, allow_missing=True)
+    if load is None:
+        yield
+        return
+    ffi.register_global_func(name, lambda saved: load(without_overlap(bytes(saved))), override=True)
+    try:
+        yield
+    finally:
+        ffi.register_global_func(name, load, override=True)
+
+
+def without_overlap(saved: bytes) -> bytes:
+    """A module of CUDA kernels as TVM saves it, without the tag of those that may begin early.
+
+    Of each kernel it holds how many tags there are, then each tag, its length before it; this one comes first, as
+    the compiler puts it there.
+    """
+    length = struct.Struct("<Q")
+    tag = b"tirx.use_programtic_dependent_launch"
+    tagged = re.compile(b"(.{8})" + re.escape(length.pack(len(tag)) + tag), re.DOTALL)
+    return tagged.sub(lambda found: length.pack(length.unpack(found[1])[0] - 1), saved)
 
 
 def load_runtime_library(kind: str, device_library: Path | None = None) -> Any:

@@ -42,6 +42,8 @@ class EmulatedDevice:
 
     def download(self, buffer: Array, like: Array) -> Array:
         """See ``check.Device``."""
+        for image in self._images.values():
+            image.synchronize()
         return buffer.reshape(like.shape)
 
     def inside(self, buffer: Array, first: int, count: int, itemsize: int) -> Array:
@@ -52,4 +54,6 @@ class EmulatedDevice:
     def launch(self, image: EmulatedKernels, launch: Launch, buffers: dict[str, Array]) -> None:
         """See ``check.Device``."""
         arguments = [buffers[one] if isinstance(one, str) else one for one in launch.arguments]
-        image.launch(launch.kernel, arguments, launch.grid, launch.block, launch.shared_bytes)
+        image.launch(
+            launch.kernel, arguments, launch.grid, launch.block, launch.shared_bytes, overlaps=launch.overlaps
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from awq_tvm.compile.tuning.cuda_driver import Gpu
 from awq_tvm.schedules.spec import MatmulSpec
 
 from .check import error_of, random_weight
-from .pack import OURS, Case
+from .pack import IN_TURN, OURS, Case
 from .peers import LEAST_CALLS, torch_contenders
 from .report import Limits, Row
 from .timing import LEAST_ROTATED_BYTES, Contender, copies_beyond, interleaved
@@ -109,13 +110,25 @@ def measure_rows(
             peers, left_out = (
                 torch_contenders(torch, spec, m, gpu.l2_bytes) if torch is not None else ([], {})
             )
-            times = interleaved([*(_ours(gpu, one, m, rotated) for one in right), *peers], repetitions)
+            ours = [_ours(gpu, one, m, rotated) for one in right]
+            if any(launch.overlaps for launch in case.launches[m]):
+                ours.append(_in_turn(gpu, case, m, rotated))
+            times = interleaved([*ours, *peers], repetitions)
             gpu.free_all()
             counts = case.counts[m]
             operations = 2.0 * m * spec.in_features * spec.out_features
             yield Row(
                 case.shape, m, counts["floor_bytes"], operations, errors, tuple(times), {**wrong, **left_out}
             )
+
+
+def _in_turn(gpu: Gpu, case: Case, m: int, rotated: int) -> Contender:
+    """The same kernels as ``_ours``, each of which begins when the one before it has ended."""
+    gpu.overlap = False
+    try:
+        return replace(_ours(gpu, case, m, rotated), name=IN_TURN)
+    finally:
+        gpu.overlap = True
 
 
 def _ours(gpu: Gpu, case: Case, m: int, rotated: int) -> Contender:

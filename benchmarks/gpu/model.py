@@ -81,8 +81,8 @@ def measure_model(
 ) -> list[dict[str, Any]]:
     """Tokens a second of reading prompts and of generating, as ``awq_tvm bench`` has them.
 
-    Generating is measured twice where the bundle is for CUDA: with graphs, and once more with
-    kernels launched one by one.
+    Generating is measured again where the bundle is for CUDA: with kernels launched one by one, not as graphs; and
+    where they may begin before the one before has ended, once more with none that does.
 
     Raises:
         ImportError: TVM's runtime, or another package that the runtime needs, is not here.
@@ -97,25 +97,35 @@ def measure_model(
         bundle = Path(folder) / "bundle"
         write_random_bundle(model, bundle)
         rows = bench_bundle(bundle, options)
-        if open_bundle(bundle).manifest.target.kind == "cuda":
-            with _without_graphs():
+        for variable, what in _left_out(open_bundle(bundle).manifest.target.name):
+            with _off(variable):
                 again = bench_bundle(bundle, replace(options, prompt_tokens=()))
-            rows += [{**row, "test": f"{row['test']}, no graphs"} for row in again]
+            rows += [{**row, "test": f"{row['test']}, {what}"} for row in again]
         return rows
 
 
-@contextmanager
-def _without_graphs() -> Iterator[None]:
-    from awq_tvm.runtime.executor import GRAPHS_VARIABLE
+def _left_out(target: str) -> Iterator[tuple[str, str]]:
+    """What generating is measured without: a variable of the environment, and words for it."""
+    from awq_tvm.runtime.executor import GRAPHS_VARIABLE, OVERLAP_VARIABLE
+    from awq_tvm.targets import resolve
 
-    before = os.environ.get(GRAPHS_VARIABLE)
-    os.environ[GRAPHS_VARIABLE] = "0"
+    described = resolve(target)
+    if described.kind == "cuda":
+        yield GRAPHS_VARIABLE, "no graphs"
+    if described.overlaps_launches:
+        yield OVERLAP_VARIABLE, "no overlap"
+
+
+@contextmanager
+def _off(variable: str) -> Iterator[None]:
+    before = os.environ.get(variable)
+    os.environ[variable] = "0"
     try:
         yield
     finally:
-        os.environ.pop(GRAPHS_VARIABLE)
+        os.environ.pop(variable)
         if before is not None:
-            os.environ[GRAPHS_VARIABLE] = before
+            os.environ[variable] = before
 
 
 def lines(rows: Sequence[dict[str, Any]]) -> list[str]:

@@ -14,8 +14,9 @@ from awq_tvm.errors import BundleError
 SCHEMA_VERSION = 2
 PACK_NAME = "pack.json"
 
-OURS, WITH_MMA = "ours", "ours by mma"
-"""Kernels of ours: what a GPU's target ships, and for Hopper what `mma` computes of the same."""
+OURS, WITH_MMA, IN_TURN = "ours", "ours by mma", "ours in turn"
+"""Kernels of ours: what a GPU's target ships, for Hopper what `mma` computes of the same, and those of the first
+where none begins before the one before it has ended."""
 
 
 @dataclass(frozen=True)

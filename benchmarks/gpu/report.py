@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from html import escape
 from typing import Any
 
-from .pack import WITH_MMA
+from .pack import IN_TURN, WITH_MMA
 from .timing import Timed
 
 CUBLAS, INT4, APART = "cuBLAS fp16", "torch int4", "dequantize, cuBLAS"
@@ -100,6 +100,8 @@ def table(rows: Sequence[Row], limits: Limits) -> list[str]:
         "x",
         WITH_MMA,
         "x",
+        IN_TURN,
+        "x",
     )
     lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
     for row in _timed(rows):
@@ -114,7 +116,7 @@ def table(rows: Sequence[Row], limits: Limits) -> list[str]:
             f"{row.floor_bytes / ours.median / 1e9:.0f}",
             f"{row.operations / ours.median / 1e12:.1f}",
         ]
-        for name in (CUBLAS, INT4, APART, WITH_MMA):
+        for name in (CUBLAS, INT4, APART, WITH_MMA, IN_TURN):
             other, ratio = row.median(name), row.times_as_fast(name)
             cells += (
                 [f"{other * 1e6:.2f}", f"{ratio:.2f}"]

@@ -36,13 +36,18 @@ if TYPE_CHECKING:
 LOG2_E = math.log2(math.e)
 
 
-def build(name: str, emit: Callable[[], None]) -> tirx.PrimFunc:
-    """A PrimFunc from statements emitted by ``emit``, marked as scheduled."""
+def build(name: str, emit: Callable[[], None], *, overlaps: bool = False) -> tirx.PrimFunc:
+    """A PrimFunc from statements emitted by ``emit``, marked as scheduled.
+
+    Args:
+        name: of the function.
+        emit: emits its body.
+        overlaps: it is a part of decoding, and OverlapLaunches may let its kernels begin early.
+    """
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name(name)
-        T.func_attr(
-            {"global_symbol": name, ir_attrs.IS_SCHEDULED: True, "tirx.noalias": True, "op_pattern": OPAQUE}
-        )
+        attributes = {ir_attrs.IS_SCHEDULED: True, "tirx.noalias": True, "op_pattern": OPAQUE}
+        T.func_attr({"global_symbol": name, **attributes, **({ir_attrs.OVERLAPS: True} if overlaps else {})})
         emit()
     return builder.get()
 

@@ -8,6 +8,7 @@ for nobody else. Weights are the left operand, so that tokens come eight at a ti
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 from tvm.script.ir_builder import IRBuilder
@@ -15,6 +16,7 @@ from tvm.script.ir_builder import tirx as T
 
 from awq_tvm.schedules.cuda import ptx
 from awq_tvm.schedules.cuda.config import EIGHT, PADDING, FewConfig
+from awq_tvm.schedules.cuda.first_tokens import FirstTokens
 from awq_tvm.schedules.cuda.fragments import BLOCK_K, HALF_K, Fragments
 from awq_tvm.schedules.cuda.warp_sum import add_block, clear, held
 from awq_tvm.schedules.gpu.epilogue import finish, finish_gated
@@ -25,7 +27,9 @@ _X_WORDS = 128
 """32-bit words of x of eight tokens and half a block: 16 bytes a lane."""
 
 
-def few_tokens_kernel(spec: MatmulSpec, config: FewConfig, arguments: dict[str, Any], tokens: Any) -> None:
+def few_tokens_kernel(
+    spec: MatmulSpec, config: FewConfig, arguments: dict[str, Any], tokens: Any, overlaps: bool = False
+) -> None:
     """Emit the kernel into the function being built.
 
     Args:
@@ -33,6 +37,7 @@ def few_tokens_kernel(spec: MatmulSpec, config: FewConfig, arguments: dict[str, 
         config: sizes; M is at most ``config.most_tokens``.
         arguments: buffers by name.
         tokens: M.
+        overlaps: the launch may begin before the one before has ended; weights come first then.
     """
     rows, most = config.rows, config.most_tokens
     threads = 32 * config.warps
@@ -40,10 +45,12 @@ def few_tokens_kernel(spec: MatmulSpec, config: FewConfig, arguments: dict[str, 
         T.launch_thread("blockIdx.x", -(-spec.out_features // rows)) as bx,
         T.launch_thread("threadIdx.x", threads) as thread,
     ):
+        if overlaps:
+            ptx.let_next_begin()
         warp, lane = thread // 32, thread % 32
         sums = local("sums", 4 * config.eights * config.tiles, "float32")
         clear(sums, 4 * config.eights * config.tiles)
-        _add_up(spec, config, arguments, sums, bx * config.tiles, warp, lane, tokens)
+        _add_up(spec, config, arguments, sums, bx * config.tiles, warp, lane, tokens, overlaps)
         partial = IRBuilder.name("partial", T.alloc_buffer((config.partial_sums,), "float32", scope="shared"))
         for at, row, token in held(config.tiles, config.eights, lane):
             T.buffer_store(partial, sums[at], [_place(config, warp, token, row)])
@@ -62,6 +69,7 @@ def _add_up(
     warp: Any,
     lane: Any,
     tokens: Any,
+    overlaps: bool,
 ) -> None:
     """Emit a warp's loop over its blocks of k."""
     weights = Fragments(spec, arguments)
@@ -78,22 +86,32 @@ def _add_up(
     def x_place(step: Any, eight: int, half: int) -> Any:
         return base_of(step) + x_at + (2 * eight + half) * _X_WORDS + lane * 4
 
-    def copy(step: Any) -> None:
+    def pieces_of_x(step: Any, block: Any) -> Iterator[tuple[Any, Any, Any]]:
+        """(where it goes, token, k) of what the lane brings of x for a block."""
+        for eight in range(config.eights):
+            for half in range(2):
+                k = block * BLOCK_K + HALF_K * half + lane // 8 * 8
+                yield x_place(step, eight, half), EIGHT * eight + lane % 8, k
+
+    def copy(step: Any, *, with_x: bool = True) -> None:
         """Emit the copies of the warp's block of a step, if there is one."""
         block = step * config.warps + warp
         with T.If(block < weights.blocks), T.Then():
             weights.copy(stages, base_of(step), first_tile, config.tiles, block, lane, 32)
-            for eight in range(config.eights):
-                token = EIGHT * eight + lane % 8
-                for half in range(2):
-                    k = block * BLOCK_K + HALF_K * half + lane // 8 * 8
-                    source = x.ptr_to([T.min(token, tokens - 1), k])
-                    place = stages.ptr_to([x_place(step, eight, half)])
-                    ptx.copy_async_or_zero(place, source, token < tokens)
+            for place, token, k in pieces_of_x(step, block) if with_x else ():
+                source = x.ptr_to([T.min(token, tokens - 1), k])
+                ptx.copy_async_or_zero(stages.ptr_to([place]), source, token < tokens)
 
     for step in range(config.stages - 1):
-        copy(step)
+        copy(step, with_x=not overlaps)
         ptx.commit_copies()
+    if overlaps:
+        ptx.wait_for_launches()
+        first = FirstTokens(x, tokens, stages, (config.stages - 1) * 2 * config.eights)
+        for step in range(config.stages - 1):
+            block = step * config.warps + warp
+            first.add(block < weights.blocks, list(pieces_of_x(step, block)))
+        first.store()
     with T.serial(0, steps) as step:
         ptx.wait_for_copies(config.stages - 2)
         # Scales are copied by other lanes; and all have done with the stage that is filled next.

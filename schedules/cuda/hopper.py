@@ -8,7 +8,6 @@ from awq_tvm.schedules.cuda.config import Tile
 from awq_tvm.schedules.cuda.hopper_config import WarpgroupConfig, default_hopper_config
 from awq_tvm.schedules.cuda.hopper_tiled import hopper_kernel
 from awq_tvm.schedules.cuda.tensor_core import TensorCoreRule, matched
-from awq_tvm.schedules.cuda.tiled import tiled_kernel
 from awq_tvm.schedules.rule import Match, NotApplicable, Part
 from awq_tvm.schedules.spec import MatmulSpec
 from awq_tvm.targets import Target
@@ -20,7 +19,7 @@ class HopperRule(TensorCoreRule):
     """``TensorCoreRule``, but for more than 64 tokens `wgmma`: on compute capability 9.0 and no other."""
 
     name = "cuda_hopper_matmul"
-    version = 3
+    version = 4
 
     def applies(self, spec: MatmulSpec, target: Target) -> Match | NotApplicable:
         """What ``TensorCoreRule`` takes, where all code is for Hopper alone."""
@@ -32,9 +31,11 @@ class HopperRule(TensorCoreRule):
         config = default_hopper_config(spec, target.num_sms, target.shared_memory_bytes)
         return matched(config, spec, target)
 
-    def kernel_of(self, tile: Tile) -> Callable[..., None]:
-        """See ``TensorCoreRule.kernel_of``."""
-        return hopper_kernel if isinstance(tile, WarpgroupConfig) else tiled_kernel
+    def kernel_of(self, tile: Tile, overlaps: bool) -> Callable[..., None]:
+        """See ``TensorCoreRule.kernel_of``; those on `wgmma` never overlap."""
+        if isinstance(tile, WarpgroupConfig):
+            return hopper_kernel
+        return super().kernel_of(tile, overlaps)
 
     def space(self, spec: MatmulSpec, target: Target) -> tuple[Part, ...]:
         """See ``MatmulRule.space``."""

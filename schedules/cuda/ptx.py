@@ -99,6 +99,11 @@ def store(address: Any, words: Sequence[Any]) -> None:
     T.evaluate(T.ptx[f"st.global{vector}.b32"](address, *words))
 
 
+def store_shared(address: Any, words: Sequence[Any]) -> None:
+    """Emit a store of four registers to shared memory; TVM would put a barrier between one of its own and a read."""
+    T.evaluate(T.ptx["st.shared.v4.b32"](address, *words))
+
+
 def copy_async(into: Any, address: Any) -> None:
     """Emit an asynchronous copy of 16 bytes, read once, to shared memory: past the first-level cache."""
     T.evaluate(T.ptx["cp.async.cg.shared.global"](into, address, 16))
@@ -118,6 +123,16 @@ def commit_copies() -> None:
 def wait_for_copies(left: int) -> None:
     """Emit a wait until at most ``left`` of this thread's newest groups of copies are under way."""
     T.evaluate(T.ptx["cp.async.wait_group"](left))
+
+
+def let_next_begin() -> None:
+    """Emit that the next launch may begin once every block has come here or ended, if it is one that overlaps."""
+    T.evaluate(T.ptx["griddepcontrol.launch_dependents"]())
+
+
+def wait_for_launches() -> None:
+    """Emit a wait until all launches before have ended and what they wrote can be seen."""
+    T.evaluate(T.ptx["griddepcontrol.wait"]())
 
 
 def sync_warp() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from awq_tvm.schedules.cuda import ptx
 from awq_tvm.schedules.cuda.config import Dispatch, Tile
 from awq_tvm.schedules.cuda.epilogue import MOST, finish_together
 from awq_tvm.schedules.cuda.fragments import BLOCK_K
@@ -117,7 +118,9 @@ def make_parts(spec: MatmulSpec, config: Dispatch[Tile, Tile], tiled: Tile, toke
     return Parts(count, tokens, spec.out_features, sums)
 
 
-def add_parts_kernel(spec: MatmulSpec, parts: Parts, arguments: dict[str, Any], tokens: Any) -> None:
+def add_parts_kernel(
+    spec: MatmulSpec, parts: Parts, arguments: dict[str, Any], tokens: Any, overlaps: bool = False
+) -> None:
     """Emit the kernel that adds the parts and finishes the outputs: a thread eight neighbours, where N allows.
 
     Args:
@@ -125,6 +128,7 @@ def add_parts_kernel(spec: MatmulSpec, parts: Parts, arguments: dict[str, Any], 
         parts: what the blocks have left.
         arguments: buffers by name.
         tokens: M.
+        overlaps: the launch may begin before the one before has ended.
     """
     width = math.gcd(spec.out_features, MOST)
     pieces = spec.out_features // width
@@ -133,6 +137,9 @@ def add_parts_kernel(spec: MatmulSpec, parts: Parts, arguments: dict[str, Any], 
         T.launch_thread("blockIdx.x", -(-pieces // _THREADS)) as bx,
         T.launch_thread("threadIdx.x", _THREADS) as thread,
     ):
+        if overlaps:
+            ptx.let_next_begin()
+            ptx.wait_for_launches()
         row = (bx * _THREADS + thread) * width
         with T.If(row < spec.out_features), T.Then():
             totals = local("totals", width, "float32")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from tvm.script.ir_builder import tirx as T
@@ -25,7 +26,7 @@ class TensorCoreRule(MatmulRule):
     """Weights as the left operand of `mma.m16n8k16`, x in float16 or bfloat16, sums in float32."""
 
     name = "cuda_tensor_core_matmul"
-    version = 6
+    version = 7
     gates_outputs = True
 
     def applies(self, spec: MatmulSpec, target: Target) -> Match | NotApplicable:
@@ -50,10 +51,14 @@ class TensorCoreRule(MatmulRule):
 
     def build(self, spec: MatmulSpec, target: Target, config: Dispatch[Tile, Tile]) -> Any:
         """See ``MatmulRule.build``; the host part looks at M and launches one kernel."""
-        up_to: dict[int, Emit] = {few.most_tokens: _few(spec, few) for few in config.few}
+        overlaps = target.overlaps_launches
+        up_to: dict[int, Emit] = {few.most_tokens: _few(spec, few, overlaps) for few in config.few}
         for tile in config.middle:
-            up_to[limit_of(spec, config, tile)] = _divided(spec, config, tile, self.kernel_of(tile))
-        many = self.kernel_of(config.many)
+            up_to[limit_of(spec, config, tile)] = _divided(
+                spec, config, tile, self.kernel_of(tile, overlaps), overlaps
+            )
+        # What prompts take: of their time a launch is next to nothing.
+        many = self.kernel_of(config.many, overlaps=False)
         return matmul_function(
             spec,
             self.layout(spec, target),
@@ -62,9 +67,9 @@ class TensorCoreRule(MatmulRule):
             lambda arguments, tokens: many(spec, config.many, arguments, tokens),
         )
 
-    def kernel_of(self, tile: Tile) -> Callable[..., None]:
-        """What emits the kernel for one of ``middle`` or for ``many``."""
-        return tiled_kernel
+    def kernel_of(self, tile: Tile, overlaps: bool) -> Callable[..., None]:
+        """What emits the kernel for one of ``middle`` or for ``many``, whose launches may overlap or not."""
+        return partial(tiled_kernel, overlaps=overlaps)
 
     def space(self, spec: MatmulSpec, target: Target) -> tuple[Part, ...]:
         """See ``MatmulRule.space``."""
@@ -75,21 +80,23 @@ class TensorCoreRule(MatmulRule):
         )
 
 
-def _few(spec: MatmulSpec, config: FewConfig) -> Emit:
-    return lambda arguments, tokens: few_tokens_kernel(spec, config, arguments, tokens)
+def _few(spec: MatmulSpec, config: FewConfig, overlaps: bool) -> Emit:
+    return lambda arguments, tokens: few_tokens_kernel(spec, config, arguments, tokens, overlaps)
 
 
-def _divided(spec: MatmulSpec, config: Dispatch[Tile, Tile], tile: Tile, kernel: Callable[..., None]) -> Emit:
+def _divided(
+    spec: MatmulSpec, config: Dispatch[Tile, Tile], tile: Tile, kernel: Callable[..., None], overlaps: bool
+) -> Emit:
     def emit(arguments: dict[str, Any], tokens: Any) -> None:
         parts = make_parts(spec, config, tile, tokens)
         kernel(spec, tile, arguments, tokens, parts)
         if parts is None:
             return
         if isinstance(parts.count, int):
-            add_parts_kernel(spec, parts, arguments, tokens)
+            add_parts_kernel(spec, parts, arguments, tokens, overlaps)
             return
         with T.If(parts.count > 1), T.Then():
-            add_parts_kernel(spec, parts, arguments, tokens)
+            add_parts_kernel(spec, parts, arguments, tokens, overlaps)
 
     return emit
 

@@ -7,6 +7,7 @@ where a warp would own too little to be worth the decoding, warps take the block
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from tvm.script.ir_builder import IRBuilder
@@ -14,6 +15,7 @@ from tvm.script.ir_builder import tirx as T
 
 from awq_tvm.schedules.cuda import ptx
 from awq_tvm.schedules.cuda.config import EIGHT, ROWS, TiledConfig
+from awq_tvm.schedules.cuda.first_tokens import FirstTokens
 from awq_tvm.schedules.cuda.fragments import BLOCK_K, Fragments
 from awq_tvm.schedules.cuda.split_k import Parts, columns
 from awq_tvm.schedules.cuda.tile_outputs import Held, TileOutputs
@@ -29,7 +31,12 @@ _TOKEN_WORDS = BLOCK_K // 2
 
 
 def tiled_kernel(
-    spec: MatmulSpec, config: TiledConfig, arguments: dict[str, Any], tokens: Any, parts: Parts | None = None
+    spec: MatmulSpec,
+    config: TiledConfig,
+    arguments: dict[str, Any],
+    tokens: Any,
+    parts: Parts | None = None,
+    overlaps: bool = False,
 ) -> None:
     """Emit the kernel into the function being built.
 
@@ -39,6 +46,7 @@ def tiled_kernel(
         arguments: buffers by name.
         tokens: M.
         parts: of k, where blocks divide it; then the outputs are finished here only if there is one part.
+        overlaps: the launch may begin before the one before has ended; weights come first then.
     """
     with (
         T.launch_thread("blockIdx.z", parts.count if parts else 1) as part,
@@ -46,6 +54,8 @@ def tiled_kernel(
         T.launch_thread("blockIdx.x", columns(spec, config)) as bx,
         T.launch_thread("threadIdx.x", config.threads) as thread,
     ):
+        if overlaps:
+            ptx.let_next_begin()
         lane = thread % 32
         own_tile = thread // 32 % config.row_warps * config.tiles
         own_token = thread // 32 // config.row_warps % config.token_warps * (EIGHT * config.eights)
@@ -56,7 +66,9 @@ def tiled_kernel(
         sums = local("sums", config.sums, "float32")
         clear(sums, config.sums)
         own = (own_tile, own_token, own_k, own_blocks)
-        stages = _add_up(spec, config, arguments, sums, first_tile, first_token, own, thread, tokens)
+        stages = _add_up(
+            spec, config, arguments, sums, first_tile, first_token, own, thread, tokens, overlaps
+        )
 
         row, token = own_tile * ROWS + lane // 4, own_token + lane % 4 * 2
         outputs = TileOutputs(spec, config, arguments, tokens, first_token, first_tile * ROWS, thread)
@@ -73,6 +85,7 @@ def _add_up(
     own: tuple[Any, Any, Any, tuple[Any, Any]],
     thread: Any,
     tokens: Any,
+    overlaps: bool,
 ) -> Any:
     """Emit the loop over the blocks of k; returns the shared memory of its stages.
 
@@ -87,6 +100,7 @@ def _add_up(
             the thread block the first block of k, and how many.
         thread: of the block.
         tokens: M.
+        overlaps: whether to wait for the launches before where x is asked for first.
     """
     own_tile, own_token, own_k, (first_block, count) = own
     weights = Fragments(spec, arguments)
@@ -106,26 +120,28 @@ def _add_up(
     threads = config.threads // config.k_warps
     copier = thread % threads if config.k_warps > 1 else thread
 
-    def copy_block(number: Any) -> None:
-        block = first_block + number
-        weights.copy(stages, base_of(number), first_tile, tiles, block, copier, threads)
+    def pieces_of_x(number: Any) -> Iterator[tuple[Any, Any, Any]]:
+        """(where it goes, token, k) of what the thread brings of x for a block."""
         for first in range(0, config.tokens * _CHUNKS, threads):
             token, chunk = (first + copier) // _CHUNKS, copier % _CHUNKS
+            k = (first_block + number) * BLOCK_K + chunk * 8
             # Tokens past the last are read as the last, and not stored.
-            source = arguments["x"].ptr_to(
-                [T.min(first_token + token, tokens - 1), block * BLOCK_K + chunk * 8]
-            )
-            ptx.copy_async(stages.ptr_to([x_place(number, token, chunk)]), source)
+            yield x_place(number, token, chunk), T.min(first_token + token, tokens - 1), k
 
-    def copy(step: Any) -> None:
+    def copy_block(number: Any, with_x: bool) -> None:
+        weights.copy(stages, base_of(number), first_tile, tiles, first_block + number, copier, threads)
+        for place, token, k in pieces_of_x(number) if with_x else ():
+            ptx.copy_async(stages.ptr_to([place]), arguments["x"].ptr_to([token, k]))
+
+    def copy(step: Any, *, with_x: bool = True) -> None:
         """Emit the copies of a step, if there is one: of each block of k by the warps that work on it."""
         number = step * config.k_warps + own_k
         if isinstance(number, int) and isinstance(count, int):
             if number < count:
-                copy_block(number)
+                copy_block(number, with_x)
             return
         with T.If(number < count), T.Then():
-            copy_block(number)
+            copy_block(number, with_x)
 
     def work(number: Any, run: Run | None = None) -> None:
         def x_of(eight: int, half: int) -> Any:
@@ -135,8 +151,18 @@ def _add_up(
         add_block(weights, sums, stages, bases, lane, config.eights, x_of, run)
 
     for step in range(config.stages - 1):
-        copy(step)
+        copy(step, with_x=not overlaps)
         ptx.commit_copies()
+    if overlaps:
+        ptx.wait_for_launches()
+        pieces = config.tokens * _CHUNKS // threads
+        first = FirstTokens(arguments["x"], tokens, stages, (config.stages - 1) * pieces)
+        for step in range(config.stages - 1):
+            number = step * config.k_warps + own_k
+            if isinstance(number, int) and isinstance(count, int) and number >= count:
+                break
+            first.add(number < count, list(pieces_of_x(number)))
+        first.store()
 
     def advance(step: Any) -> None:
         ptx.wait_for_copies(config.stages - 2)

@@ -110,7 +110,7 @@ def find_candidates(vocabulary: int, target: Target) -> tirx.PrimFunc:
         ):
             _merge(division, Block(thread, exchange, count), (temperatures, parts, found), row)
 
-    return build("candidates", emit)
+    return build("candidates", emit, overlaps=True)
 
 
 def _read_part(division: Division, block: Block, buffers: tuple[Any, Any, Any], row: Any, part: Any) -> None:

@@ -55,4 +55,4 @@ def gated(function: str, features: int, dtype: str) -> tirx.PrimFunc:
                 pack(words, 0, [activation(function, value) * up for value, up in both], dtype)
                 store_vector(flat_y, vector, words, 0)
 
-    return build("gated", emit)
+    return build("gated", emit, overlaps=True)

@@ -78,4 +78,4 @@ def norm_heads(
 
         rows.launch(x, None, y, eps, weigh, spared)
 
-    return build("norm_heads", emit)
+    return build("norm_heads", emit, overlaps=True)

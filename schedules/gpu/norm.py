@@ -60,7 +60,7 @@ def rms_norm(features: int, eps: float, dtype: str, exchange: Exchange, *, gathe
         rows_of = Rows(features, dtype, exchange)
         rows_of.launch(x, positions, y, eps, lambda own, _: rows_of.load(weight, tirx.const(0, "int64"), own))
 
-    return build("rms_norm", emit)
+    return build("rms_norm", emit, overlaps=True)
 
 
 class Rows:

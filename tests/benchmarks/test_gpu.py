@@ -28,7 +28,7 @@ from benchmarks.gpu.machine_code import find_disassembler
 from benchmarks.gpu.measure import measure_limits, measure_rows
 from benchmarks.gpu.model import Parameter, lines, measure_model, random_weights, write_random_bundle
 from benchmarks.gpu.model_build import LLAMA_3_8B, build_model
-from benchmarks.gpu.pack import OURS, WITH_MMA, Pack
+from benchmarks.gpu.pack import IN_TURN, OURS, WITH_MMA, Pack
 from benchmarks.gpu.peers import dequantized
 from benchmarks.gpu.timing import Contender, copies_beyond, interleaved, timed
 from tests.support.emulated_bundle import run_in_emulator
@@ -176,7 +176,12 @@ def test_all_that_is_measured_there_runs_here(
     assert [list(row.errors) for row in rows] == [[OURS], [OURS], [OURS, WITH_MMA]]
     assert all(0 < error < 1 for row in rows for error in row.errors.values())
     assert all(row.times[0].median > 0 for row in rows)
-    assert [one.name for one in rows[-1].times] == [OURS, WITH_MMA]
+    # Up to 64 tokens kernels overlap, and are timed beside themselves without; above, what adds parts of k does.
+    assert [[one.name for one in row.times] for row in rows] == [
+        [OURS, IN_TURN],
+        [OURS, IN_TURN],
+        [OURS, WITH_MMA, IN_TURN],
+    ]
     assert rows[-1].times_as_fast(WITH_MMA) == rows[-1].times[1].median / rows[-1].times[0].median
     assert report.wrong(rows) == []
     lines = report.table(rows, limits)
@@ -211,7 +216,7 @@ def test_the_whole_program_writes_its_results(
 def test_a_fault_in_a_kernel_is_the_drivers_error(pack: Pack, emulated_gpu: Gpu) -> None:
     case = pack.cases[0]
     buffers = {name: emulated_gpu.empty(16) for name in ("qweight", "scales", "x", "y", "zeros")}
-    with pytest.raises(ResourceError, match="cuLaunchKernel failed") as error:
+    with pytest.raises(ResourceError, match="cuLaunchKernelEx failed") as error:
         emulated_gpu.launch(emulated_gpu.image(case), case.launches[1][0], buffers)
     assert "out of bounds" in error.value.why
     emulated_gpu.free_all()

@@ -81,6 +81,9 @@ def test_bounds_are_what_arithmetic_says() -> None:
     few = dataclasses.replace(found, multiplying=found.roof / 2, caching=0.0, issuing=0.0, reading=0.0)
     assert few.times_the_roof() == 2
     assert 1 < few.times_the_roof(1e-5) < 2
+    assert few.times_the_roof(1e-5, overlap=True) == few.times_the_roof(1e-5)
+    hidden = dataclasses.replace(few, overlapping=few.launches)
+    assert hidden.times_the_roof(1e-5, overlap=True) == pytest.approx(2 + 2 * 1e-5 * few.hertz / few.roof)
 
 
 def test_blocks_that_an_sm_has_room_for() -> None:

@@ -86,7 +86,7 @@ def said(mod: tvm.IRModule, folder: Path, *length: int, by: str = "tests.support
 
 def test_temporary_memory_that_no_kernel_is_given_may_be_taken(tmp_path: Path) -> None:
     """TVM has pages of it since the call before the capture, and asks the driver for nothing."""
-    assert said(four_times(1), tmp_path, 1) == "[4.0]\n[4.0]\n"
+    assert said(four_times(1), tmp_path, 1) == "[4.0]\n[4.0]\n0\n"
 
 
 def test_temporary_memory_in_a_graph_is_an_error(tmp_path: Path) -> None:

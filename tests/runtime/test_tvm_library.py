@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from awq_tvm.runtime.tvm_library import (
     TvmRuntime,
     find_runtime_library,
     load_runtime_library,
+    without_overlap,
 )
 
 
@@ -135,3 +137,17 @@ def test_constants_are_used_where_they_lie() -> None:
 def test_a_library_without_a_program_is_refused() -> None:
     with pytest.raises((RuntimeError, OSError, AttributeError)):
         TvmRuntime("cpu").load_machine(find_runtime_library())
+
+
+def test_the_tag_of_kernels_that_may_begin_early_is_taken_out() -> None:
+    def saved(*kernels: list[str]) -> bytes:
+        """As TVM saves a module: tags are counted, and the length of each stands before it."""
+        found = b"fatbin"
+        for tags in kernels:
+            found += struct.pack("<Q", len(tags))
+            found += b"".join(struct.pack("<Q", len(tag)) + tag.encode() for tag in tags)
+        return found + bytes(range(256))
+
+    tag, rest = "tirx.use_programtic_dependent_launch", ["blockIdx.x", "threadIdx.x"]
+    assert without_overlap(saved([tag, *rest], rest, [tag, *rest])) == saved(rest, rest, rest)
+    assert without_overlap(saved(rest)) == saved(rest)

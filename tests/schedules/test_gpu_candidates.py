@@ -41,9 +41,7 @@ def find(kernels: Emulated, host: HostPart, logits: Array, inverses: Array) -> A
         "parts": np.zeros((rows, Division(vocabulary).parts, RECORD), np.uint32),
         "found": np.full((rows, RECORD), np.nan, np.float32),
     }
-    for launch in host.launches({"m": rows}):
-        given = [arrays[one] if isinstance(one, str) else one for one in launch.arguments]
-        kernels.kernels.launch(launch.kernel, given, launch.grid, launch.block, launch.shared_bytes)
+    kernels.launch(host.launches({"m": rows}), arrays)
     return arrays["found"]
 
 

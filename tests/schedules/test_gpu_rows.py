@@ -45,10 +45,7 @@ def norm(dialect: Dialect, features: int, dtype: str, *, gathered: bool = False)
 
 
 def run(host: HostPart, dialect: Dialect, folder: Path, arrays: dict[str, Array], **extents: int) -> None:
-    kernels = Emulated(host.source, dialect, folder).kernels
-    for launch in host.launches(extents):
-        given = [arrays[one] if isinstance(one, str) else one for one in launch.arguments]
-        kernels.launch(launch.kernel, given, launch.grid, launch.block, launch.shared_bytes)
+    Emulated(host.source, dialect, folder).launch(host.launches(extents), arrays)
 
 
 def assert_near(found: Array, expected: Array, dtype: str, zero: float = 1e-3) -> None:

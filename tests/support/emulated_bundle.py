@@ -30,12 +30,14 @@ class Emulated:
         logits: the rows that were wanted, then one for each generated token.
         rows: after which of ``ids`` each row of logits comes.
         launches: how often each kernel was launched.
+        overlapped: how many of the launches might begin before those before them had ended.
     """
 
     ids: list[int]
     logits: np.ndarray[Any, Any]
     rows: list[int]
     launches: dict[str, int]
+    overlapped: int
 
 
 def run_in_emulator(
@@ -47,7 +49,8 @@ def run_in_emulator(
     output_of(__name__, bundle, plan, into)
     with np.load(into) as found:
         launches = json.loads(str(found["launches"]))
-        return Emulated(found["ids"].tolist(), found["logits"], found["rows"].tolist(), launches)
+        overlapped = int(found["overlapped"])
+        return Emulated(found["ids"].tolist(), found["logits"], found["rows"].tolist(), launches, overlapped)
 
 
 def main(bundle: str, plan_path: str, into: str) -> None:
@@ -55,6 +58,7 @@ def main(bundle: str, plan_path: str, into: str) -> None:
     from awq_tvm.bundle.reader import open_bundle
     from awq_tvm.runtime.emulated import emulated_executor, launches
     from awq_tvm.runtime.logit_row import DeviceRow, likeliest
+    from awq_tvm.runtime.tvm_library import load_runtime_library
 
     plan = json.loads(Path(plan_path).read_text())
     counts = [count for count, _ in plan["parts"]]
@@ -73,7 +77,9 @@ def main(bundle: str, plan_path: str, into: str) -> None:
             assert isinstance(row, DeviceRow)
             logits.append(row.whole()[None])
             assert likeliest(row) == int(row.whole().argmax())
-    np.savez(into, ids=ids, logits=np.concatenate(logits), rows=rows, launches=json.dumps(launches()))
+    overlapped = int(load_runtime_library("cpu").get_global_func("awq_emulate.overlapped_launches")())
+    counted = {"launches": json.dumps(launches()), "overlapped": overlapped}
+    np.savez(into, ids=ids, logits=np.concatenate(logits), rows=rows, **counted)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,8 @@ void tell(const Module& module, std::uint64_t buffer, std::size_t bytes) {
 }
 
 int launch(const Function& function, const std::uint32_t (&grid)[3], const std::uint32_t (&block)[3],
-           std::uint32_t shared, void** arguments) {
+           std::uint32_t shared, void** arguments, bool overlaps) {
+  if (overlaps) function.module->function<void()>("awq_emulate_overlap")();
   char error[2048] = "";
   const int failed = function.module->function<int(const char*, void**, const std::uint32_t*, const std::uint32_t*,
                                                    std::uint32_t, char*, std::size_t)>("awq_emulate_launch")(
@@ -50,9 +51,49 @@ int launch(const Function& function, const std::uint32_t (&grid)[3], const std::
   return failed ? 700 : 0;
 }
 
+// The host has waited for all that was launched.
+int synchronize() {
+  for (const Module* module : modules) module->function<void()>("awq_emulate_synchronize")();
+  return 0;
+}
+
+int start(void* function, const unsigned (&sizes)[7], void* stream, void** arguments, void** extra, bool overlaps) {
+  const auto& which = *static_cast<Function*>(function);
+  const auto [gx, gy, gz, bx, by, bz, shared] = sizes;
+  if (stream != &buffers || extra || int(shared) > which.shared_bytes) return 1;
+  const auto run = [=, gx = gx, gy = gy, gz = gz, bx = bx, by = by, bz = bz, shared = shared,
+                    &which](std::vector<std::uint64_t> values) {
+    std::vector<void*> pointers;
+    for (auto& value : values) pointers.push_back(&value);
+    return launch(which, {gx, gy, gz}, {bx, by, bz}, shared, pointers.data(), overlaps);
+  };
+  // As the driver does, the values are taken when the kernel is launched or recorded.
+  std::vector<std::uint64_t> values(which.parameters);
+  for (std::size_t i = 0; i < values.size(); ++i) std::memcpy(&values[i], arguments[i], 8);
+  if (!captured) return run(values);
+  captured->push_back([=] { return run(values); });
+  return 0;
+}
+
 }  // namespace
 
 extern "C" {
+
+// As cuda.h has them.
+struct CUlaunchAttribute {
+  int id;
+  char pad[4];
+  union {
+    char bytes[64];
+    int allowed;
+  } value;
+};
+struct CUlaunchConfig {
+  unsigned sizes[7];
+  void* stream;
+  CUlaunchAttribute* attributes;
+  unsigned count;
+};
 
 int cuInit(unsigned) { return 0; }
 int cuDeviceGetCount(int* count) { return *count = 1, 0; }
@@ -117,19 +158,11 @@ int cuMemcpyDtoD_v2(std::uint64_t to, std::uint64_t from, std::size_t bytes) {
 
 int cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
                    unsigned shared, void* stream, void** arguments, void** extra) {
-  const auto& which = *static_cast<Function*>(function);
-  if (stream != &buffers || extra || int(shared) > which.shared_bytes) return 1;
-  const auto run = [=, &which](std::vector<std::uint64_t> values) {
-    std::vector<void*> pointers;
-    for (auto& value : values) pointers.push_back(&value);
-    return launch(which, {gx, gy, gz}, {bx, by, bz}, shared, pointers.data());
-  };
-  // As the driver does, the values are taken when the kernel is launched or recorded.
-  std::vector<std::uint64_t> values(which.parameters);
-  for (std::size_t i = 0; i < values.size(); ++i) std::memcpy(&values[i], arguments[i], 8);
-  if (!captured) return run(values);
-  captured->push_back([=] { return run(values); });
-  return 0;
+  return start(function, {gx, gy, gz, bx, by, bz, shared}, stream, arguments, extra, false);
+}
+int cuLaunchKernelEx(const CUlaunchConfig* config, void* function, void** arguments, void** extra) {
+  if (config->count != 1 || config->attributes->id != 6) return 1;
+  return start(function, config->sizes, config->stream, arguments, extra, config->attributes->value.allowed != 0);
 }
 int cuStreamBeginCapture_v2(void*, int) { return captured ? 1 : (captured = new Graph, 0); }
 int cuStreamEndCapture(void*, void** graph) {
@@ -143,11 +176,11 @@ int cuGraphLaunch(void* graph, void*) {
     if (const int failed = run()) return failed;
   return 0;
 }
-int cuStreamSynchronize(void*) { return captured ? 900 : 0; }
+int cuStreamSynchronize(void*) { return captured ? 900 : synchronize(); }
 
 int cuEventCreate(void** event, unsigned) { return *event = new Clock::time_point, 0; }
 int cuEventRecord(void* event, void*) { return *static_cast<Clock::time_point*>(event) = Clock::now(), 0; }
-int cuEventSynchronize(void*) { return 0; }
+int cuEventSynchronize(void*) { return synchronize(); }
 int cuEventElapsedTime(float* milliseconds, void* first, void* last) {
   const auto between = *static_cast<Clock::time_point*>(last) - *static_cast<Clock::time_point*>(first);
   return *milliseconds = std::chrono::duration<float, std::milli>(between).count(), 0;

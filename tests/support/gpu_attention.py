@@ -89,9 +89,7 @@ def run_decode(
     values: dict[str, int | float] = {"batch": batch, "softmax_scale": shape.head_dim**-0.5}
     values |= {"num_pages": len(paged.arrays["pages"]), "nnz_pages": len(paged.arrays["page_values"])}
     values |= {f"{name}_offset": 0 for name in arrays}
-    for launch in host.launches(values):
-        given = [arrays[one] if isinstance(one, str) else one for one in launch.arguments]
-        kernels.kernels.launch(launch.kernel, given, launch.grid, launch.block, launch.shared_bytes)
+    kernels.launch(host.launches(values), arrays)
     assert (guarded[[0, -1]] == 7).all()
     error = sum_error = 0.0
     for row, length in enumerate(lengths):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -54,10 +54,20 @@ class Emulated:
         unwritten = {
             name: np.full(size // 4, np.nan, np.float32) for name, size in built.host.workspaces.items()
         }
-        known = arrays | unwritten
-        for launch in built.launches(m):
-            arguments = [known[one] if isinstance(one, str) else one for one in launch.arguments]
-            self.kernels.launch(launch.kernel, arguments, launch.grid, launch.block, launch.shared_bytes)
+        self.launch(built.launches(m), arrays | unwritten)
+
+    def launch(self, launches: Sequence[Launch], arrays: dict[str, np.ndarray]) -> None:
+        """Run launches in their order, after all that was run before."""
+        self.kernels.synchronize()
+        for one in launches:
+            self.kernels.launch(
+                one.kernel,
+                [arrays[name] if isinstance(name, str) else name for name in one.arguments],
+                one.grid,
+                one.block,
+                one.shared_bytes,
+                overlaps=one.overlaps,
+            )
 
 
 @dataclass(frozen=True)

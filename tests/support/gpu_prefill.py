@@ -114,8 +114,7 @@ def _launch(
     values: dict[str, int | float] = {"total": total, "softmax_scale": shape.head_dim**-0.5, **sizes}
     values |= {f"{name}_offset": 0 for name in arrays}
     (launch,) = host.launches(values)
-    given = [arrays[one] if isinstance(one, str) else one for one in launch.arguments]
-    kernels.kernels.launch(launch.kernel, given, launch.grid, launch.block, launch.shared_bytes)
+    kernels.launch([launch], arrays)
     assert (guarded[[0, -1]] == 7).all()
     return q, guarded[1:-1].astype(np.float64), log_sum
 

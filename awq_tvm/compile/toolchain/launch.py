@@ -15,6 +15,7 @@ class Launch:
         grid: blocks along x, y and z.
         block: threads of a block.
         shared_bytes: dynamic shared memory of a block.
+        overlaps: it may begin before those before it have ended, and waits for them itself.
     """
 
     kernel: str
@@ -22,6 +23,7 @@ class Launch:
     grid: tuple[int, int, int]
     block: tuple[int, int, int]
     shared_bytes: int
+    overlaps: bool = False
 
     @property
     def blocks(self) -> int:

@@ -10,6 +10,8 @@ from tvm import tirx
 from tvm.sym import Analyzer
 
 from awq_tvm.compile.toolchain.launch import Launch
+from awq_tvm.compile.toolchain.overlap import OVERLAP_TAG, marking
+from awq_tvm.compile.toolchain.statements import inner_statements
 from awq_tvm.errors import UnsupportedError
 from awq_tvm.targets import Target
 
@@ -36,11 +38,16 @@ class HostPart:
             passes, _, finish_device = tirx.get_default_tir_pipeline(built_for)
             host, devices = split_host_device_mods(passes(module))
             ((_, device),) = devices.items()
-            device = finish_device()(device)
+            device = marking(finish_device())(device)
             self.source: str = codegen_build(device, built_for).inspect_source(target.kind)
         self._parameters = {
             str(variable.name_hint): [str(p.name) for p in kernel.params]
             for variable, kernel in device.functions.items()
+        }
+        self._overlapping = {
+            variable.name_hint
+            for variable, kernel in device.functions.items()
+            if OVERLAP_TAG in map(str, kernel.attrs["tirx.kernel_launch_params"])
         }
         (entry,) = host.functions.values()
         (self._scope,) = _scopes(entry.body)
@@ -96,6 +103,7 @@ class HostPart:
             _three(extents, "blockIdx"),
             _three(extents, "threadIdx"),
             extents.get(_DYNAMIC_SHARED, 0),
+            str(name.value) in self._overlapping,
         )
 
 
@@ -133,11 +141,8 @@ def _scopes(statement: Any) -> Iterator[Any]:
     if isinstance(statement, tirx.AttrStmt) and statement.attr_key == "compute_scope":
         yield statement
         return
-    inner = list(statement.seq) if isinstance(statement, tirx.SeqStmt) else []
-    inner += [getattr(statement, name, None) for name in ("body", "then_case", "else_case")]
-    for one in inner:
-        if one is not None:
-            yield from _scopes(one)
+    for one in inner_statements(statement):
+        yield from _scopes(one)
 
 
 def _workspaces(statement: Any) -> Iterator[tuple[str, int]]:
@@ -145,8 +150,5 @@ def _workspaces(statement: Any) -> Iterator[tuple[str, int]]:
         buffer = statement.buffer
         (length,) = buffer.shape
         yield str(buffer.name), int(length) * tvm.DataType(buffer.dtype).itemsize
-    inner = list(statement.seq) if isinstance(statement, tirx.SeqStmt) else []
-    inner += [getattr(statement, name, None) for name in ("body", "then_case", "else_case")]
-    for one in inner:
-        if one is not None:
-            yield from _workspaces(one)
+    for one in inner_statements(statement):
+        yield from _workspaces(one)

@@ -8,6 +8,7 @@ from typing import Any
 import tvm
 from tvm import relax
 
+from awq_tvm.compile.toolchain.overlap import PIPELINE
 from awq_tvm.passes.capture_graphs import CaptureGraphs
 from awq_tvm.passes.lift_workspace import LiftWorkspace
 
@@ -110,7 +111,7 @@ def build_executable(lowered: Any, target: dict[str, Any]) -> Any:
     """
     built_for = tvm.target.Target(target)
     with built_for:
-        return tvm.compile(lowered, built_for, relax_pipeline=None)
+        return tvm.compile(lowered, built_for, relax_pipeline=None, tir_pipeline=PIPELINE)
 
 
 def device_modules(module: Any, kind: str) -> Iterator[Any]:

@@ -19,8 +19,32 @@ Array = np.ndarray[Any, Any]
 
 _MAJOR, _MINOR, _SMS, _L2_BYTES = 75, 76, 16, 38
 _DYNAMIC_SHARED = 8
+_PROGRAMMATIC_STREAM_SERIALIZATION = 6
 _DEFAULT_SHARED = 48 * 1024
 _THREAD_LOCAL_CAPTURE = 1
+
+
+class _Attribute(ctypes.Structure):
+    """CUlaunchAttribute, whose value is a union of 64 bytes."""
+
+    _fields_ = (
+        ("id", ctypes.c_int),
+        ("padding", ctypes.c_int),
+        ("allowed", ctypes.c_int),
+        ("rest", ctypes.c_char * 60),
+    )
+
+
+class _Config(ctypes.Structure):
+    """CUlaunchConfig."""
+
+    _fields_ = (
+        *((f"{kind}_{axis}", ctypes.c_uint) for kind in ("grid", "block") for axis in "xyz"),
+        ("shared_bytes", ctypes.c_uint),
+        ("stream", ctypes.c_void_p),
+        ("attributes", ctypes.POINTER(_Attribute)),
+        ("count", ctypes.c_uint),
+    )
 
 
 class HasImage(Protocol):
@@ -36,6 +60,10 @@ class Gpu:
 
     Raises:
         TargetError: there is none, or no driver.
+
+    Attributes:
+        pack: the folder of its binaries.
+        overlap: whether launches that may begin before those before them have ended do.
     """
 
     def __init__(self, library: str = "libcuda.so.1") -> None:
@@ -64,6 +92,7 @@ class Gpu:
         self._functions: dict[tuple[int, str], ctypes.c_void_p] = {}
         self._kept: list[ctypes.c_uint64] = []
         self.pack = Path()
+        self.overlap = True
 
     def image(self, case: HasImage) -> ctypes.c_void_p:
         """See ``check.Device``."""
@@ -120,10 +149,13 @@ class Gpu:
         function = self._function(image, launch)
         values = [buffers[one] if isinstance(one, str) else _number(one) for one in launch.arguments]
         pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
-        shared = ctypes.c_uint(launch.shared_bytes)
-        self._call(
-            "cuLaunchKernel", function, *launch.grid, *launch.block, shared, self.stream, pointers, None
-        )
+        sizes = (*launch.grid, *launch.block, ctypes.c_uint(launch.shared_bytes), self.stream)
+        if not (launch.overlaps and self.overlap):
+            self._call("cuLaunchKernel", function, *sizes, pointers, None)
+            return
+        may_begin_early = _Attribute(_PROGRAMMATIC_STREAM_SERIALIZATION, 0, 1)
+        config = _Config(*sizes, ctypes.pointer(may_begin_early), 1)
+        self._call("cuLaunchKernelEx", ctypes.byref(config), function, pointers, None)
 
     def graph(self, start: Callable[[], None]) -> Callable[[], None]:
         """What ``start`` launches, recorded; the result launches all of it at once."""

@@ -94,6 +94,24 @@ inline void global_order(Block& block, const unsigned char* pointer, std::size_t
   if (again) expect_same(block, pointer, bytes, other);
 }
 
+// An access of a thread that has not waited for the launches before, which may still run: it may read what none of them
+// writes. A write is refused wherever it goes, so that it need not be known what they read.
+__attribute__((noinline)) void early_access(Block& block, const unsigned char* pointer, std::size_t bytes, bool write) {
+  if (write)
+    fail("write of %zu bytes of global memory before griddepcontrol.wait: kernel %s, launched before, may still run", bytes,
+         name_before(block));
+  const Unfinished& unfinished = block.unfinished;
+  const std::size_t before = unfinished.names.size() - 1;
+  const auto first = reinterpret_cast<std::uintptr_t>(pointer) / 2;
+  const auto last = (reinterpret_cast<std::uintptr_t>(pointer) + bytes - 1) / 2;
+  for (std::uintptr_t unit = first; unit <= last; ++unit) {
+    const std::uint32_t launch = block.written.launch_of(unit);
+    if (launch >= unfinished.first && launch - unfinished.first < before)
+      fail("read of %zu bytes before griddepcontrol.wait: kernel %s, launched before, writes them and may still run", bytes,
+           unfinished.names[launch - unfinished.first]);
+  }
+}
+
 [[noreturn]] void fail_unwritten(unsigned offset) {
   fail("read of shared memory at %u that nobody wrote: uninitialised", offset);
 }
@@ -236,8 +254,11 @@ inline __attribute__((always_inline)) void touch(Block& block, const unsigned ch
     return;
   }
   global_access(block, pointer, bytes, write ? "write" : "read");
+  if (__builtin_expect(block.overlaps, 0) && !block.fibers[block.current].waited)
+    early_access(block, pointer, bytes, write);
   // A byte of its own is what neighbours in two bytes have: told apart by nobody here.
   if (bytes > 1) global_order(block, pointer, bytes, write, self);
+  else if (write) block.written.insert_byte(reinterpret_cast<std::uintptr_t>(pointer) / 2);
 }
 
 void expect_aligned(const void* pointer, std::size_t bytes, std::size_t to, bool write) {

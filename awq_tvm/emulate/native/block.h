@@ -52,6 +52,7 @@ struct Products {
 struct Fiber {
   Context context;
   Index position;
+  bool waited = false;  // for the launches before
   std::vector<Copy> copies;  // under way, in their order
   std::size_t committed = 0;  // groups of them
   Products products;
@@ -120,6 +121,13 @@ struct Range {
   std::size_t first, end;
 };
 
+// What a launch that overlaps may find unfinished: all since the last one that did not overlap, itself among them. That a
+// launch waits says nothing of those before: the next can begin while it still does.
+struct Unfinished {
+  std::uint32_t first = 1;         // number of the first, see Written
+  std::vector<const char*> names;  // of the kernels
+};
+
 // A buffer of global memory: first byte to end.
 struct Buffer {
   const unsigned char *first, *end;
@@ -141,6 +149,8 @@ struct Block {
   SecondWrite second_write = {};
   Written written;              // global memory
   std::uint32_t serial = 0;     // of the block, among those of the launch
+  Unfinished unfinished;
+  bool overlaps = false;  // the launch: it may have begun before those
   Context scheduler;
   Fiber fibers[kMaxThreads];
   Warp warps[kMaxThreads / kWarpSize];
@@ -166,6 +176,9 @@ struct Block {
 
 // What a word of a thread's stack is to wgmma.
 enum Register : unsigned char { kAccumulator = 1, kUnderWay = 2 };
+
+// The kernel that was launched before the one that runs.
+const char* name_before(const Block& block);
 
 extern Block* running;
 extern bool watching_registers;

@@ -25,6 +25,7 @@ int awq_emulate_launch(const char*, void**, const std::uint32_t*, const std::uin
                        std::size_t);
 const char* awq_emulate_where();
 void awq_emulate_arguments(const void* const*, const std::size_t*, std::size_t);
+void awq_emulate_overlap();
 void awq_emulate_register(const void*, std::size_t);
 void awq_emulate_unregister(const void*);
 }
@@ -42,6 +43,7 @@ std::map<std::string, std::int64_t>& launches() {
   static std::map<std::string, std::int64_t> counted;
   return counted;
 }
+std::int64_t overlapped = 0;  // of them, those that might begin before earlier ones had ended
 
 // Tensors lie in storages that are larger, and are reused: of each place the bytes of the largest tensor there that is
 // still in use. The virtual machine makes one anew whenever it reuses a storage; those of a workspace are all made at
@@ -90,15 +92,18 @@ struct Launch {
   std::vector<std::size_t> lengths;
   std::uint32_t sizes[2][3] = {{1, 1, 1}, {1, 1, 1}};
   std::uint32_t dynamic = 0;
+  bool overlaps = false;
 
   void run() {
     std::vector<void*> pointers;
     for (std::uint64_t& value : values) pointers.push_back(&value);
     awq_emulate_arguments(firsts.data(), lengths.data(), firsts.size());
+    if (overlaps) awq_emulate_overlap();
     char message[2048];
     if (awq_emulate_launch(name.c_str(), pointers.data(), sizes[0], sizes[1], dynamic, message, sizeof message))
       TVM_FFI_THROW(RuntimeError) << "emulator: " << message;
     ++launches()[name];
+    overlapped += overlaps;
   }
 };
 
@@ -284,17 +289,21 @@ void launch(const std::string& name, const Signature& signature, ffi::PackedArgs
       one.values[i] = static_cast<std::uint64_t>(args[i].cast<std::int64_t>());
     }
   }
-  for (std::size_t i = 0; i < signature.tags.size(); ++i) {
-    const std::string& tag = signature.tags[i];
+  std::size_t at = count;  // of the numbers that tags ask for, which come behind the kernel's arguments
+  for (const std::string& tag : signature.tags) {
+    if (tag == "tirx.use_programtic_dependent_launch") {
+      one.overlaps = true;
+      continue;
+    }
+    const auto given = args[at++].cast<std::int64_t>();
     if (tag == "tirx.use_dyn_shared_memory") {
-      one.dynamic = static_cast<std::uint32_t>(args[count + i].cast<std::int64_t>());
+      one.dynamic = static_cast<std::uint32_t>(given);
       continue;
     }
     const bool block = tag.rfind("threadIdx.", 0) == 0;
     if (!block && tag.rfind("blockIdx.", 0) != 0)
       TVM_FFI_THROW(ValueError) << "kernel " << name << ": the emulator does not know the launch parameter " << tag;
-    const auto extent = args[count + i].cast<std::int64_t>();
-    one.sizes[block][tag.back() - 'x'] = static_cast<std::uint32_t>(extent > 0 ? extent : 1);
+    one.sizes[block][tag.back() - 'x'] = static_cast<std::uint32_t>(given > 0 ? given : 1);
   }
   if (capture) capture->push_back(std::move(one));
   else one.run();
@@ -438,6 +447,7 @@ TVM_FFI_STATIC_INIT_BLOCK() {
              return ffi::Module(ffi::make_object<EmulatedModule>(read_signatures(bytes)));
            })
       .def("awq_emulate.graph_launches", [] { return graphs().launched(); })
+      .def("awq_emulate.overlapped_launches", [] { return overlapped; })
       .def("awq_emulate.launches", [] {
         ffi::Map<ffi::String, std::int64_t> counted;
         for (const auto& [name, count] : launches()) counted.Set(name, count);

@@ -70,6 +70,11 @@ void wgmma_wait(unsigned left);
 // What the thread has written to shared memory is visible to wgmma, once a barrier has passed.
 void fence_proxy();
 
+// The calling thread waits until all earlier launches have ended, where its own was let begin before (griddepcontrol). That
+// the next may begin needs no more than the wait in it: it is held to the worst, whenever it is let begin.
+void wait_for_launches();
+inline void let_next_begin() {}
+
 // Accesses that no compiler hook sees, because the runtime makes them for the kernel.
 void check_read(const void* pointer, std::size_t bytes);
 void check_write(const void* pointer, std::size_t bytes);

@@ -20,6 +20,7 @@ namespace {
 
 Kernel* kernels = nullptr;
 std::vector<Buffer> next_buffers;
+bool next_overlaps = false, next_begins_alone = false;
 
 unsigned char* reserve(std::size_t bytes) {
   void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -50,7 +51,11 @@ unsigned bit_of(unsigned thread) { return 1u << thread % kWarpSize; }
 void enter() {
   Block& block = *running;
   block.kernel->call(block.arguments);
-  if (!block.fibers[block.current].products.reads.empty()) fail("the thread ends while a wgmma is under way");
+  const Fiber& self = block.fibers[block.current];
+  if (!self.products.reads.empty()) fail("the thread ends while a wgmma is under way");
+  if (block.overlaps && !self.waited)
+    fail("the thread ends without griddepcontrol.wait in a launch that may begin early: who waits for it would not wait for "
+         "kernel %s, launched before", name_before(block));
   block.warps[block.current / kWarpSize].done |= bit_of(block.current);
   --block.left;
   leave();
@@ -95,6 +100,13 @@ void block_barrier(int site) {
   warp.site[running->current % kWarpSize] = site;
   leave();
 }
+
+const char* name_before(const Block& block) {
+  const auto& names = block.unfinished.names;
+  return names.size() > 1 ? names[names.size() - 2] : "(none)";
+}
+
+void wait_for_launches() { running->fibers[running->current].waited = true; }
 
 void meet_warpgroup() {
   running->warps[running->current / kWarpSize].at_wgmma |= bit_of(running->current);
@@ -273,6 +285,7 @@ void Block::begin(Index which) {
     for (const Copy& copy : fiber.copies) set_pending(*this, copy.to, copy.bytes, false);
     fiber.copies.clear();
     fiber.committed = 0;
+    fiber.waited = false;
     fiber.position = {i % size.x, i / size.x % size.y, i / (size.x * size.y)};
     prepare(fiber.context, stacks + kStackBytes * i, kStackBytes, enter);
   }
@@ -332,8 +345,15 @@ void awq_emulate_arguments(const void* const* first, const std::size_t* bytes, s
   next_buffers = buffers_of(first, bytes, count);
 }
 
+// The next launch may begin before those before it have ended.
+void awq_emulate_overlap() { next_overlaps = true; }
+
+// All launches have ended: the host has waited for them.
+void awq_emulate_synchronize() { next_begins_alone = true; }
+
 int awq_emulate_launch(const char* name, void** arguments, const std::uint32_t grid[3], const std::uint32_t block[3],
                        std::uint32_t dynamic_shared_bytes, char* error, std::size_t error_length) {
+  const bool overlaps = std::exchange(next_overlaps, false);
   const auto refuse = [&](const std::string& why) {
     std::snprintf(error, error_length, "%s", why.c_str());
     return 1;
@@ -358,7 +378,10 @@ int awq_emulate_launch(const char* name, void** arguments, const std::uint32_t g
   own->size = {block[0], block[1], block[2]};
   own->threads = static_cast<unsigned>(threads);
   own->dynamic_bytes = dynamic_shared_bytes;
-  own->written.begin();
+  own->overlaps = overlaps;
+  own->written.begin(own->unfinished.first);
+  if (std::exchange(next_begins_alone, false) || !overlaps) own->unfinished = {own->written.launch(), {}};
+  own->unfinished.names.push_back(kernel->name);
   own->serial = 0;
   own->buffers = std::move(next_buffers);
   next_buffers.clear();

@@ -1,7 +1,8 @@
-// Who wrote which bytes of global memory in the launch that runs, two bytes at a time.
+// Who wrote which bytes of global memory in the launch that runs, and which launch wrote them last, two bytes at a time.
 #pragma once
 #include <bitset>
 #include <cstdint>
+#include <iterator>
 #include <memory>
 #include <unordered_map>
 
@@ -16,9 +17,11 @@ struct Writer {
 
 class Written {
  public:
-  void begin() {
-    // 32 KiB each; the next launches seldom write where those long ago did.
-    if (pages_.size() > kKept) pages_.clear();
+  // Of a launch. What launches before `wanted` have written is no longer asked for.
+  void begin(std::uint32_t wanted) {
+    // 40 KiB each; the next launches seldom write where those long ago did.
+    if (pages_.size() > kKept)
+      for (auto at = pages_.begin(); at != pages_.end();) at = at->second->launch < wanted ? pages_.erase(at) : std::next(at);
     ++launch_;
     maybe_.reset();
     near_ = nullptr;
@@ -32,17 +35,19 @@ class Written {
     return found.launch == launch_ ? &found : nullptr;
   }
   void insert(std::uintptr_t unit, std::uint32_t block, std::uint32_t time, unsigned thread) {
-    const std::uintptr_t number = unit / kUnits;
-    Page* page = near(number);
-    if (!page) {
-      maybe_[number % kBits] = true;
-      auto& kept = pages_[number];
-      if (!kept) kept = std::make_unique<Page>(Page{number, 0, {}});
-      page = near_ = kept.get();
-      page->launch = launch_;
-    }
-    page->writers[unit % kUnits] = {launch_, block, time, thread};
+    Page& page = written(unit);
+    page.writers[unit % kUnits] = {launch_, block, time, thread};
+    page.launches[unit % kUnits] = launch_;
   }
+  // A write of one byte, whose neighbour is nobody's or another thread's.
+  void insert_byte(std::uintptr_t unit) { written(unit).launches[unit % kUnits] = launch_; }
+  // The launch that wrote there last, 0 where none did.
+  std::uint32_t launch_of(std::uintptr_t unit) const {
+    const auto found = pages_.find(unit / kUnits);
+    return found == pages_.end() ? 0 : found->second->launches[unit % kUnits];
+  }
+  // The one that runs, or ran last.
+  std::uint32_t launch() const { return launch_; }
 
  private:
   static constexpr std::uintptr_t kUnits = 2048, kBits = 8192, kKept = 4096;
@@ -50,7 +55,18 @@ class Written {
     std::uintptr_t number;
     std::uint32_t launch;
     Writer writers[kUnits];
+    std::uint32_t launches[kUnits];
   };
+  Page& written(std::uintptr_t unit) {
+    const std::uintptr_t number = unit / kUnits;
+    if (Page* page = near(number)) return *page;
+    maybe_[number % kBits] = true;
+    auto& kept = pages_[number];
+    if (!kept) kept = std::make_unique<Page>(Page{number, 0, {}, {}});
+    near_ = kept.get();
+    near_->launch = launch_;
+    return *near_;
+  }
   // The page that this launch has written to, or null.
   Page* near(std::uintptr_t number) {
     if (near_ && near_->number == number) return near_;

@@ -53,4 +53,4 @@ def append_on_gpu(shape: AttentionShape) -> tirx.PrimFunc:
                 for i in range(2):
                     store_vector(flat, at + i * half, words, 4 * i)
 
-    return build("kv_cache_append", emit)
+    return build("kv_cache_append", emit, overlaps=True)

@@ -132,4 +132,4 @@ def decode_function(
             with T.Else():
                 launch(problem, whole)
 
-    return build("attention_decode_paged", emit)
+    return build("attention_decode_paged", emit, overlaps=True)

@@ -66,7 +66,7 @@ def split_and_rotate_on_gpu(shape: AttentionShape) -> tirx.PrimFunc:
                     _rotate(low, high, angles, dtype)
                 _store(parts, token, head, vector, (low, high), length)
 
-    return build("split_rotary", emit)
+    return build("split_rotary", emit, overlaps=True)
 
 
 def _rotate(low: Any, high: Any, angles: list[Any], dtype: str) -> None:
