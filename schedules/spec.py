@@ -60,7 +60,9 @@ class MatmulSpec:
         where = f"{self.out_features}x{self.in_features} linear"
         if self.bits not in LEGAL_BITS:
             raise UnsupportedError(
-                f"{self.bits}-bit weights have no kernel", where=where, fix=f"use one of {LEGAL_BITS}"
+                f"{self.bits}-bit weights have no kernel",
+                where=where,
+                fix=f"quantize with one of {', '.join(map(str, LEGAL_BITS))} bits",
             )
         if self.group_size <= 0 or self.in_features % self.group_size:
             raise UnsupportedError(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,6 +24,7 @@ from awq_tvm.bundle.verify import check_line
 from awq_tvm.emulate import build_device
 from awq_tvm.emulate.build import Dialect
 from awq_tvm.errors import BundleError, TargetError, UsageError
+from awq_tvm.process_group import run_group
 from awq_tvm.prompt.tokenizer import load_tokenizer
 from awq_tvm.runtime.engine import Engine
 from awq_tvm.runtime.executor import Executor
@@ -66,14 +66,10 @@ def run_emulated(path: Path, prompt: str, max_tokens: int) -> EmulatedRun:
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])),
     }
-    done = subprocess.run(
+    done = run_group(
         [sys.executable, "-m", "awq_tvm.runtime.emulated_worker"],
-        input=json.dumps({"bundle": str(path), "prompt": prompt, "max_tokens": max_tokens}),
         env=environment,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
+        text=json.dumps({"bundle": str(path), "prompt": prompt, "max_tokens": max_tokens}),
     )
     try:
         answer = json.loads(done.stdout.splitlines()[-1])

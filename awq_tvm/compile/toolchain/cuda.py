@@ -11,7 +11,6 @@ import dataclasses
 import gzip
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -24,6 +23,7 @@ from awq_tvm.compile.toolchain.nvcc import Nvcc
 from awq_tvm.compile.toolchain.result import BuiltLibrary, Kernel
 from awq_tvm.disk import refuse_full_disk, require_room_to_compile
 from awq_tvm.errors import TargetError
+from awq_tvm.process_group import run_group
 
 if TYPE_CHECKING:
     from awq_tvm.targets import Target
@@ -169,14 +169,7 @@ def _run_child(folder: Path, stubs: Path, arguments: list[str]) -> dict[str, Any
         # This process's directory must not be searched for modules.
         "PYTHONSAFEPATH": "1",
     }
-    done = subprocess.run(
-        [sys.executable, "-m", CHILD, str(folder), *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-    )
+    done = run_group([sys.executable, "-m", CHILD, str(folder), *arguments], env=environment)
     result_path = folder / RESULT_NAME
     result = json.loads(result_path.read_text(encoding="utf-8")) if result_path.is_file() else {}
     if "error" in result:
