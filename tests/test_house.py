@@ -123,3 +123,14 @@ def test_documents_name_only_commands_of_the_makefile() -> None:
     for document in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
         named = set(re.findall(r"`make ([a-z-]+)`", document.read_text(encoding="utf-8")))
         assert named <= targets, relative(document)
+
+
+def test_documents_name_only_files_that_are_there() -> None:
+    places = "awq_tvm|passes|schedules|targets|tests|benchmarks|docs"
+    missing = [
+        f"{relative(document)} -> {name}"
+        for document in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+        for name in re.findall(rf"`((?:{places})/[\w./-]+\.\w+)`", document.read_text(encoding="utf-8"))
+        if not (ROOT / name).exists()
+    ]
+    assert missing == []
