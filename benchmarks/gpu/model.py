@@ -97,7 +97,8 @@ def measure_model(
         bundle = Path(folder) / "bundle"
         write_random_bundle(model, bundle)
         rows = bench_bundle(bundle, options)
-        for variable, what in _left_out(open_bundle(bundle).manifest.target.name):
+        target = open_bundle(bundle).manifest.target
+        for variable, what in _left_out(target.name) if target.kind == "cuda" else ():
             with _off(variable):
                 again = bench_bundle(bundle, replace(options, prompt_tokens=()))
             rows += [{**row, "test": f"{row['test']}, {what}"} for row in again]
@@ -105,14 +106,12 @@ def measure_model(
 
 
 def _left_out(target: str) -> Iterator[tuple[str, str]]:
-    """What generating is measured without: a variable of the environment, and words for it."""
+    """What generating on a GPU is measured without: a variable of the environment, and words for it."""
     from awq_tvm.runtime.executor import GRAPHS_VARIABLE, OVERLAP_VARIABLE
     from awq_tvm.targets import resolve
 
-    described = resolve(target)
-    if described.kind == "cuda":
-        yield GRAPHS_VARIABLE, "no graphs"
-    if described.overlaps_launches:
+    yield GRAPHS_VARIABLE, "no graphs"
+    if resolve(target).overlaps_launches:
         yield OVERLAP_VARIABLE, "no overlap"
 
 
