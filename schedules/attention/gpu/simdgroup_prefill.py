@@ -81,6 +81,7 @@ class _Memory:
         self.floats = self._view("floats", "float32", plan.total // FLOAT_BYTES)
 
     def _view(self, name: str, dtype: str, length: int) -> Any:
+        # By an address: of views of the same data TVM asks that they hold one kind of element.
         data = T.ptr_byte_offset(self.vectors.data, 0, dtype)
         return IRBuilder.name(name, T.decl_buffer((length,), dtype, data=data, scope="shared"))
 
