@@ -11,6 +11,8 @@ _KERNEL = re.compile(r"^kernel void (\w+)\((.*?)\) \{$", re.M | re.S)
 _STRUCT = re.compile(r"^struct (\w+) \{\n(.*?)\};$", re.M | re.S)
 _FIELD = re.compile(r"(\w+) (\w+)(\[2\])?;")
 _ARRAY = re.compile(r"^\s*threadgroup (?:alignas\(\d+\) )?([\w:]+) (\w+)\[(\d+)\];$", re.M)
+_NAKED_POINTER = re.compile(r"\((?!device\b|threadgroup\b|thread\b|constant\b)[A-Za-z_][\w ]*\*\)")
+"""A cast to a pointer that does not say what it points into, which C++ takes and Metal does not."""
 _AXES = "xyz"
 
 
@@ -31,6 +33,10 @@ def _kernel(number: int, text: str) -> str:
             "the emulator finds no kernel in a function", where="Metal source", why=text[:120].strip()
         )
     name = match.group(1)
+    if naked := _NAKED_POINTER.search(text):
+        raise UnsupportedError(
+            "a pointer in Metal says what memory it points into", where=f"kernel {name}", why=naked[0]
+        )
     structs = {found: _FIELD.findall(body) for found, body in _STRUCT.findall(text)}
     names: list[str] = []
     values: list[str] = []

@@ -298,6 +298,14 @@ def test_unknown_functions_are_named(emulated) -> None:
     assert "__no_such_intrinsic" in error.value.why
 
 
+def test_metal_pointers_without_an_address_space_are_refused(emulated) -> None:
+    body = "y_ptr[threadIdx] = *(uint*)(a_ptr + threadIdx);"
+    with pytest.raises(UnsupportedError, match="says what memory it points into") as error:
+        emulated(METAL_FRAME.replace("BODY", body), "metal")
+    assert error.value.why == "(uint*)"
+    emulated(METAL_FRAME.replace("BODY", body.replace("(uint*)", "(device uint*)")), "metal")
+
+
 def test_unknown_shared_declarations_are_named(emulated) -> None:
     with pytest.raises(UnsupportedError, match="shared memory"):
         launch(emulated, "__shared__ struct { int a; } s;", {"d": words(32)})
