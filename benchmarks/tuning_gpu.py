@@ -18,7 +18,7 @@ from awq_tvm.compile.toolchain.nvcc import Nvcc
 from awq_tvm.compile.tuning.problem import Problem
 from awq_tvm.schedules.config_fields import to_fields
 from awq_tvm.schedules.cuda.config import TensorCoreConfig
-from awq_tvm.schedules.cuda.cost import THREADS_A_SM, Gpu, few_work, middle_seconds, tiled_work
+from awq_tvm.schedules.cuda.cost import THREADS_A_SM, Gpu, few_work, tiled_seconds
 from awq_tvm.schedules.rule import Part
 from awq_tvm.schedules.spec import MatmulSpec
 from awq_tvm.targets import Target, resolve
@@ -31,8 +31,8 @@ def expected_seconds(spec: MatmulSpec, config: TensorCoreConfig, rows: int, gpu:
             return few_work(spec, few).seconds(gpu)
     for tiled in config.middle:
         if rows <= tiled.tokens:
-            return middle_seconds(spec, config, tiled, rows, gpu)
-    return tiled_work(spec, config.many, rows).seconds(gpu)
+            return tiled_seconds(spec, config, tiled, rows, gpu)
+    return tiled_seconds(spec, config, config.many, rows, gpu)
 
 
 def count(problem: Problem, config: Any, rows: int, target: Target) -> str:

@@ -60,14 +60,11 @@ def table(cases: Sequence[Case]) -> list[str]:
             launch = case.launches[m][0]
             kernel = case.kernels[launch.kernel]
             loop, matrix = kernel.get("loop_instructions", 0), kernel.get("loop_matrix", 0)
-            parts = (
-                f"{counts['blocks'] // counts['parts']} x {counts['parts']}" if counts["parts"] > 1 else ""
-            )
             cells = (
                 case.shape,
                 str(m),
                 instructions_of(case, m),
-                parts or str(counts["blocks"]),
+                _blocks(counts),
                 str(blocks_of_sm(case.arch, launch, kernel)),
                 str(kernel["registers"]),
                 f"{counts['copied_bytes'] / 1e6:.1f}",
@@ -79,3 +76,11 @@ def table(cases: Sequence[Case]) -> list[str]:
             )
             lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def _blocks(counts: dict[str, int]) -> str:
+    """Tiles of one block, and those that are divided by their parts."""
+    if not counts["rest"]:
+        return str(counts["whole"])
+    divided = f"{counts['rest']} x {counts['parts']}"
+    return f"{counts['whole']} + {divided}" if counts["whole"] else divided

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 from awq_tvm.compile.toolchain.launch import Launch
 from awq_tvm.schedules.cuda.config import FewConfig, TensorCoreConfig, TiledConfig
+from awq_tvm.schedules.cuda.division import Division, division_of
 from awq_tvm.schedules.cuda.fragments import BLOCK_K
 from awq_tvm.schedules.cuda.hopper_config import HopperConfig, WarpgroupConfig
-from awq_tvm.schedules.cuda.split_k import columns, limit_of, parts_for
 from awq_tvm.schedules.layout import LAYOUTS
 from awq_tvm.schedules.spec import MatmulSpec
 
@@ -40,7 +40,7 @@ def config_for(spec: MatmulSpec, config: Config, m: int) -> Kernel:
         if m <= few.most_tokens:
             return few
     for tiled in config.middle:
-        if m <= limit_of(spec, config, tiled):
+        if m <= tiled.tokens:
             return tiled
     return config.many
 
@@ -50,11 +50,19 @@ def counts_of(
 ) -> dict[str, int]:
     """Counts of all that is launched for M.
 
+    Args:
+        spec: the linear.
+        layout: of its weight.
+        config: its kernels, and the SMs that they are for.
+        m: tokens.
+        launches: what they launch.
+
     Returns:
         "floor_bytes"; "copied_bytes", what blocks ask of memory and caches, sums of parts included; "floor_products"
         and "products", of 16 x 8 x 16, as many in an instruction of a warpgroup as fit into it; "rounds", how many
         times a warp goes through the loop over k, of all warps; "warps" of a block; "blocks", of the matmul itself;
-        "parts" of k; "launches".
+        "whole", tiles that are one block's, and "rest", those that are divided in "parts" of k; "tile_steps", blocks
+        of k of all tiles, and "most_steps", of the SM that has most; "launches".
     """
     n, k, blocks_of_k = spec.out_features, spec.in_features, spec.in_features // BLOCK_K
     weights, x, y = weight_bytes(spec, layout), m * k * _HALF, m * n * _HALF
@@ -65,28 +73,44 @@ def counts_of(
         copied = weights + first.grid[0] * x
         rounds = first.blocks * chosen.warps * -(-blocks_of_k // chosen.warps)
         products = first.blocks * blocks_of_k * chosen.tiles * chosen.eights * 4
+        division, longest = Division(first.blocks, 0, 1), 0
     else:
-        tiles = first.grid[0] * first.grid[1]
-        copied = first.grid[1] * weights + tiles * chosen.tokens * k * _HALF
+        division = division_of(spec, config, chosen, m)
+        tiles, along, run = division.tiles, -(-m // chosen.tokens), chosen.run_of(spec.group_size)
+        longest = -(-blocks_of_k // (run * division.parts)) * run if division.rest else 0
+        copied = along * weights + tiles * chosen.tokens * k * _HALF
+        copied += 2 * _FLOAT * division.parts * _outputs_of_rest(spec, chosen, division, m)
         if isinstance(chosen, WarpgroupConfig):
             rounds = tiles * blocks_of_k * chosen.threads // 32
             products = rounds * chosen.tiles * (chosen.tokens // 8) * 4
         else:
             of_warps = tiles * blocks_of_k * chosen.token_warps * chosen.row_warps
             products = of_warps * chosen.tiles * chosen.eights * 4
-            # A kernel that never divides k scales the products of as many blocks at once.
-            whole = chosen == config.many or parts_for(spec, config, columns(spec, chosen)) == 1
-            rounds = of_warps // (chosen.run_of(spec.group_size) if whole else 1)
-    parts = first.grid[2]
-    sums = 2 * parts * m * n * _FLOAT if parts > 1 else 0
+            rounds = of_warps // run
     return {
         "floor_bytes": weights + x + y,
-        "copied_bytes": copied + sums + y,
+        "copied_bytes": copied + y,
         "floor_products": -(-n // 16) * (k // 16) * -(-m // 8),
         "products": products,
         "rounds": rounds,
         "warps": first.block[0] // 32,
         "blocks": first.blocks,
-        "parts": parts,
+        "whole": division.whole,
+        "rest": division.rest,
+        "parts": division.parts if division.rest else 1,
+        "tile_steps": division.tiles * blocks_of_k,
+        "most_steps": -(-division.whole // config.sms) * blocks_of_k + longest,
         "launches": len(launches),
     }
+
+
+def _outputs_of_rest(
+    spec: MatmulSpec, tile: TiledConfig | WarpgroupConfig, division: Division, m: int
+) -> int:
+    """Outputs of the tiles that are divided; tiles of the same outputs follow each other."""
+    along = -(-m // tile.tokens)
+    found = 0
+    for number in range(division.whole, division.tiles):
+        row, token = number // along * tile.rows, number % along * tile.tokens
+        found += min(tile.rows, spec.out_features - row) * min(tile.tokens, m - token)
+    return found

@@ -1,7 +1,7 @@
 """What counts say of a time: for how long each part of a GPU is busy at least. Bounds, and nothing that was measured.
 
 A kernel takes as long as the busiest part of it: memory, the second-level cache, what issues instructions, or tensor
-cores. The latter two are those of the SM with the most blocks, so that a last round of few blocks is a whole one.
+cores. The latter two are those of the SM with the most to do, so that a last round of few tiles is a whole one.
 Beside it stands the roof of a float16 product, cuBLAS at its best: reading all weights, or multiplying at the peak.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil
 
 from .count_table import instructions_of
 from .pack import Case
@@ -113,7 +112,7 @@ def predict(case: Case, m: int, machine: Machine) -> Prediction:
     counts, launches = case.counts[m], case.launches[m]
     kernel = case.kernels[launches[0].kernel]
     loop = kernel["loop_instructions"]
-    share = ceil(counts["blocks"] / machine.sms) / counts["blocks"]
+    share = counts["most_steps"] / counts["tile_steps"]
     once = counts["blocks"] * counts["warps"] * (kernel["instructions"] - loop)
     peak = machine.multiply * (1 if m in case.rounds_weights_at else machine.of_mma)
     added = [

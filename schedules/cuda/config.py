@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from awq_tvm.errors import UnsupportedError
-from awq_tvm.schedules.spec import MatmulSpec
 
 MAX_SUMS = 128
 """Float32 sums a thread may hold: half of its 255 registers."""
@@ -49,6 +48,16 @@ class Tile(Protocol):
     @property
     def k_warps(self) -> int:
         """How many threads have sums of the same outputs."""
+
+    @property
+    def split_blocks(self) -> int:
+        """Blocks of 64 k that a part of k has at least."""
+
+    def run_of(self, group_size: int) -> int:
+        """Blocks of k whose products are scaled at once where groups are so long."""
+
+    def block_bytes(self, bits: int, group_size: int) -> int:
+        """That a block reads of weights and x for 64 k, with codes of so many bits in groups of so many k."""
 
     def shared_bytes(self, bits: int, group_size: int) -> int:
         """Shared memory of a block, for codes of so many bits in groups of so many k."""
@@ -109,6 +118,7 @@ class TiledConfig:
         row_warps: warps of a block along the outputs.
         stages: steps along k that are in shared memory or on the way there.
         k_warps: warps that share a tile and take the blocks of k in turn, so many a step.
+        split_blocks: blocks of 64 k that a part of k has at least, where thread blocks divide it.
     """
 
     eights: int
@@ -117,6 +127,7 @@ class TiledConfig:
     row_warps: int = 4
     stages: int = 4
     k_warps: int = 1
+    split_blocks: int = SPLIT_BLOCKS
 
     def __post_init__(self) -> None:
         """Prove the sizes consistent."""
@@ -127,6 +138,7 @@ class TiledConfig:
         copies = self.tokens * 8 % (self.threads // self.k_warps)
         require(copies == 0, "the threads do not divide the copies of a stage")
         require(self.stages >= 2, "fewer than two stages hide nothing")
+        require(self.split_blocks >= 1, "split_blocks must be at least 1")
         fit = eights_at_once(self, self.eights, self.shared_bytes(4, 64))
         require(fit >= 1, "not even the sums of eight tokens of each warp fit the stages")
 
@@ -151,7 +163,7 @@ class TiledConfig:
         return 4 * self.eights * self.tiles
 
     def run_of(self, group_size: int) -> int:
-        """Blocks of k whose products are added before they are scaled, where k is whole and groups are so long.
+        """Blocks of k whose products are added before they are scaled, where groups are so long.
 
         Two take half of the multiplications by scales, and hold the sums twice: only where registers have room, and
         a block has an SM for itself anyhow.
@@ -159,10 +171,13 @@ class TiledConfig:
         roomy = MAX_SUMS // 4 < self.sums <= MAX_SUMS // 2
         return 2 if roomy and self.k_warps == 1 and group_size % 128 == 0 else 1
 
+    def block_bytes(self, bits: int, group_size: int) -> int:
+        """That a block reads of weights and x for 64 k, with codes of so many bits in groups of so many k."""
+        return self.row_warps * self.tiles * tile_bytes(bits, group_size) + self.tokens * 128
+
     def shared_bytes(self, bits: int, group_size: int) -> int:
         """Shared memory of a block, for codes of so many bits in groups of so many k."""
-        block = self.row_warps * self.tiles * tile_bytes(bits, group_size) + self.tokens * 128
-        return self.stages * self.k_warps * block
+        return self.stages * self.k_warps * self.block_bytes(bits, group_size)
 
 
 _Middle = TypeVar("_Middle", bound=Tile, covariant=True)
@@ -175,23 +190,20 @@ class Dispatch(Generic[_Middle, _Many]):
 
     Attributes:
         few: up to their ``most_tokens``, in rising order.
-        middle: up to their tile's tokens, in rising order, and the last one as long as ``many`` leaves SMs idle; they
-            divide k among blocks where their tiles are fewer than the SMs.
+        middle: up to their tile's tokens, in rising order.
         many: above that.
         sms: streaming multiprocessors that blocks are wanted for.
-        split_blocks: blocks of 64 k that a part of k has at least.
     """
 
     few: tuple[FewConfig, ...]
     middle: tuple[_Middle, ...]
     many: _Many
     sms: int = ASSUMED_SMS
-    split_blocks: int = SPLIT_BLOCKS
 
     def __post_init__(self) -> None:
         """Prove the sizes consistent."""
         require(len(self.middle) >= 1, "no kernel for the middle")
-        require(self.sms >= 1 and self.split_blocks >= 1, "sms and split_blocks must be at least 1")
+        require(self.sms >= 1, "sms must be at least 1")
 
     def shared_bytes(self, bits: int, group_size: int) -> int:
         """The most shared memory of one block of any of them."""
@@ -223,50 +235,6 @@ def eights_at_once(tile: Tile, eights: int, room: int) -> int:
 def tile_bytes(bits: int, group_size: int) -> int:
     """Shared memory of sixteen outputs and 64 k: codes, and scales and zero points of one group or two."""
     return (512 if bits <= 4 else 1024) + GROUP_BYTES * (1 if group_size % 64 == 0 else 2)
-
-
-def default_config(spec: MatmulSpec, sms: int | None, shared_memory_bytes: int | None) -> TensorCoreConfig:
-    """What suits a linear before anything was measured.
-
-    Args:
-        spec: the linear. Short rows are divided among fewer warps; wide codes take twice the room, and fewer stages
-            bring as many bytes.
-        sms: of the target; None where it is unknown.
-        shared_memory_bytes: that a block may have.
-    """
-    warps = 8 if spec.in_features >= 2048 else 4
-    stages = 4 if spec.bits <= 4 else 3
-    wanted = sms or ASSUMED_SMS
-    # Blocks of twice as many outputs read x half as often: worth it where they fill three quarters of the SMs.
-    blocks = -(-spec.out_features // (2 * ROWS))
-    tiles = 2 if 4 * blocks >= 3 * wanted else 1
-    few: tuple[FewConfig, ...] = (FewConfig(1, tiles, warps, stages),)
-    # Its copies have to cover the latency of memory where it is the only block of an SM, and some have none.
-    sixteen = TiledConfig(2, 2, 1, 4, 6 if spec.bits <= 4 else 4, 2)
-    middle: tuple[TiledConfig, ...] = (
-        TiledConfig(4, 2, 1, 4, stages, 2),
-        TiledConfig(8, 2, 1, 4, stages - 1, 2),
-    )
-    if _fill_half(spec, sixteen, wanted):
-        middle = (sixteen, *middle)
-    else:
-        least = FewConfig(2, tiles, warps, stages)
-        if least.shared_bytes(spec.bits, spec.group_size) > (shared_memory_bytes or 0) or blocks > wanted:
-            # One that has an SM for itself wants as much on its way as there is room for; else two are to share it.
-            least = FewConfig(2, tiles, warps, stages - 1 if tiles == 2 else stages)
-        few = (*few, least)
-    return TensorCoreConfig(few=few, middle=middle, many=TiledConfig(8, 2), sms=wanted)
-
-
-def _fill_half(spec: MatmulSpec, tiled: TiledConfig, sms: int) -> bool:
-    """Whether blocks of so many outputs, and parts of k, leave no more than half of the SMs without one.
-
-    16 tokens of x are as many bytes as 64 outputs of a weight of 4 bits: blocks of 16 or 32 outputs, which read x
-    whole each, ask more of the second-level cache than it gives while memory is read. Those of 128 do not.
-    """
-    across = -(-spec.out_features // tiled.rows)
-    most = max(1, spec.in_features // 64 // SPLIT_BLOCKS)
-    return 2 * across * min(max(1, sms // across), most) >= sms
 
 
 def require(holds: bool, why: str) -> None:

@@ -13,8 +13,8 @@ from math import ceil
 from typing import TYPE_CHECKING
 
 from awq_tvm.schedules.cuda.config import Dispatch, FewConfig, Tile, TiledConfig, tile_bytes
+from awq_tvm.schedules.cuda.division import Division, division_of, sums_bytes
 from awq_tvm.schedules.cuda.fragments import BLOCK_K
-from awq_tvm.schedules.cuda.split_k import parts_for
 
 if TYPE_CHECKING:
     from awq_tvm.schedules.spec import MatmulSpec
@@ -96,6 +96,7 @@ class Work:
         operations: of the tensor cores.
         instructions: of warps beside them, all blocks together.
         beside_s: seconds before or after.
+        division: of the tiles, where there are any.
     """
 
     blocks: int
@@ -108,6 +109,7 @@ class Work:
     operations: float
     instructions: float
     beside_s: float = 0.0
+    division: Division | None = None
 
     def seconds(self, gpu: Gpu) -> float:
         """At best; infinite where a block does not fit."""
@@ -118,6 +120,8 @@ class Work:
         rounds = ceil(self.blocks / at_once)
         # The last round leaves places empty; with one round, SMs are as busy as their share of blocks.
         in_use = self.blocks / (rounds * at_once) if rounds > 1 else min(1.0, self.blocks / gpu.sms)
+        if self.division and self.division.divides:
+            in_use = self.division.tiles / (gpu.sms * self.division.rounds(gpu.sms))
         there = min(resident, ceil(self.blocks / gpu.sms))
         covered = min(1.0, there * self.under_way * gpu.sms / (gpu.bandwidth * LATENCY_S))
         reading = self.memory_bytes / (gpu.bandwidth * min(in_use, 1.0) * covered)
@@ -151,14 +155,14 @@ def few_work(spec: MatmulSpec, config: FewConfig) -> Work:
     )
 
 
-def tiled_work(spec: MatmulSpec, config: TiledConfig, rows: int, parts: int = 1) -> Work:
+def tiled_work(spec: MatmulSpec, config: TiledConfig, rows: int, division: Division) -> Work:
     """A kernel for more tokens.
 
     Args:
         spec: the linear.
         config: its tile.
         rows: M.
-        parts: of k, each the work of blocks of its own.
+        division: of its tiles, see ``division_of``.
     """
     tile = tile_bytes(spec.bits, spec.group_size)
     across, along = ceil(spec.out_features / config.rows), ceil(rows / config.tokens)
@@ -166,25 +170,26 @@ def tiled_work(spec: MatmulSpec, config: TiledConfig, rows: int, parts: int = 1)
     blocks = across * along
     tiles = config.tiles * config.row_warps
     decoded = blocks * tiles * config.token_warps * steps
-    run = config.run_of(spec.group_size) if parts == 1 else 1
-    sums_bytes = 8.0 * parts * rows * spec.out_features if parts > 1 else 0.0
+    run = config.run_of(spec.group_size)
     return Work(
-        blocks=blocks * parts,
+        blocks=division.blocks,
         threads=config.threads,
         shared_bytes=config.shared_bytes(spec.bits, spec.group_size),
         sums=config.sums * (3 if run > 1 else 2) // 2,
         under_way=(config.stages - 1) * config.k_warps * (tiles * tile + config.tokens * 128),
         memory_bytes=across * tiles * steps * tile,
-        cache_bytes=blocks * steps * config.tokens * 128 + along * across * tiles * steps * tile + sums_bytes,
+        cache_bytes=blocks * steps * config.tokens * 128
+        + along * across * tiles * steps * tile
+        + division.sums * sums_bytes(config),
         operations=blocks * tiles * steps * config.tokens * 2 * 16 * BLOCK_K,
         instructions=decoded * (DECODING + (4 + 4 / run) * config.eights),
-        beside_s=LATENCY_S + (LAUNCH_S if parts > 1 else 0.0),
+        beside_s=LATENCY_S + (LAUNCH_S if division.divides else 0.0),
+        division=division,
     )
 
 
-def middle_seconds(
+def tiled_seconds(
     spec: MatmulSpec, config: Dispatch[Tile, Tile], tiled: TiledConfig, rows: int, gpu: Gpu
 ) -> float:
-    """One of ``config.middle`` at M = rows, k divided as the family does it."""
-    tiles = ceil(spec.out_features / tiled.rows) * ceil(rows / tiled.tokens)
-    return tiled_work(spec, tiled, rows, parts_for(spec, config, tiles)).seconds(gpu)
+    """One of the tiles of ``config`` at M = rows."""
+    return tiled_work(spec, tiled, rows, division_of(spec, config, tiled, rows)).seconds(gpu)

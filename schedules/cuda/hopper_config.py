@@ -6,12 +6,14 @@ from dataclasses import dataclass
 
 from awq_tvm.schedules.cuda.config import (
     MAX_SUMS,
+    SPLIT_BLOCKS,
     Dispatch,
     TiledConfig,
-    default_config,
     require,
     tile_bytes,
 )
+from awq_tvm.schedules.cuda.defaults import MANY_TOKENS, default_config
+from awq_tvm.schedules.cuda.division import WGMMA_PRODUCTS, best_tile
 from awq_tvm.schedules.cuda.warpgroup import PATTERN_BYTES
 from awq_tvm.schedules.spec import MatmulSpec
 
@@ -28,12 +30,14 @@ class WarpgroupConfig:
         tiles: outputs of a warpgroup, in 64.
         warpgroups: of a block.
         stages: blocks of k that are in shared memory or on the way there; two of them may still be in use.
+        split_blocks: blocks of 64 k that a part of k has at least, where thread blocks divide it.
     """
 
     tokens: int
     tiles: int
     warpgroups: int = 2
     stages: int = 5
+    split_blocks: int = SPLIT_BLOCKS
 
     def __post_init__(self) -> None:
         """Prove the sizes consistent."""
@@ -45,6 +49,7 @@ class WarpgroupConfig:
         require(self.sums <= MAX_SUMS, "the sums do not fit a thread's registers")
         require(self.tokens * 8 % self.threads == 0, "the threads do not divide the copies of a stage")
         require(self.stages >= 3, "fewer than three stages hide nothing")
+        require(self.split_blocks >= 1, "split_blocks must be at least 1")
 
     @property
     def threads(self) -> int:
@@ -66,11 +71,18 @@ class WarpgroupConfig:
         """Of a thread."""
         return self.tiles * self.tokens // 2
 
+    def run_of(self, group_size: int) -> int:
+        """Scales are multiplied into weights, not sums."""
+        return 1
+
+    def block_bytes(self, bits: int, group_size: int) -> int:
+        """That a block reads of weights and x for 64 k, with codes of so many bits in groups of so many k."""
+        return 4 * self.tiles * self.warpgroups * tile_bytes(bits, group_size) + self.tokens * 128
+
     def shared_bytes(self, bits: int, group_size: int) -> int:
         """Shared memory of a block, for codes of so many bits in groups of so many k."""
-        stage = 4 * self.tiles * self.warpgroups * tile_bytes(bits, group_size) + self.tokens * 128
         # x begins at a multiple of a pattern, and shared memory does not.
-        return self.stages * stage + PATTERN_BYTES
+        return self.stages * self.block_bytes(bits, group_size) + PATTERN_BYTES
 
 
 @dataclass(frozen=True)
@@ -87,12 +99,16 @@ def default_hopper_config(spec: MatmulSpec, sms: int | None, shared_memory_bytes
         shared_memory_bytes: that a block may have.
     """
     others = default_config(spec, sms, shared_memory_bytes)
-    # Two blocks of the smaller tile share an SM, so that one decodes while the other waits.
+    # Two blocks of the smaller tile share an SM, so that one decodes while the other waits. The larger reads x less
+    # often: 4 bits a weight make outputs cheaper to bring than tokens.
     stages = 5 if spec.bits <= 4 else 4
+    tiles = (WarpgroupConfig(128, 2, 2, stages + 1), WarpgroupConfig(128, 1, 2, stages))
+    middle, many = (
+        best_tile(spec, tiles, tokens, others.sms, WGMMA_PRODUCTS) for tokens in (128, MANY_TOKENS)
+    )
     return HopperConfig(
         few=others.few,
-        middle=(*others.middle, WarpgroupConfig(128, 1, 2, stages)),
-        many=WarpgroupConfig(128, 2, 2, stages + 1),
+        middle=(*others.middle, middle),
+        many=many,
         sms=others.sms,
-        split_blocks=others.split_blocks,
     )

@@ -18,7 +18,7 @@ from awq_tvm.schedules.cuda import ptx, warpgroup
 from awq_tvm.schedules.cuda.config import EIGHT
 from awq_tvm.schedules.cuda.fragments import BLOCK_K, Fragments
 from awq_tvm.schedules.cuda.hopper_config import ROWS, WarpgroupConfig
-from awq_tvm.schedules.cuda.split_k import Parts, columns
+from awq_tvm.schedules.cuda.split_k import Share, Tiles
 from awq_tvm.schedules.cuda.tile_outputs import Held, TileOutputs
 from awq_tvm.schedules.cuda.warp_sum import clear
 from awq_tvm.schedules.gpu.weights import local
@@ -41,11 +41,7 @@ _IN_USE = 2
 
 
 def hopper_kernel(
-    spec: MatmulSpec,
-    config: WarpgroupConfig,
-    arguments: dict[str, Any],
-    tokens: Any,
-    parts: Parts | None = None,
+    spec: MatmulSpec, config: WarpgroupConfig, arguments: dict[str, Any], tokens: Any, tiles: Tiles
 ) -> None:
     """Emit the kernel into the function being built.
 
@@ -54,26 +50,21 @@ def hopper_kernel(
         config: sizes.
         arguments: buffers by name.
         tokens: M.
-        parts: of k, where blocks divide it; then the outputs are finished here only if there is one part.
+        tiles: of ``config``, and what of them a block computes.
     """
     with (
-        T.launch_thread("blockIdx.z", parts.count if parts else 1) as part,
-        T.launch_thread("blockIdx.y", (tokens + (config.tokens - 1)) // config.tokens) as by,
-        T.launch_thread("blockIdx.x", columns(spec, config)) as bx,
+        T.launch_thread("blockIdx.x", tiles.division.blocks) as block,
         T.launch_thread("threadIdx.x", config.threads) as thread,
     ):
-        blocks = spec.in_features // BLOCK_K
-        own_blocks = parts.bounds(part, blocks) if parts else (0, blocks)
+        own = tiles.share_of(block)
         sums = local("sums", config.sums, "float32")
         clear(sums, config.sums)
-        first_tile, first_token = bx * (config.rows // 16), by * config.tokens
-        stages = _add_up(spec, config, arguments, sums, first_tile, first_token, own_blocks, thread, tokens)
+        stages = _add_up(spec, config, arguments, sums, own, thread, tokens)
 
         lane, warp = thread % 32, thread // 32
         row = warp // 4 * (ROWS * config.tiles) + warp % 4 * 16 + lane // 4
         held = Held(config.tiles, ROWS, config.tokens // EIGHT, row, lane % 4 * 2, 0)
-        outputs = TileOutputs(spec, config, arguments, tokens, first_token, bx * config.rows, thread)
-        outputs.store(sums, held, stages, parts, part)
+        TileOutputs(tiles, arguments, tokens, own, thread).store(sums, held, stages)
 
 
 def _add_up(
@@ -81,9 +72,7 @@ def _add_up(
     config: WarpgroupConfig,
     arguments: dict[str, Any],
     sums: Any,
-    first_tile: Any,
-    first_token: Any,
-    own_blocks: tuple[Any, Any],
+    own: Share,
     thread: Any,
     tokens: Any,
 ) -> Any:
@@ -94,14 +83,11 @@ def _add_up(
         config: sizes.
         arguments: buffers by name.
         sums: of the thread.
-        first_tile: of the block, in sixteens.
-        first_token: of the block.
-        own_blocks: the first block of k, and how many.
+        own: what the block computes.
         thread: of the block.
         tokens: M.
     """
-    weights = Fragments(spec, arguments)
-    first_block, count = own_blocks
+    weights, count = Fragments(spec, arguments), own.blocks
     tiles = config.rows // 16
     x_words = config.tokens * _TOKEN_WORDS
     codes_at, stage_words = config.stages * x_words, tiles * weights.tile_words
@@ -124,13 +110,13 @@ def _add_up(
     def copy(number: Any) -> None:
         """Emit the copies of a block of k, if there is one."""
         with T.If(number < count), T.Then():
-            block = first_block + number
-            weights.copy(stages, codes_of(number), first_tile, tiles, block, thread, config.threads)
+            block = own.first_block + number
+            weights.copy(stages, codes_of(number), own.first_row // 16, tiles, block, thread, config.threads)
             for first in range(0, config.tokens * _CHUNKS, config.threads):
                 token, chunk = (first + thread) // _CHUNKS, thread % _CHUNKS
                 # Tokens past the last are read as the last, and not stored.
                 source = arguments["x"].ptr_to(
-                    [T.min(first_token + token, tokens - 1), block * BLOCK_K + chunk * 8]
+                    [T.min(own.first_token + token, tokens - 1), block * BLOCK_K + chunk * 8]
                 )
                 place = start[0] + x_at(number) + token * _TOKEN_WORDS + T.bitwise_xor(chunk, token % 8) * 4
                 ptx.copy_async(stages.ptr_to([place]), source)

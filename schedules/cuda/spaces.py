@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from awq_tvm.errors import UnsupportedError
 from awq_tvm.schedules.cuda.config import FewConfig, TensorCoreConfig, TiledConfig
-from awq_tvm.schedules.cuda.cost import Gpu, few_work, middle_seconds, tiled_work
+from awq_tvm.schedules.cuda.cost import Gpu, few_work, tiled_seconds
 from awq_tvm.schedules.cuda.hopper_config import HopperConfig
-from awq_tvm.schedules.cuda.split_k import limit_of
 from awq_tvm.schedules.ranking import ranked, with_place
 from awq_tvm.schedules.rule import Part
 
@@ -73,48 +72,44 @@ def few_part(spec: MatmulSpec, gpu: Gpu, default: _Config, place: int, first: in
 
 
 def _middle_part(spec: MatmulSpec, gpu: Gpu, default: TensorCoreConfig, first: int) -> Part:
-    """All kernels of the middle: their tokens stay, and they share what is chosen.
-
-    The last serves more than its tile as long as those for many tokens would leave SMs idle.
-    """
+    """All kernels of the middle: their tokens stay, and they share what is chosen."""
     tokens = [tiled.tokens for tiled in default.middle]
 
     def changed(sizes: tuple[int, int, int, int, int, int]) -> TensorCoreConfig:
         tiles, token_warps, row_warps, stages, k_warps, split = sizes
         middle = tuple(
-            TiledConfig(eights_of(many, token_warps), tiles, token_warps, row_warps, stages, k_warps)
+            TiledConfig(eights_of(many, token_warps), tiles, token_warps, row_warps, stages, k_warps, split)
             for many in tokens
         )
-        return replace(default, middle=middle, split_blocks=split)
+        return replace(default, middle=middle)
 
     def seconds(config: TensorCoreConfig) -> float:
         return geometric_mean(
-            [middle_seconds(spec, config, tiled, tiled.tokens, gpu) for tiled in config.middle]
+            [tiled_seconds(spec, config, tiled, tiled.tokens, gpu) for tiled in config.middle]
         )
 
-    fields = (*(f"middle.{place}" for place in range(len(tokens))), "split_blocks")
+    fields = tuple(f"middle.{place}" for place in range(len(tokens)))
     every = product(TILES, TOKEN_WARPS, ROW_WARPS, STAGES, K_WARPS, SPLIT_BLOCKS)
     configs = ranked(default, changed, every, seconds)
-    last = limit_of(spec, default, default.middle[-1])
-    timed = tuple(dict.fromkeys((*tokens, last)))
-    return Part(first, last, fields, configs, timed, (first, *timed), ("stages", "k_warps", "split_blocks"))
+    changing = ("stages", "k_warps", "split_blocks")
+    return Part(first, tokens[-1], fields, configs, tuple(tokens), (first, *tokens), changing)
 
 
 def _many_part(spec: MatmulSpec, gpu: Gpu, default: TensorCoreConfig) -> Part:
-    """The kernel for many tokens; where another fills the SMs later, the last of the middle serves a little more."""
+    """The kernel for many tokens."""
 
-    def changed(sizes: tuple[int, int, int, int, int]) -> TensorCoreConfig:
-        return replace(default, many=TiledConfig(*sizes))
+    def changed(sizes: tuple[int, int, int, int, int, int]) -> TensorCoreConfig:
+        eights, tiles, token_warps, row_warps, stages, split = sizes
+        tile = TiledConfig(eights, tiles, token_warps, row_warps, stages, split_blocks=split)
+        return replace(default, many=tile)
 
     def seconds(config: TensorCoreConfig) -> float:
-        return geometric_mean([tiled_work(spec, config.many, rows).seconds(gpu) for rows in MANY])
+        return geometric_mean([tiled_seconds(spec, config, config.many, rows, gpu) for rows in MANY])
 
-    first = limit_of(spec, default, default.middle[-1]) + 1
-    configs = ranked(default, changed, product((2, 4, 8), TILES, TOKEN_WARPS, ROW_WARPS, STAGES), seconds)
-    # Of a linear so narrow that even prompts divide k, one length that does not.
-    timed = tuple(rows for rows in MANY if rows >= first) or (first,)
-    checked = tuple(dict.fromkeys((first, *timed)))
-    return Part(first, None, ("many",), configs, timed, checked, ("stages",))
+    first = default.middle[-1].tokens + 1
+    every = product((2, 4, 8), TILES, TOKEN_WARPS, ROW_WARPS, STAGES, SPLIT_BLOCKS)
+    configs = ranked(default, changed, every, seconds)
+    return Part(first, None, ("many",), configs, MANY, (first, *MANY), ("stages", "split_blocks"))
 
 
 def eights_of(tokens: int, warps: int) -> int:

@@ -1,12 +1,13 @@
-"""Dividing k among blocks where tiles are fewer than SMs: each part leaves float32 sums, a second kernel adds them.
+"""Parts of k: what a block computes of a kernel's tiles, and a second kernel that adds what the parts have left.
 
-The parts are added in their order, whichever block was done first, so that a result is the same each time; and no
-block waits for another. The price is a second launch, and sums that are written and read once, mostly in the
-second-level cache.
+Which tiles are divided says ``division``. A block of a part leaves float32 sums, and the second kernel adds those of
+a tile in their order, whichever block was done first, so that a result is the same each time; and no block waits for
+another. The price is a second launch, and sums that are written and read once, mostly in the second-level cache.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from tvm.script.ir_builder import tirx as T
 
 from awq_tvm.schedules.cuda import ptx
 from awq_tvm.schedules.cuda.config import Dispatch, Tile
+from awq_tvm.schedules.cuda.division import Division, columns, divide, most_parts
 from awq_tvm.schedules.cuda.epilogue import MOST, finish_together
 from awq_tvm.schedules.cuda.fragments import BLOCK_K
 from awq_tvm.schedules.gpu.weights import local
@@ -26,131 +28,161 @@ _THREADS = 128
 
 
 @dataclass(frozen=True)
-class Parts:
-    """k in parts, each the work of other blocks.
+class Share:
+    """What a block computes.
 
     Attributes:
-        count: how many; an int, or an expression of M.
-        tokens: M.
-        rows: N.
-        sums: float32, each part's own sums, see ``place``.
+        first_row: of its tile.
+        first_token: likewise.
+        first_block: of k.
+        blocks: of k, how many.
+        is_part: whether it leaves sums for the second kernel; a bool where all blocks do or none.
+        number: among the parts, where it is one.
     """
 
-    count: Any
-    tokens: Any
-    rows: int
+    first_row: Any
+    first_token: Any
+    first_block: Any
+    blocks: Any
+    is_part: Any
+    number: Any
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """The tiles of a kernel.
+
+    Attributes:
+        spec: the linear.
+        tile: one of them.
+        along: how many along the tokens; an int, or an expression in int32.
+        division: which of them are divided.
+        sums: float32, the parts' own sums, see ``place``; None if no tile is divided.
+    """
+
+    spec: MatmulSpec
+    tile: Tile
+    along: Any
+    division: Division
     sums: Any
 
-    def bounds(self, part: Any, blocks: int) -> tuple[Any, Any]:
-        """Emit where a part begins: its first block of k, and how many it has, in registers."""
-        found = local("own_blocks", 2, "int32")
-        count = self.count if isinstance(self.count, int) else T.Cast("int32", self.count)
-        first, end = (T.truncdiv(T.Cast("int32", one) * blocks, count) for one in (part, part + 1))
-        T.buffer_store(found, first, [0])
-        T.buffer_store(found, end - found[0], [1])
-        return found[0], found[1]
+    def share_of(self, block: Any) -> Share:
+        """Emit what a block of the grid computes, in registers."""
+        blocks, division = self.spec.in_features // BLOCK_K, self.division
+        if not division.divides:
+            return Share(*self.begin_of(block), 0, blocks, False, 0)
+        own = local("own_share", 4, "int32")
+        tile, first, count, number = (own[i] for i in range(4))
+        T.buffer_store(own, block - division.whole, [3])
 
-    def place(self, part: Any, token: Any, row: Any) -> Any:
-        """Where a sum lies: [count, M, N] in one dimension, as its length is that of the longest."""
-        return T.Cast("int32", part * self.tokens + token) * self.rows + row
+        def part() -> None:
+            # Parts begin where the products of several blocks of k may that are scaled at once.
+            run = self.tile.run_of(self.spec.group_size)
+            at = T.truncdiv(number, division.rest)
+            begin, end = (T.truncdiv(one * (blocks // run), division.parts) * run for one in (at, at + 1))
+            T.buffer_store(own, division.whole + T.truncmod(number, division.rest), [0])
+            T.buffer_store(own, begin, [1])
+            T.buffer_store(own, end - first, [2])
 
+        def whole() -> None:
+            for place, value in enumerate((block, 0, blocks)):
+                T.buffer_store(own, value, [place])
 
-def columns(spec: MatmulSpec, config: Tile) -> int:
-    """Tiles along the outputs."""
-    return -(-spec.out_features // config.rows)
+        if isinstance(division.whole, int) and division.whole == 0:
+            part()
+            return Share(*self.begin_of(tile), first, count, True, number)
+        with T.If(number >= 0):
+            with T.Then():
+                part()
+            with T.Else():
+                whole()
+        return Share(*self.begin_of(tile), first, count, number >= 0, number)
 
+    def place(self, number: Any, token: Any, row: Any) -> Any:
+        """Where a sum of a part lies, by token and row of the tile."""
+        return (number * self.tile.tokens + token) * self.tile.rows + row
 
-def parts_for(spec: MatmulSpec, config: Dispatch[Tile, Tile], tiles: Any) -> Any:
-    """In how many parts k is divided: as many as leave each block an SM of its own.
-
-    More would be two rounds of blocks, and sums of parts cost about what eight blocks of k do.
-
-    Args:
-        spec: the linear; a part has at least ``config.split_blocks`` blocks of k.
-        config: of the linear.
-        tiles: of outputs and tokens, an int or an expression.
-    """
-    most = max(1, spec.in_features // BLOCK_K // config.split_blocks)
-    if isinstance(tiles, int):
-        return min(max(1, config.sms // tiles), most)
-    return T.min(T.max(1, T.floordiv(config.sms, tiles)), most)
-
-
-def limit_of(spec: MatmulSpec, config: Dispatch[Tile, Tile], tiled: Tile) -> int:
-    """The largest M for one of ``config.middle``.
-
-    For the last it is larger than its tile as long as the tiles of ``many`` fill less than three quarters of the SMs.
-    """
-    if tiled != config.middle[-1]:
-        return tiled.tokens
-    filling = -(-3 * config.sms // (4 * columns(spec, config.many)))
-    return max(tiled.tokens, config.many.tokens * (filling - 1))
-
-
-def parts_of_tiled(spec: MatmulSpec, config: Dispatch[Tile, Tile], tiled: Tile, tokens: Any) -> Any:
-    """In how many parts one of ``config.middle`` divides k: an int, or an expression of M where that decides."""
-    across = columns(spec, tiled)
-    alone = parts_for(spec, config, across)
-    if alone == 1 or limit_of(spec, config, tiled) == tiled.tokens:
-        return alone
-    return parts_for(spec, config, (tokens + (tiled.tokens - 1)) // tiled.tokens * across)
+    def begin_of(self, tile: Any) -> tuple[Any, Any]:
+        """The first output and token of a tile: those of the same outputs follow each other, and share weights."""
+        if isinstance(self.along, int) and self.along == 1:
+            return tile * self.tile.rows, 0
+        # In registers, or TVM repeats the division in each statement that needs its result. Multiplied outside, since
+        # TVM has to see that what is read together is aligned.
+        held = local("own_place", 2, "int32")
+        for place, divided in enumerate((T.truncdiv, T.truncmod)):
+            T.buffer_store(held, divided(tile, self.along), [place])
+        return held[0] * self.tile.rows, held[1] * self.tile.tokens
 
 
-def make_parts(spec: MatmulSpec, config: Dispatch[Tile, Tile], tiled: Tile, tokens: Any) -> Parts | None:
-    """Emit the allocation of the sums in global memory; None where k stays whole for every M of the kernel.
+def along_of(tile: Tile, tokens: Any) -> Any:
+    """Tiles along the tokens, as an expression of M in int32."""
+    return T.truncdiv(T.Cast("int32", tokens) + (tile.tokens - 1), tile.tokens)
+
+
+def make_tiles(spec: MatmulSpec, config: Dispatch[Tile, Tile], tile: Tile, along: Any) -> Tiles:
+    """The tiles of a kernel; emits the allocation of the parts' sums.
 
     TVM moves it to the top of the function, where M may be anything: so its size is a number.
-    """
-    count = parts_of_tiled(spec, config, tiled, tokens)
-    if isinstance(count, int) and count == 1:
-        return None
-    limit = limit_of(spec, config, tiled)
-    # Of all M with as many tiles the largest, which has the most sums.
-    counts = {
-        min(along * tiled.tokens, limit): parts_for(spec, config, along * columns(spec, tiled))
-        for along in range(1, -(-limit // tiled.tokens) + 1)
-    }
-    longest = max(m * parts for m, parts in counts.items() if parts > 1)
-    length = longest * spec.out_features
-    memory = IRBuilder.name("part_sums", T.alloc_buffer((length,), "float32", scope="global"))
-    # Through a second name, or TVM makes the allocation as long as the indices can be for any M.
-    sums = IRBuilder.name("sums_of_parts", T.decl_buffer((length,), "float32", data=memory.data))
-    return Parts(count, tokens, spec.out_features, sums)
-
-
-def add_parts_kernel(
-    spec: MatmulSpec, parts: Parts, arguments: dict[str, Any], tokens: Any, overlaps: bool = False
-) -> None:
-    """Emit the kernel that adds the parts and finishes the outputs: a thread eight neighbours, where N allows.
 
     Args:
         spec: the linear.
-        parts: what the blocks have left.
+        config: of the linear.
+        tile: one of its tiles.
+        along: how many along the tokens; an int, or an expression in int32.
+    """
+    across, most = columns(spec, tile), most_parts(spec, tile)
+    # Of as many tiles as SMs more the last round is the same.
+    counts = range(along, along + 1) if isinstance(along, int) else range(1, config.sms + 1)
+    room = max(divide(count * across, config.sms, most).sums for count in counts)
+    if room == 0:
+        return Tiles(spec, tile, along, Division(along * across, 0, 1), None)
+    division = divide(along * across, config.sms, most)
+    length = room * tile.tokens * tile.rows
+    memory = IRBuilder.name("part_sums", T.alloc_buffer((length,), "float32", scope="global"))
+    # Through a second name, or TVM makes the allocation as long as the indices can be for any M.
+    sums = IRBuilder.name("sums_of_parts", T.decl_buffer((length,), "float32", data=memory.data))
+    return Tiles(spec, tile, along, division, sums)
+
+
+def add_parts_kernel(tiles: Tiles, arguments: dict[str, Any], tokens: Any, overlaps: bool = False) -> None:
+    """Emit the kernel that adds the parts and finishes the outputs: a thread eight neighbours, where N allows.
+
+    Args:
+        tiles: of which blocks have left parts.
         arguments: buffers by name.
         tokens: M.
         overlaps: the launch may begin before the one before has ended.
     """
+    spec, tile, division = tiles.spec, tiles.tile, tiles.division
     width = math.gcd(spec.out_features, MOST)
-    pieces = spec.out_features // width
+    across = tile.rows // width
     with (
-        T.launch_thread("blockIdx.y", tokens) as token,
-        T.launch_thread("blockIdx.x", -(-pieces // _THREADS)) as bx,
+        T.launch_thread("blockIdx.y", division.rest) as number,
+        T.launch_thread("blockIdx.x", -(-tile.tokens * across // _THREADS)) as bx,
         T.launch_thread("threadIdx.x", _THREADS) as thread,
     ):
         if overlaps:
             ptx.let_next_begin()
             ptx.wait_for_launches()
-        row = (bx * _THREADS + thread) * width
-        with T.If(row < spec.out_features), T.Then():
+        piece = bx * _THREADS + thread
+        own_row, own_token = piece % across * width, piece // across
+        first_row, first_token = tiles.begin_of(division.whole + number)
+        row, token = first_row + own_row, first_token + own_token
+        inside = [token < tokens]
+        if spec.out_features % tile.rows:
+            inside.append(row < spec.out_features)
+        if tile.tokens * across % _THREADS:
+            inside.insert(0, own_token < tile.tokens)
+        with T.If(functools.reduce(T.And, inside)), T.Then():
             totals = local("totals", width, "float32")
             for i in range(width):
                 T.buffer_store(totals, T.float32(0), [i])
-            with T.serial(0, parts.count) as part:
+            with T.serial(0, division.parts) as part:
                 found = local("found", width, "float32")
                 for first in range(0, width, 4):
-                    place = parts.place(part, token, row + first)
+                    place = tiles.place(part * division.rest + number, own_token, own_row + first)
                     with T.vectorized(0, min(width, 4)) as j:
-                        T.buffer_store(found, parts.sums[place + j], [first + j])
+                        T.buffer_store(found, tiles.sums[place + j], [first + j])
                 for i in range(width):
                     T.buffer_store(totals, totals[i] + found[i], [i])
             finish_together(spec, totals, width, token, row, arguments)

@@ -8,10 +8,11 @@ from typing import Any
 
 from tvm.script.ir_builder import tirx as T
 
-from awq_tvm.schedules.cuda.config import Dispatch, FewConfig, Tile, default_config
+from awq_tvm.schedules.cuda.config import Dispatch, FewConfig, Tile
+from awq_tvm.schedules.cuda.defaults import default_config
 from awq_tvm.schedules.cuda.few_tokens import few_tokens_kernel
 from awq_tvm.schedules.cuda.fragments import BLOCK_K, HALF_K
-from awq_tvm.schedules.cuda.split_k import add_parts_kernel, limit_of, make_parts
+from awq_tvm.schedules.cuda.split_k import add_parts_kernel, along_of, make_tiles
 from awq_tvm.schedules.cuda.tiled import tiled_kernel
 from awq_tvm.schedules.gpu.function import Emit, matmul_function
 from awq_tvm.schedules.layout import LAYOUTS, Layout
@@ -54,18 +55,34 @@ class TensorCoreRule(MatmulRule):
         overlaps = target.overlaps_launches
         up_to: dict[int, Emit] = {few.most_tokens: _few(spec, few, overlaps) for few in config.few}
         for tile in config.middle:
-            up_to[limit_of(spec, config, tile)] = _divided(
-                spec, config, tile, self.kernel_of(tile, overlaps), overlaps
-            )
+            up_to[tile.tokens] = self._emit(spec, config, tile, lambda tokens: 1, overlaps)
         # What prompts take: of their time a launch is next to nothing.
-        many = self.kernel_of(config.many, overlaps=False)
-        return matmul_function(
-            spec,
-            self.layout(spec, target),
-            self.name,
-            up_to,
-            lambda arguments, tokens: many(spec, config.many, arguments, tokens),
+        many = self._emit(
+            spec, config, config.many, lambda tokens: along_of(config.many, tokens), overlaps=False
         )
+        return matmul_function(spec, self.layout(spec, target), self.name, up_to, many)
+
+    def _emit(
+        self,
+        spec: MatmulSpec,
+        config: Dispatch[Tile, Tile],
+        tile: Tile,
+        along: Callable[[Any], Any],
+        overlaps: bool,
+    ) -> Emit:
+        """What emits the kernel of a tile, and the one that adds parts, if there may be any."""
+
+        def emit(arguments: dict[str, Any], tokens: Any) -> None:
+            tiles = make_tiles(spec, config, tile, along(tokens))
+            self.kernel_of(tile, overlaps)(spec, tile, arguments, tokens, tiles)
+            rest = tiles.division.rest
+            if not isinstance(rest, int):
+                with T.If(rest > 0), T.Then():
+                    add_parts_kernel(tiles, arguments, tokens, overlaps)
+            elif rest:
+                add_parts_kernel(tiles, arguments, tokens, overlaps)
+
+        return emit
 
     def kernel_of(self, tile: Tile, overlaps: bool) -> Callable[..., None]:
         """What emits the kernel for one of ``middle`` or for ``many``, whose launches may overlap or not."""
@@ -82,23 +99,6 @@ class TensorCoreRule(MatmulRule):
 
 def _few(spec: MatmulSpec, config: FewConfig, overlaps: bool) -> Emit:
     return lambda arguments, tokens: few_tokens_kernel(spec, config, arguments, tokens, overlaps)
-
-
-def _divided(
-    spec: MatmulSpec, config: Dispatch[Tile, Tile], tile: Tile, kernel: Callable[..., None], overlaps: bool
-) -> Emit:
-    def emit(arguments: dict[str, Any], tokens: Any) -> None:
-        parts = make_parts(spec, config, tile, tokens)
-        kernel(spec, tile, arguments, tokens, parts)
-        if parts is None:
-            return
-        if isinstance(parts.count, int):
-            add_parts_kernel(spec, parts, arguments, tokens, overlaps)
-            return
-        with T.If(parts.count > 1), T.Then():
-            add_parts_kernel(spec, parts, arguments, tokens, overlaps)
-
-    return emit
 
 
 def matched(config: Dispatch[Tile, Tile], spec: MatmulSpec, target: Target) -> Match | NotApplicable:

@@ -18,11 +18,10 @@ from typing import Any
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from awq_tvm.schedules.cuda.config import EIGHT, PADDING, Tile, eights_at_once
+from awq_tvm.schedules.cuda.config import EIGHT, PADDING, eights_at_once
 from awq_tvm.schedules.cuda.epilogue import MOST, finish_together
-from awq_tvm.schedules.cuda.split_k import Parts
+from awq_tvm.schedules.cuda.split_k import Share, Tiles
 from awq_tvm.schedules.gpu.weights import local
-from awq_tvm.schedules.spec import MatmulSpec
 
 _FLOATS = 4
 """Sums that it reads or writes at once."""
@@ -62,37 +61,24 @@ class TileOutputs:
     """Where a block's sums go.
 
     Args:
-        spec: the linear.
-        tile: what the block computes.
+        tiles: of the kernel.
         arguments: the kernel's buffers by name.
         tokens: M.
-        first_token: of the block.
-        first_row: likewise its output.
+        own: what the block computes: a part of k, or outputs that it finishes.
         thread: of the block.
     """
 
-    def __init__(
-        self,
-        spec: MatmulSpec,
-        tile: Tile,
-        arguments: dict[str, Any],
-        tokens: Any,
-        first_token: Any,
-        first_row: Any,
-        thread: Any,
-    ) -> None:
-        self.spec, self.tile, self.arguments, self.tokens = spec, tile, arguments, tokens
-        self.first_token, self.first_row, self.thread = first_token, first_row, thread
+    def __init__(self, tiles: Tiles, arguments: dict[str, Any], tokens: Any, own: Share, thread: Any) -> None:
+        self.spec, self.tile, self.tiles = tiles.spec, tiles.tile, tiles
+        self.arguments, self.tokens, self.own, self.thread = arguments, tokens, own, thread
 
-    def store(self, sums: Any, held: Held, shared: Any, parts: Parts | None, part: Any) -> None:
+    def store(self, sums: Any, held: Held, shared: Any) -> None:
         """Emit the stores.
 
         Args:
             sums: of the thread.
             held: what they are of.
             shared: 32-bit words in shared memory, of which nothing is wanted any more once every thread is here.
-            parts: of k, if blocks divide it; outputs are finished where there is one part.
-            part: this block's.
         """
         words = int(shared.shape[0])
         floats = IRBuilder.name(
@@ -109,7 +95,7 @@ class TileOutputs:
                         behind = (EIGHT * eight + d % 2) * (self.tile.rows + PADDING) + d // 2 * 8
                         T.buffer_store(floats, sums[at], [own[tile] + behind])
             T.evaluate(T.tvm_storage_sync("shared"))
-            self._leave(floats, held.eights, first, at_once, parts, part)
+            self._leave(floats, held.eights, first, at_once)
 
     def _places_of(self, held: Held, at_once: int) -> Any:
         """Emit where the thread's first sum of each of its tiles goes, in registers."""
@@ -124,34 +110,33 @@ class TileOutputs:
     def _tokens_at_once(self, eights: int, at_once: int) -> int:
         return self.tile.tokens // eights * at_once
 
-    def _leave(
-        self, floats: Any, eights: int, first: int, at_once: int, parts: Parts | None, part: Any
-    ) -> None:
+    def _leave(self, floats: Any, eights: int, first: int, at_once: int) -> None:
         """Emit what becomes of the eights of each warp from ``first`` on."""
-        n = self.spec.out_features
+        own = self.own
 
         def finish(totals: Any, token: Any, row: Any, width: int) -> None:
-            finish_together(self.spec, totals, width, token, row, self.arguments)
+            place = own.first_token + token, own.first_row + row
+            finish_together(self.spec, totals, width, *place, self.arguments)
 
         def keep(totals: Any, token: Any, row: Any, width: int) -> None:
-            assert parts is not None
-            at = parts.place(part, token, row)
+            at = self.tiles.place(own.number, token, row)
             with T.vectorized(0, width) as j:
-                T.buffer_store(parts.sums, totals[j], [at + j])
+                T.buffer_store(self.tiles.sums, totals[j], [at + j])
 
-        def each(width: int, into: Callable[[Any, Any, Any, int], None]) -> None:
-            self._each(floats, math.gcd(n, width), eights, first, at_once, into)
+        def finish_each() -> None:
+            self._each(floats, math.gcd(self.spec.out_features, MOST), eights, first, at_once, finish)
 
-        if parts is None:
-            each(MOST, finish)
-        elif isinstance(parts.count, int):
-            each(_FLOATS, keep)
-        else:
-            with T.If(parts.count == 1):
-                with T.Then():
-                    each(MOST, finish)
-                with T.Else():
-                    each(_FLOATS, keep)
+        def keep_each() -> None:
+            self._each(floats, _FLOATS, eights, first, at_once, keep)
+
+        if isinstance(own.is_part, bool):
+            (keep_each if own.is_part else finish_each)()
+            return
+        with T.If(own.is_part):
+            with T.Then():
+                keep_each()
+            with T.Else():
+                finish_each()
 
     def _each(
         self,
@@ -169,14 +154,14 @@ class TileOutputs:
             number = start + self.thread
             at, row = number // across, number % across * width
             token = at // (EIGHT * at_once) * (EIGHT * eights) + (EIGHT * first + at % (EIGHT * at_once))
-            inside = [self.first_token + token < self.tokens]
+            inside = [self.own.first_token + token < self.tokens]
             if n % tile.rows:
-                inside.append(self.first_row + row < n)
+                inside.append(self.own.first_row + row < n)
             if start + tile.threads > across * there:
                 inside.insert(0, number < across * there)
             with T.If(functools.reduce(T.And, inside)), T.Then():
                 totals = self._read(floats, at, there, row, width)
-                into(totals, self.first_token + token, self.first_row + row, width)
+                into(totals, token, row, width)
 
     def _read(self, floats: Any, token: Any, there: int, row: Any, width: int) -> Any:
         """Emit the sums of a piece, of those that divided k added in their order; returns their registers."""

@@ -17,7 +17,7 @@ from awq_tvm.schedules.cuda import ptx
 from awq_tvm.schedules.cuda.config import EIGHT, ROWS, TiledConfig
 from awq_tvm.schedules.cuda.first_tokens import FirstTokens
 from awq_tvm.schedules.cuda.fragments import BLOCK_K, Fragments
-from awq_tvm.schedules.cuda.split_k import Parts, columns
+from awq_tvm.schedules.cuda.split_k import Share, Tiles
 from awq_tvm.schedules.cuda.tile_outputs import Held, TileOutputs
 from awq_tvm.schedules.cuda.warp_sum import Run, add_block, clear
 from awq_tvm.schedules.gpu.weights import local
@@ -35,7 +35,7 @@ def tiled_kernel(
     config: TiledConfig,
     arguments: dict[str, Any],
     tokens: Any,
-    parts: Parts | None = None,
+    tiles: Tiles,
     overlaps: bool = False,
 ) -> None:
     """Emit the kernel into the function being built.
@@ -45,13 +45,11 @@ def tiled_kernel(
         config: sizes.
         arguments: buffers by name.
         tokens: M.
-        parts: of k, where blocks divide it; then the outputs are finished here only if there is one part.
+        tiles: of ``config``, and what of them a block computes.
         overlaps: the launch may begin before the one before has ended; weights come first then.
     """
     with (
-        T.launch_thread("blockIdx.z", parts.count if parts else 1) as part,
-        T.launch_thread("blockIdx.y", (tokens + (config.tokens - 1)) // config.tokens) as by,
-        T.launch_thread("blockIdx.x", columns(spec, config)) as bx,
+        T.launch_thread("blockIdx.x", tiles.division.blocks) as block,
         T.launch_thread("threadIdx.x", config.threads) as thread,
     ):
         if overlaps:
@@ -60,19 +58,15 @@ def tiled_kernel(
         own_tile = thread // 32 % config.row_warps * config.tiles
         own_token = thread // 32 // config.row_warps % config.token_warps * (EIGHT * config.eights)
         own_k = thread // (config.threads // config.k_warps) if config.k_warps > 1 else 0
-        first_tile, first_token = bx * (config.row_warps * config.tiles), by * config.tokens
-        blocks = spec.in_features // BLOCK_K
-        own_blocks = parts.bounds(part, blocks) if parts else (0, blocks)
+        own = tiles.share_of(block)
         sums = local("sums", config.sums, "float32")
         clear(sums, config.sums)
-        own = (own_tile, own_token, own_k, own_blocks)
-        stages = _add_up(
-            spec, config, arguments, sums, first_tile, first_token, own, thread, tokens, overlaps
-        )
+        of_warp = (own_tile, own_token, own_k)
+        stages = _add_up(spec, config, arguments, sums, own, of_warp, thread, tokens, overlaps)
 
         row, token = own_tile * ROWS + lane // 4, own_token + lane % 4 * 2
-        outputs = TileOutputs(spec, config, arguments, tokens, first_token, first_tile * ROWS, thread)
-        outputs.store(sums, Held(config.tiles, ROWS, config.eights, row, token, own_k), stages, parts, part)
+        held = Held(config.tiles, ROWS, config.eights, row, token, own_k)
+        TileOutputs(tiles, arguments, tokens, own, thread).store(sums, held, stages)
 
 
 def _add_up(
@@ -80,9 +74,8 @@ def _add_up(
     config: TiledConfig,
     arguments: dict[str, Any],
     sums: Any,
-    first_tile: Any,
-    first_token: Any,
-    own: tuple[Any, Any, Any, tuple[Any, Any]],
+    own: Share,
+    of_warp: tuple[Any, Any, Any],
     thread: Any,
     tokens: Any,
     overlaps: bool,
@@ -94,15 +87,14 @@ def _add_up(
         config: sizes.
         arguments: buffers by name.
         sums: of the thread.
-        first_tile: of the block.
-        first_token: of the block.
-        own: where in it the warp's tiles and tokens begin, and which of each few blocks of k are the warp's; and of
-            the thread block the first block of k, and how many.
+        own: what the block computes.
+        of_warp: where in it the warp's tiles and tokens begin, and which of each few blocks of k are the warp's.
         thread: of the block.
         tokens: M.
         overlaps: whether to wait for the launches before where x is asked for first.
     """
-    own_tile, own_token, own_k, (first_block, count) = own
+    own_tile, own_token, own_k = of_warp
+    count = own.blocks
     weights = Fragments(spec, arguments)
     tiles = config.row_warps * config.tiles
     x_at = tiles * weights.tile_words
@@ -124,12 +116,13 @@ def _add_up(
         """(where it goes, token, k) of what the thread brings of x for a block."""
         for first in range(0, config.tokens * _CHUNKS, threads):
             token, chunk = (first + copier) // _CHUNKS, copier % _CHUNKS
-            k = (first_block + number) * BLOCK_K + chunk * 8
+            k = (own.first_block + number) * BLOCK_K + chunk * 8
             # Tokens past the last are read as the last, and not stored.
-            yield x_place(number, token, chunk), T.min(first_token + token, tokens - 1), k
+            yield x_place(number, token, chunk), T.min(own.first_token + token, tokens - 1), k
 
     def copy_block(number: Any, with_x: bool) -> None:
-        weights.copy(stages, base_of(number), first_tile, tiles, first_block + number, copier, threads)
+        first_tile, block = own.first_row // ROWS, own.first_block + number
+        weights.copy(stages, base_of(number), first_tile, tiles, block, copier, threads)
         for place, token, k in pieces_of_x(number) if with_x else ():
             ptx.copy_async(stages.ptr_to([place]), arguments["x"].ptr_to([token, k]))
 
@@ -172,10 +165,10 @@ def _add_up(
         # An empty group keeps the count of those under way.
         ptx.commit_copies()
 
-    length = config.run_of(spec.group_size) if isinstance(count, int) else 1
+    length = config.run_of(spec.group_size)
     if length > 1:
         products = local("run_products", config.sums, "float32")
-        with T.serial(0, count // length) as run:
+        with T.serial(0, T.truncdiv(count, length)) as run:
             for number in range(length):
                 advance(run * length + number)
                 work(run * length + number, Run(products, number == 0, number == length - 1))

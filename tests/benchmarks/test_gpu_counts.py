@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from awq_tvm.compile.toolchain.launch import Launch
-from awq_tvm.schedules.cuda.config import default_config
+from awq_tvm.schedules.cuda.defaults import default_config
 from awq_tvm.schedules.cuda.hopper_config import default_hopper_config
 from awq_tvm.schedules.spec import MatmulSpec
 from benchmarks.gpu import prediction
@@ -27,26 +27,46 @@ def test_counts_are_what_arithmetic_says() -> None:
     assert one["products"] == one["floor_products"] == 256 * 256
     assert one["rounds"] == 128 * 64
     # 32 tiles of 128 outputs in four parts; 17 tokens of 32.
-    both = [Launch("b", (), (32, 1, 4), (256, 1, 1), 0), Launch("c", (), (16, 17, 1), (256, 1, 1), 0)]
+    both = [Launch("b", (), (128, 1, 1), (256, 1, 1), 0), Launch("c", (), (4, 32, 1), (128, 1, 1), 0)]
     some = counts_of(spec, "mma_fragments", config, 17, both)
     assert some["copied_bytes"] == weights + 32 * 32 * 8192 + 2 * 4 * 17 * 4096 * 4 + 17 * 8192
     assert (some["products"], some["floor_products"]) == (256 * 256 * 4, 256 * 256 * 3)
     assert (some["blocks"], some["parts"], some["launches"]) == (128, 4, 2)
+    assert (some["whole"], some["rest"], some["tile_steps"], some["most_steps"]) == (0, 32, 32 * 64, 16)
     # 32 x 16 tiles of 128 x 128, of eight warps that go through 64 blocks of k two at a time.
-    whole = counts_of(spec, "mma_fragments", config, 2048, [Launch("e", (), (32, 16, 1), (256, 1, 1), 0)])
+    whole = counts_of(spec, "mma_fragments", config, 2048, [Launch("e", (), (512, 1, 1), (256, 1, 1), 0)])
     assert (whole["rounds"], whole["products"]) == (512 * 32 * 8, whole["floor_products"])
     # 16 x 16 tiles of 256 outputs and 128 tokens, each of eight warps: 64 times the products of 16 x 128 x 16.
     hopper = default_hopper_config(spec, 132, 227 << 10)
-    many = counts_of(spec, "mma_fragments", hopper, 2048, [Launch("d", (), (16, 16, 1), (256, 1, 1), 0)])
+    many = counts_of(spec, "mma_fragments", hopper, 2048, [Launch("d", (), (256, 1, 1), (256, 1, 1), 0)])
     assert many["copied_bytes"] == 16 * weights + 256 * 128 * 8192 + 2048 * 8192
     assert (many["rounds"], many["warps"]) == (256 * 64 * 8, 8)
     assert many["products"] == many["floor_products"] == 256 * 256 * 256
 
 
+def test_a_last_round_of_few_tiles_counts_as_its_longest_part() -> None:
+    spec = MatmulSpec(4096, 11008, 4, 128, "float16")
+    config = default_hopper_config(spec, 132, 227 << 10)
+    launches = [
+        Launch("a", (), (132 + 40 * 3, 1, 1), (256, 1, 1), 0),
+        Launch("b", (), (32, 40, 1), (128, 1, 1), 0),
+    ]
+    # 43 x 4 tiles of 256 x 128, of which 40 are divided in three parts, of 21 or 22 blocks of k.
+    found = counts_of(spec, "mma_fragments", config, 512, launches)
+    assert (found["whole"], found["rest"], found["parts"]) == (132, 40, 3)
+    assert (found["tile_steps"], found["most_steps"]) == (172 * 64, 64 + 22)
+    sums = 2 * 4 * 3 * 40 * 256 * 128
+    weights = weight_bytes(spec, "mma_fragments")
+    assert found["copied_bytes"] == 4 * weights + 172 * 128 * 8192 + sums + 512 * 11008 * 2
+    # Tokens that are not there have no sums: the last columns have four tiles each, one of them of a single token.
+    fewer = counts_of(spec, "mma_fragments", config, 385, launches)
+    assert found["copied_bytes"] - fewer["copied_bytes"] == 10 * 127 * 256 * 3 * 8 + 127 * 11008 * 2
+
+
 def test_bounds_are_what_arithmetic_says() -> None:
     """256 tiles on 132 SMs: two rounds of 64 steps, in each of which tensor cores take 1,024 cycles."""
     spec = MatmulSpec(4096, 4096, 4, 128, "float16")
-    launches = (Launch("d", (), (16, 16, 1), (256, 1, 1), 0),)
+    launches = (Launch("d", (), (256, 1, 1), (256, 1, 1), 0),)
     counts = counts_of(spec, "mma_fragments", default_hopper_config(spec, 132, 227 << 10), 2048, launches)
     code = {
         "instructions": 1000,

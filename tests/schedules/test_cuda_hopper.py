@@ -100,20 +100,30 @@ def test_other_sizes_compute_the_same(name: str, tmp_path) -> None:
 
 
 @needs_compiler
-def test_k_divided_among_blocks_computes_the_same(tmp_path) -> None:
-    case = spec(448, 36, 4, 64, **EVERYTHING)
+@pytest.mark.parametrize(
+    "case",
+    [
+        spec(1024, 136, 4, 64, **EVERYTHING),
+        spec(1024, 130, 4, 128, dtype="bfloat16", has_residual=True),
+        spec(1024, 136, 4, 128, output_gate="silu"),
+    ],
+    ids=lambda case: f"{case.dtype}, {case.output_gate}",
+)
+def test_k_divided_among_blocks_computes_the_same(case: MatmulSpec, tmp_path) -> None:
     config = HopperConfig(
-        (FewConfig(1, 1, 2),), (WarpgroupConfig(32, 1, 2, 4),), WarpgroupConfig(64, 1), sms=6, split_blocks=1
+        (FewConfig(1, 1, 2),),
+        (WarpgroupConfig(16, 1, 1, 4, split_blocks=1),),
+        WarpgroupConfig(32, 1, 2, split_blocks=1),
+        sms=5,
     )
     built = build_for(RULE, case, TARGET, config)
-    kernels = Emulated(built.source, "cuda", tmp_path)
-    counts = []
-    for m in (20, 33, 200):
-        counts.append(built.launches(m)[0].grid[2])
-        assert len(built.launches(m)) == 1 + (counts[-1] > 1)
+    kernels = Emulated(built.source_for(16, 17, 65), "cuda", tmp_path)
+    # Three columns of 64 outputs stay whole; of 128 there are two: 2 x 2, 4, 5 + 1 x 4, 5 + 3, 10.
+    for m, blocks, divided in ((16, 3, 0), (17, 4, 2), (33, 4, 0), (65, 9, 1), (97, 8, 0), (130, 10, 0)):
+        first, *adds = built.launches(m)
+        assert first.grid == (blocks, 1, 1), m
+        assert [launch.grid[1] for launch in adds] == [divided] * (divided > 0), m
         check(kernels, built, case, m, rounded=True)
-    # Parts of one block and of more, and none.
-    assert counts == [6, 3, 1]
 
 
 @needs_compiler
@@ -146,26 +156,25 @@ def square():
 
 
 @pytest.mark.parametrize(
-    ("m", "kernel", "grid"),
+    ("m", "kernel", "blocks", "divided"),
     [
-        (8, "mm_kernel", (128, 1, 1)),
-        (64, "mm_kernel_5", (32, 1, 4)),
-        # Tiles of 128 x 128: 32 of them for 132 SMs are four parts.
-        (65, "mm_kernel_7", (32, 1, 4)),
-        (200, "mm_kernel_7", (32, 2, 2)),
-        (512, "mm_kernel_7", (32, 4, 1)),
-        (768, "mm_kernel_7", (32, 6, 1)),
-        # Tiles twice as large fill 112 of the SMs.
-        (769, "mm_kernel_9", (16, 7, 1)),
-        (2048, "mm_kernel_9", (16, 16, 1)),
+        (8, "mm_kernel", 128, 0),
+        (64, "mm_kernel_5", 32 * 4, 32),
+        # Tiles of 256 x 128: 16 of them for 132 SMs would be eight parts, which would read less than sums are.
+        (65, "mm_kernel_7", 16 * 5, 16),
+        (200, "mm_kernel_9", 32 * 4, 32),
+        (512, "mm_kernel_9", 64 * 2, 64),
+        (769, "mm_kernel_9", 112, 0),
+        (1100, "mm_kernel_9", 132 + 12 * 5, 12),
+        (2048, "mm_kernel_9", 256, 0),
     ],
 )
 def test_from_65_tokens_on_warpgroups_multiply(
-    m: int, kernel: str, grid: tuple[int, int, int], square
+    m: int, kernel: str, blocks: int, divided: int, square
 ) -> None:
     first, *adds = square.launches(m)
-    assert (first.kernel, first.grid) == (kernel, grid)
-    assert len(adds) == (grid[2] > 1)
+    assert (first.kernel, first.grid) == (kernel, (blocks, 1, 1))
+    assert [launch.grid[1] for launch in adds] == [divided] * (divided > 0)
     body = square.source.rsplit(f"{kernel}(", 1)[1].split('extern "C"')[0]
     assert ("wgmma_f16_rs_mma_async" in body) == (m > 64)
 
@@ -186,7 +195,13 @@ def test_shared_memory_is_what_the_configuration_says(bits: int, group_size: int
     [(4, 128, "float16"), (4, 32, "float16"), (8, 64, "float16"), (4, 128, "bfloat16"), (8, 64, "bfloat16")],
 )
 def test_products_overlap_and_nothing_spills(bits: int, group_size: int, dtype: str, tmp_path) -> None:
-    built = build_for(RULE, spec(2048, 4096, bits, group_size, dtype=dtype), TARGET)
+    case = spec(2048, 4096, bits, group_size, dtype=dtype)
+    config = default_hopper_config(case, TARGET.num_sms, TARGET.shared_memory_bytes)
+    stages = 5 if bits <= 4 else 4
+    last, many = WarpgroupConfig(128, 1, 2, stages), WarpgroupConfig(128, 2, 2, stages + 1)
+    config = dataclasses.replace(config, middle=(*config.middle[:-1], last), many=many)
+    built = build_for(RULE, case, TARGET, config)
+    assert "part_sums" in built.source.rsplit(" mm_kernel_9(", 1)[1].split(")")[0]
     path = tmp_path / "kernels.cu"
     path.write_text(built.source_for(65, 10_000))
     cubin = tmp_path / "kernels.cubin"
@@ -228,7 +243,7 @@ def test_products_overlap_and_nothing_spills(bits: int, group_size: int, dtype: 
         (dataclasses.replace(TARGET, ptx_arch="compute_90"), spec(128, 64, 4, 64), "sm_90a alone"),
         (TARGET, spec(128, 64, 4, 64, dtype="float32"), "float32"),
         (TARGET, spec(96, 64, 4, 32), "whole blocks"),
-        (dataclasses.replace(TARGET, shared_memory_bytes=150_000), spec(128, 64, 4, 64), "shared memory"),
+        (dataclasses.replace(TARGET, shared_memory_bytes=100_000), spec(128, 64, 4, 64), "shared memory"),
     ],
 )
 def test_what_it_cannot_do_is_left_to_the_others(target, case: MatmulSpec, reason: str) -> None:
@@ -257,6 +272,7 @@ def test_hopper_is_asked_first() -> None:
         lambda: WarpgroupConfig(256, 2),
         lambda: WarpgroupConfig(16, 1, 2),
         lambda: WarpgroupConfig(128, 1, 2, 2),
+        lambda: WarpgroupConfig(128, 1, split_blocks=0),
         lambda: HopperConfig((), (), WarpgroupConfig(128, 1)),
         lambda: HopperConfig((), (TiledConfig(4, 2),), WarpgroupConfig(128, 1), sms=0),
     ],

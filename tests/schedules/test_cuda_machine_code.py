@@ -16,7 +16,6 @@ from awq_tvm.compile.toolchain.result import Kernel
 from awq_tvm.schedules.cuda.config import FewConfig, TensorCoreConfig, TiledConfig
 from awq_tvm.schedules.cuda.cost import A_SUM, BESIDE_SUMS
 from awq_tvm.schedules.cuda.matmul import CUDA_MATMUL
-from awq_tvm.schedules.cuda.split_k import limit_of
 from awq_tvm.schedules.cuda.tensor_core import TensorCoreRule
 from awq_tvm.schedules.rule import Match
 from awq_tvm.schedules.spec import MatmulSpec
@@ -73,13 +72,13 @@ def compiled(
     code = read_listing(listing)
     report = {kernel.name: kernel for kernel in reports}
     ends = [(few.most_tokens, few) for few in config.few]
-    ends += [(limit_of(spec, config, one), one) for one in config.middle] + [(1 << 14, config.many)]
+    ends += [(one.tokens, one) for one in config.middle] + [(1 << 14, config.many)]
     found: dict[str, Compiled] = {}
     for m, one in ends:
         for number, launch in enumerate(built.launches(m)):
             name = launch.kernel
             found[name] = Compiled(report[name], code[name], launch, None if number else one)
-    # A last one of the middle that no longer divides k at its end adds parts before.
+    # That for many tokens adds parts at some M and not at others.
     for name in report.keys() - found.keys():
         launch = next(each for m in range(1, 1 << 14) for each in built.launches(m) if each.kernel == name)
         found[name] = Compiled(report[name], code[name], launch, None)
@@ -143,7 +142,7 @@ def test_kernels_spill_nothing_move_16_bytes_and_multiply_matrices(
 ) -> None:
     spec = MatmulSpec(4096, 4096, bits, group_size, dtype, **more)
     kernels = compiled(spec, resolve(target), tmp_path)
-    # Two for a few tokens, two that divide k with a third that adds the parts after each, one for many.
+    # Two for a few tokens, two and one for many that divide k, with a fourth that adds the parts after each.
     assert len([one for one in kernels if one.config]) == 5
     hold_the_gates(spec, kernels)
 

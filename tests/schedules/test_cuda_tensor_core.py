@@ -10,9 +10,10 @@ import pytest
 
 from awq_tvm.compile.toolchain.nvcc import Nvcc
 from awq_tvm.errors import BundleError, UnsupportedError
-from awq_tvm.schedules.cuda.config import FewConfig, TensorCoreConfig, TiledConfig, default_config
+from awq_tvm.schedules.cuda.config import FewConfig, TensorCoreConfig, TiledConfig
+from awq_tvm.schedules.cuda.defaults import default_config
+from awq_tvm.schedules.cuda.division import divide, division_of
 from awq_tvm.schedules.cuda.hopper_config import default_hopper_config
-from awq_tvm.schedules.cuda.split_k import parts_of_tiled
 from awq_tvm.schedules.cuda.tensor_core import TensorCoreRule
 from awq_tvm.schedules.cuda.tile_outputs import place
 from awq_tvm.schedules.rule import Chosen, NotApplicable, select
@@ -124,29 +125,79 @@ def test_sums_are_held_twice_where_there_is_room(tile: TiledConfig, group_size: 
     assert tile.run_of(group_size) == run
 
 
-# Tiles of 32 and 64 tokens and 32 outputs; parts of one block of k and more, shorter than the stages and longer.
+# Tiles of 32 tokens and of 16, and of 32 outputs: on five SMs, parts of two blocks of k and more, shorter than the
+# stages and longer.
 DIVIDED = TensorCoreConfig(
-    (FewConfig(1, 1, 2),), (TiledConfig(4, 1, 1, 2, 4, 2), TiledConfig(4, 1, 2, 2)), TiledConfig(4, 2), 20, 1
+    (FewConfig(1, 1, 2),),
+    (TiledConfig(4, 1, 1, 2, 4, 2, split_blocks=1),),
+    TiledConfig(2, 1, 1, 2, 3, split_blocks=1),
+    5,
 )
+# Tiles that are divided first, as long as these are fewer than the SMs, and behind whole rounds.
+ROUNDS = {
+    32: (0, 2, 2),
+    33: (5, 1, 3),
+    48: (5, 1, 3),
+    49: (8, 0, 1),
+    65: (10, 0, 1),
+    81: (10, 2, 2),
+}
 
 
 @needs_compiler
-@pytest.mark.parametrize("name", ["4 bits", "8 bits", "gated", "one part at last"])
-def test_k_divided_among_blocks_computes_the_same(name: str, tmp_path) -> None:
-    case = spec(448, 36, 4, 64) if name == "one part at last" else CASES[name]
+@pytest.mark.parametrize(
+    "case",
+    [
+        spec(448, 36, 4, 64, **EVERYTHING),
+        spec(448, 64, 8, 32, has_bias=True),
+        spec(448, 40, 4, 64, dtype="bfloat16", **EVERYTHING),
+        spec(448, 56, 4, 64, output_gate="silu"),
+    ],
+    ids=lambda case: f"{case.bits} bits, {case.dtype}, {case.out_features}",
+)
+def test_k_divided_among_blocks_computes_the_same(case: MatmulSpec, tmp_path) -> None:
     built = build_for(RULE, case, TARGET, DIVIDED)
-    kernels = Emulated(built.source, "cuda", tmp_path)
-    for m in (9, 33, 64, 65):
-        first, adds = built.launches(m)
-        assert first.grid[2] > 1
-        assert "part_sums" in first.arguments
-        assert "part_sums" in adds.arguments
+    kernels = Emulated(built.source_for(*ROUNDS), "cuda", tmp_path)
+    for m, (whole, rest, parts) in ROUNDS.items():
+        first, *adds = built.launches(m)
+        # Codes of 8 bits are more to read beside sums: of one tile in three parts they make five.
+        most = 5 if case.bits == 8 and parts == 3 else parts
+        assert first.grid == (whole + rest * most, 1, 1), m
+        assert [launch.grid[1] for launch in adds] == [rest] * (rest > 0), m
         check(kernels, built, case, m)
-    # From here on there are tiles enough.
-    whole = next(m for m in range(66, 2000) if built.launches(m)[0].grid[2] == 1)
-    assert len(built.launches(whole)) == 1
-    if name == "one part at last":
-        check(kernels, built, case, whole)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_parts_of_a_kernel_that_scales_two_blocks_of_k_at_once_begin_at_every_second(dtype, tmp_path) -> None:
+    case = spec(768, 72, 4, 128, dtype=dtype, has_residual=True)
+    many = TiledConfig(4, 4, 1, 1, split_blocks=1)
+    config = TensorCoreConfig((FewConfig(1, 1, 2),), (TiledConfig(1, 1, 2, 1),), many, sms=3)
+    assert many.run_of(128) == 2
+    built = build_for(RULE, case, TARGET, config)
+    kernels = Emulated(built.source_for(33, 97), "cuda", tmp_path)
+    # Two columns of 64 outputs: 4 = 3 + 1 in three parts of four blocks of k; 6 whole; 8 = 6 + 2, which stay whole.
+    for m, blocks in ((33, 6), (65, 6), (97, 8)):
+        assert built.launches(m)[0].grid == (blocks, 1, 1)
+        check(kernels, built, case, m)
+
+
+@pytest.mark.parametrize("sms", [1, 5, 132])
+@pytest.mark.parametrize("most", [1, 3, 200])
+def test_tiles_are_divided_so_that_no_sm_gets_more_than_a_part_of_the_last_round(sms: int, most: int) -> None:
+    for tiles in range(1, 4 * sms + 1):
+        found = divide(tiles, sms, most)
+        assert found.whole + found.rest == tiles
+        assert found.sums <= sms
+        assert 1 <= found.parts <= most or not found.rest
+        if found.rest:
+            assert found.whole % sms == 0
+            assert found.parts > 1
+            # One part more of each would be one more round, or more than there may be.
+            assert found.parts == most or found.rest * (found.parts + 1) > sms
+        else:
+            assert found.blocks == tiles
+            assert most == 1 or tiles % sms == 0 or 2 * (tiles % sms) > sms
 
 
 @needs_compiler
@@ -220,29 +271,31 @@ def square():
 
 
 @pytest.mark.parametrize(
-    ("m", "kernel", "grid"),
+    ("m", "kernel", "blocks", "divided"),
     [
-        (8, "mm_kernel", (128, 1, 1)),
+        (8, "mm_kernel", 128, 0),
         # 32 tiles for 132 SMs: four parts; 64 tiles: two; 128: one.
-        (16, "mm_kernel_1", (32, 1, 4)),
-        (32, "mm_kernel_3", (32, 1, 4)),
-        (64, "mm_kernel_5", (32, 1, 4)),
-        (65, "mm_kernel_5", (32, 2, 2)),
-        (200, "mm_kernel_5", (32, 4, 1)),
-        (384, "mm_kernel_5", (32, 6, 1)),
-        # Tiles twice as large fill 128 of the SMs.
-        (385, "mm_kernel_7", (32, 4, 1)),
+        (16, "mm_kernel_1", 32 * 4, 32),
+        (32, "mm_kernel_3", 32 * 4, 32),
+        (64, "mm_kernel_5", 32 * 4, 32),
+        (65, "mm_kernel_7", 32 * 4, 32),
+        (200, "mm_kernel_7", 64 * 2, 64),
+        (385, "mm_kernel_7", 128, 0),
+        # Behind a round of 132 tiles 28 in four parts, 60 in two; 92 stay whole.
+        (513, "mm_kernel_7", 132 + 28 * 4, 28),
+        (768, "mm_kernel_7", 132 + 60 * 2, 60),
+        (769, "mm_kernel_7", 224, 0),
     ],
 )
-def test_blocks_are_about_as_many_as_sms(m: int, kernel: str, grid: tuple[int, int, int], square) -> None:
+def test_blocks_are_about_as_many_as_sms(m: int, kernel: str, blocks: int, divided: int, square) -> None:
     first, *adds = square.launches(m)
-    assert (first.kernel, first.grid) == (kernel, grid)
-    assert len(adds) == (grid[2] > 1)
+    assert (first.kernel, first.grid) == (kernel, (blocks, 1, 1))
+    assert [launch.grid[1] for launch in adds] == [divided] * (divided > 0)
 
 
 def test_sums_of_parts_take_a_fixed_room_whatever_m_is(square) -> None:
-    # Four parts of 64 tokens.
-    assert square.host.workspaces == {"part_sums": 4 * 64 * 4096 * 4}
+    # Of a tile of 128 x 128 for each SM.
+    assert square.host.workspaces == {"part_sums": 132 * 128 * 128 * 4}
 
 
 @pytest.mark.parametrize(
@@ -260,7 +313,8 @@ def test_sums_of_parts_take_a_fixed_room_whatever_m_is(square) -> None:
 def test_wide_or_short_linears_and_smaller_gpus_are_divided_less(K, N, target, parts) -> None:
     case = spec(K, N, 4, 64)
     config = RULE.applies(case, resolve(target)).config
-    assert parts_of_tiled(case, config, config.middle[-1], 64) == parts
+    division = division_of(case, config, config.middle[-1], 64)
+    assert (division.parts if division.rest else 1) == parts
 
 
 @pytest.mark.parametrize(
@@ -325,12 +379,12 @@ def test_nothing_spills(bits: int, arch: str, tmp_path) -> None:
     path = tmp_path / "kernels.cu"
     path.write_text(source)
     _, _, kernels = Nvcc.find().compile(path, (arch,), None)
-    assert len(kernels) == 8
+    assert len(kernels) == 9
     assert all(kernel.spill_store_bytes == kernel.spill_load_bytes == 0 for kernel in kernels)
     # Of 65,536 registers: three blocks of the kernel for a few tokens share an SM, two of those for 16 and 32, one of
     # the others has room; and 1,024 threads that add parts.
-    names = ("", *(f"_{number}" for number in range(1, 8)))
-    limits = dict(zip(names, (80, 128, 64, 128, 64, 255, 64, 255), strict=True))
+    names = ("", *(f"_{number}" for number in range(1, 9)))
+    limits = dict(zip(names, (80, 128, 64, 128, 64, 255, 64, 255, 64), strict=True))
     for kernel in kernels:
         assert kernel.registers <= limits[kernel.name.removeprefix("mm_kernel")], kernel
 
@@ -386,6 +440,7 @@ def test_gpus_that_lack_something_are_left_to_the_portable_kernels(target, reaso
         lambda: TiledConfig(1, 1, 1, 4),
         lambda: TiledConfig(8, 2, stages=1),
         lambda: TiledConfig(8, 2, k_warps=0),
+        lambda: TiledConfig(8, 2, split_blocks=0),
         lambda: TiledConfig(1, 4, 8, 2, stages=2),
         lambda: TensorCoreConfig((FewConfig(1, 1, 4),), (), TiledConfig(8, 2)),
         lambda: TensorCoreConfig((FewConfig(1, 1, 4),), (TiledConfig(4, 2),), TiledConfig(8, 2), sms=0),

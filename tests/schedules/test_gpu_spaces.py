@@ -17,6 +17,7 @@ from awq_tvm.errors import UnsupportedError
 from awq_tvm.schedules.config_fields import from_fields, to_fields
 from awq_tvm.schedules.cuda.config import FewConfig, TensorCoreConfig, TiledConfig
 from awq_tvm.schedules.cuda.cost import Gpu, few_work, tiled_work
+from awq_tvm.schedules.cuda.division import Division
 from awq_tvm.schedules.cuda.hopper_config import HopperConfig
 from awq_tvm.schedules.gpu.config import GpuMatmulConfig
 from awq_tvm.schedules.metal.config import SimdgroupConfig
@@ -94,11 +95,27 @@ def test_the_model_knows_what_keeps_a_kernel_from_its_roof() -> None:
     wide, narrow = (few_work(tiny, FewConfig(1, tiles, 4, 4)).seconds(gpu) for tiles in (4, 1))
     assert narrow < wide, "4 blocks leave more SMs idle than 16"
     assert few_work(head, FewConfig(1, 1, 2, 2)).under_way < few_work(head, FewConfig(1, 1, 2, 4)).under_way
-    whole, divided = (tiled_work(tiny, TiledConfig(4, 2), 64, parts).seconds(gpu) for parts in (1, 16))
-    assert divided < whole, "two tiles alone do not fill 108 SMs"
-    assert tiled_work(SPEC, TiledConfig(8, 4, 1, 8, 8), 128).seconds(replace(gpu, registers=1)) == float(
-        "inf"
+    whole, divided = (
+        tiled_work(tiny, TiledConfig(4, 2), 64, division).seconds(gpu)
+        for division in (Division(2, 0, 1), Division(0, 2, 16))
     )
+    assert divided < whole, "two tiles alone do not fill 108 SMs"
+    most = tiled_work(SPEC, TiledConfig(8, 4, 1, 8, 8), 128, Division(8, 0, 1))
+    assert most.seconds(replace(gpu, registers=1)) == float("inf")
+
+
+def test_the_model_knows_that_a_last_round_is_divided() -> None:
+    gpu, tile = Gpu.of(A100), TiledConfig(8, 2)
+    wide = MatmulSpec(8192, 128 * 112, 4, 128, "float16")
+    seconds = {
+        name: tiled_work(wide, tile, 128, division).seconds(gpu)
+        for name, division in {
+            "whole rounds": Division(108, 0, 1),
+            "one more": Division(108, 4, 16),
+            "not divided": Division(112, 0, 1),
+        }.items()
+    }
+    assert seconds["whole rounds"] < seconds["one more"] < seconds["not divided"]
 
 
 @pytest.mark.parametrize("spec", [SPEC, MatmulSpec(4096, 14336, 4, 128, "float16")])
@@ -113,7 +130,7 @@ def test_the_first_candidates_are_no_worse_than_most(spec: MatmulSpec) -> None:
 
 def test_fields_name_an_element_of_a_tuple() -> None:
     default = problem_of().default
-    found = to_fields(default, ["few.0", "split_blocks"])
+    found = to_fields(default, ["few.0", "sms"])
     assert found["few.0"] == {"eights": 1, "tiles": 2, "warps": 8, "stages": 4}
     both = {"few.0": {"tiles": 1}, "middle.1": {"stages": 3}}
     changed = from_fields(default, both, ["few.0", "middle.1"])

@@ -41,10 +41,9 @@ SQUARE = MatmulSpec(256, 256, 4, 64, "float16")
 # Up to 8 tokens, up to 32, and up to 64 by blocks that divide k.
 SMALL = HopperConfig(
     (FewConfig(1, 1, 2), FewConfig(2, 2, 4, 3)),
-    (TiledConfig(4, 1, 1, 2, 3, 2), TiledConfig(8, 1, 1, 4, 3)),
+    (TiledConfig(4, 1, 1, 2, 3, 2), TiledConfig(8, 1, 1, 2, 3, split_blocks=1)),
     WarpgroupConfig(64, 1),
-    sms=8,
-    split_blocks=1,
+    sms=16,
 )
 
 
