@@ -134,6 +134,12 @@ def test_a_window_shorter_than_the_context(kind: str, tmp_path: Path) -> None:
     assert short.max() < TIE * np.abs(expected).max()
 
 
+def test_reshapes_are_views_and_have_no_kernels(compiled: tiny.Compiled) -> None:
+    (source,) = compiled.bundle.glob("kernels.[cm][ue]*")
+    assert "rms_norm_kernel" in source.read_text()
+    assert "reshape" not in source.read_text()
+
+
 def test_verify_emulates(compiled: tiny.Compiled) -> None:
     done = awq_tvm("verify", compiled.bundle, "--emulate", "--prompt", "w1 w2 w3", "--tokens", 3, "--json")
     assert done.returncode == 0, done.stderr

@@ -84,6 +84,8 @@ def gpu_pipeline(target: Any) -> Any:
 def _plan_memory() -> list[tvm.transform.Pass]:
     return [
         relax.transform.RewriteDataflowReshape(),
+        # Reshapes are views now, and their kernels called by nobody.
+        relax.transform.DeadCodeElimination(),
         relax.transform.ToNonDataflow(),
         relax.transform.RemovePurityChecking(),
         relax.transform.CallTIRRewrite(),
