@@ -87,13 +87,18 @@ def test_logits_and_greedy_tokens_are_those_of_pytorch(compiled: tiny.Compiled, 
     assert "gated_kernel" not in found.launches
 
 
+def compile_without_nvcc(model: Any, folder: Path, kind: str, **options: Any) -> tiny.Compiled:
+    """Of kernels for CUDA the emulator reads the source, and nvcc takes half a minute for them."""
+    return tiny.compile_quantized(
+        model, folder, target=target_of(kind), kv_cache="auto", source_only=kind == "cuda", **options
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["cuda", "metal"])
 def test_norms_of_heads_are_those_of_pytorch(kind: str, tmp_path: Path) -> None:
-    if kind == "cuda" and shutil.which("nvcc") is None:
-        pytest.skip("nvcc is not installed")
     model = tiny.make_model("qwen3", intermediate_size=128)
-    made = tiny.compile_quantized(model, tmp_path, target=target_of(kind), kv_cache="auto")
+    made = compile_without_nvcc(model, tmp_path, kind)
     found = run_in_emulator(made.bundle, tmp_path, parts=PARTS, greedy=GREEDY, vocabulary=tiny.VOCAB)
     expected = tiny.torch_logits(model, found.ids)
     assert tiny.relative_error(found.logits, expected[found.rows]) < TOLERANCE
@@ -101,13 +106,10 @@ def test_norms_of_heads_are_those_of_pytorch(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
 def test_bfloat16_is_as_near_to_pytorch_as_its_precision(tmp_path: Path) -> None:
     """Its unit roundoff is eight times that of float16; near that, another token may have the highest logit."""
     model = tiny.make_model("llama", intermediate_size=128, attention_bias=True)
-    made = tiny.compile_quantized(
-        model, tmp_path, target=target_of("cuda"), kv_cache="auto", dtype="bfloat16"
-    )
+    made = compile_without_nvcc(model, tmp_path, "cuda", dtype="bfloat16")
     found = run_in_emulator(made.bundle, tmp_path, parts=PARTS, greedy=GREEDY, vocabulary=tiny.VOCAB)
     expected = tiny.torch_logits(model, found.ids)
     assert tiny.relative_error(found.logits, expected[found.rows]) < 8 * TOLERANCE
@@ -120,12 +122,8 @@ def test_bfloat16_is_as_near_to_pytorch_as_its_precision(tmp_path: Path) -> None
 @pytest.mark.parametrize("kind", ["cuda", "metal"])
 def test_a_window_shorter_than_the_context(kind: str, tmp_path: Path) -> None:
     """Of a prompt, of a second part of it, and of tokens one by one."""
-    if kind == "cuda" and shutil.which("nvcc") is None:
-        pytest.skip("nvcc is not installed")
     model = tiny.make_model("mistral", intermediate_size=128, sliding_window=24)
-    made = tiny.compile_quantized(
-        model, tmp_path, target=target_of(kind), kv_cache="auto", context_length=tiny.CONTEXT
-    )
+    made = compile_without_nvcc(model, tmp_path, kind, context_length=tiny.CONTEXT)
     found = run_in_emulator(made.bundle, tmp_path, parts=PARTS, greedy=GREEDY, vocabulary=tiny.VOCAB)
     expected = tiny.torch_logits(model, found.ids)
     assert tiny.relative_error(found.logits, expected[found.rows]) < TOLERANCE
@@ -136,8 +134,8 @@ def test_a_window_shorter_than_the_context(kind: str, tmp_path: Path) -> None:
 
 def test_reshapes_are_views_and_have_no_kernels(compiled: tiny.Compiled) -> None:
     (source,) = compiled.bundle.glob("kernels.[cm][ue]*")
-    assert "rms_norm_kernel" in source.read_text()
-    assert "reshape" not in source.read_text()
+    assert "rms_norm_kernel(" in source.read_text()
+    assert not re.search(r"reshape\d*_kernel\(", source.read_text())
 
 
 def test_verify_emulates(compiled: tiny.Compiled) -> None:

@@ -3,21 +3,26 @@
     python -m tests.support.emulated_bundle BUNDLE PLAN.json INTO.npz
 
 The plan: "parts", what is read at once, each a number of tokens and the rows of logits that are wanted ("last" or
-"all"); "greedy", how many tokens are generated after them; "vocabulary", from which the tokens read are drawn.
+"all"); "greedy", how many tokens are generated after them; "vocabulary", from which the tokens read are drawn;
+"fork", how many of these tokens a second sequence shares, to which the last of them is appended again, 0 for none;
+"alone", linears that are called by themselves.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from tests.support.child import output_of
+from tests.support.emulated_linear import Linear, call_alone
 
+Array = np.ndarray[Any, Any]
 Part = tuple[int, Literal["last", "all"]]
 
 
@@ -29,28 +34,43 @@ class Emulated:
         ids: what was read and then generated.
         logits: the rows that were wanted, then one for each generated token.
         rows: after which of ``ids`` each row of logits comes.
+        forked: logits after the second sequence's last token.
+        alone: what each linear by itself has given, [M, N].
         launches: how often each kernel was launched.
         overlapped: how many of the launches might begin before those before them had ended.
     """
 
     ids: list[int]
-    logits: np.ndarray[Any, Any]
+    logits: Array
     rows: list[int]
+    forked: Array
+    alone: list[Array]
     launches: dict[str, int]
     overlapped: int
 
 
 def run_in_emulator(
-    bundle: Path, folder: Path, *, parts: list[Part], greedy: int, vocabulary: int
+    bundle: Path,
+    folder: Path,
+    *,
+    parts: list[Part],
+    greedy: int,
+    vocabulary: int,
+    fork: int = 0,
+    alone: Sequence[Linear] = (),
 ) -> Emulated:
     """Read tokens drawn by chance, generate more, in a child process; ``folder`` takes what it needs."""
     plan, into = folder / "plan.json", folder / "found.npz"
-    plan.write_text(json.dumps({"parts": parts, "greedy": greedy, "vocabulary": vocabulary}))
+    what = {"parts": parts, "greedy": greedy, "vocabulary": vocabulary, "fork": fork}
+    plan.write_text(json.dumps({**what, "alone": [asdict(linear) for linear in alone]}))
     output_of(__name__, bundle, plan, into)
     with np.load(into) as found:
         launches = json.loads(str(found["launches"]))
-        overlapped = int(found["overlapped"])
-        return Emulated(found["ids"].tolist(), found["logits"], found["rows"].tolist(), launches, overlapped)
+        ids, rows = found["ids"].tolist(), found["rows"].tolist()
+        apart = [found[f"alone{i}"] for i in range(len(alone))]
+        return Emulated(
+            ids, found["logits"], rows, found["forked"], apart, launches, int(found["overlapped"])
+        )
 
 
 def main(bundle: str, plan_path: str, into: str) -> None:
@@ -64,7 +84,8 @@ def main(bundle: str, plan_path: str, into: str) -> None:
     counts = [count for count, _ in plan["parts"]]
     drawn = np.random.default_rng(0).integers(0, plan["vocabulary"], sum(counts))
     ids, rows, logits = [int(token) for token in drawn], list[int](), []
-    with emulated_executor(open_bundle(Path(bundle), target=False)) as executor:
+    opened, forked = open_bundle(Path(bundle), target=False), np.zeros(0)
+    with emulated_executor(opened) as executor:
         sequence, at = executor.new_sequence(), 0
         for count, wanted in plan["parts"]:
             logits.append(executor.forward([sequence], [ids[at : at + count]], logits=wanted))
@@ -77,9 +98,15 @@ def main(bundle: str, plan_path: str, into: str) -> None:
             assert isinstance(row, DeviceRow)
             logits.append(row.whole()[None])
             assert likeliest(row) == int(row.whole().argmax())
+        if plan["fork"]:
+            other = executor.fork_sequence(sequence, plan["fork"])
+            (forked,) = executor.forward([other], [ids[-1:]])
+        linears = [Linear(**{**one, "modules": tuple(one["modules"])}) for one in plan["alone"]]
+        alone = {f"alone{i}": call_alone(opened, executor, linear) for i, linear in enumerate(linears)}
+        found = {"ids": np.array(ids), "rows": np.array(rows), "forked": forked, **alone}
     overlapped = int(load_runtime_library("cpu").get_global_func("awq_emulate.overlapped_launches")())
-    counted = {"launches": json.dumps(launches()), "overlapped": overlapped}
-    np.savez(into, ids=ids, logits=np.concatenate(logits), rows=rows, **counted)
+    counted = {"launches": np.array(json.dumps(launches())), "overlapped": np.array(overlapped)}
+    np.savez(into, logits=np.concatenate(logits), **found, **counted)
 
 
 if __name__ == "__main__":

@@ -149,8 +149,14 @@ def reference(
         y = gate * up
         magnitude = 1.13 * magnitude[:, 0::2] * np.abs(up) + magnitude[:, 1::2] * np.abs(gate)
     magnitude = magnitude + np.abs(y)
-    rounding = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}[case.dtype]
-    return y, rounding * np.abs(y) + 4 * case.in_features**0.5 * 2.0**-24 * magnitude + 1e-6
+    return y, error_bound(y, magnitude, case.in_features, case.dtype)
+
+
+def error_bound(y: np.ndarray, magnitude: np.ndarray, in_features: int, dtype: str) -> np.ndarray:
+    """How far each y may be off: one rounding to its dtype, and a float32 sum of products of that magnitude."""
+    rounding = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}[dtype]
+    bound: np.ndarray = rounding * np.abs(y) + 4 * in_features**0.5 * 2.0**-24 * magnitude + 1e-6
+    return bound
 
 
 def check(kernels: Emulated, built: Built, case: MatmulSpec, m: int, rounded: bool = False) -> None:
