@@ -110,7 +110,8 @@ def hold_the_gates(spec: MatmulSpec, kernels: list[Compiled]) -> None:
         copies = [name for name in one.code.instructions if name.startswith("LDGSTS")]
         assert copies, where
         assert all(name.endswith(".128") for name in copies), where
-        assert not loads or spec.has_bias or spec.has_residual, where
+        # Where launches overlap, x of the first stages comes by plain loads behind the wait.
+        assert not loads or spec.has_bias or spec.has_residual or one.code.count("ACQBULK"), where
         assert one.code.count("LD") == 0, where
         # Codes become numbers by their bits. Where a warp has few blocks of k there is no loop left.
         assert not [name for name in one.code.loop or one.code.instructions if name.startswith("I2F")], where
