@@ -11,7 +11,9 @@ _KERNEL = re.compile(r"^kernel void (\w+)\((.*?)\) \{$", re.M | re.S)
 _STRUCT = re.compile(r"^struct (\w+) \{\n(.*?)\};$", re.M | re.S)
 _FIELD = re.compile(r"(\w+) (\w+)(\[2\])?;")
 _ARRAY = re.compile(r"^\s*threadgroup (?:alignas\(\d+\) )?([\w:]+) (\w+)\[(\d+)\];$", re.M)
-_NAKED_POINTER = re.compile(r"\((?!device\b|threadgroup\b|thread\b|constant\b)[A-Za-z_][\w ]*\*\)")
+_NAKED_POINTER = re.compile(
+    r"\((?!(?:volatile )?(?:device|threadgroup|thread|constant)\b)[A-Za-z_][\w ]*\*\)"
+)
 """A cast to a pointer that does not say what it points into, which C++ takes and Metal does not."""
 _AXES = "xyz"
 

@@ -303,7 +303,8 @@ def test_metal_pointers_without_an_address_space_are_refused(emulated) -> None:
     with pytest.raises(UnsupportedError, match="says what memory it points into") as error:
         emulated(METAL_FRAME.replace("BODY", body), "metal")
     assert error.value.why == "(uint*)"
-    emulated(METAL_FRAME.replace("BODY", body.replace("(uint*)", "(device uint*)")), "metal")
+    for said in ("(device uint*)", "(volatile device uint*)"):
+        emulated(METAL_FRAME.replace("BODY", body.replace("(uint*)", said)), "metal")
 
 
 def test_unknown_shared_declarations_are_named(emulated) -> None:
