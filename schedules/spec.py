@@ -99,9 +99,14 @@ class MatmulSpec:
         return self.in_features if self.gate is None else 2 * self.in_features
 
     @property
+    def sums_per_output(self) -> int:
+        """How many neighbouring sums make a column of y: two where outputs are gated."""
+        return 1 if self.output_gate is None else 2
+
+    @property
     def y_features(self) -> int:
         """Columns of y."""
-        return self.out_features if self.output_gate is None else self.out_features // 2
+        return self.out_features // self.sums_per_output
 
     def to_json(self) -> str:
         """The spec as one line of JSON with sorted keys; a prologue or gate is named only where there is one."""

@@ -19,7 +19,7 @@ from awq_tvm.schedules.cuda.config import EIGHT, PADDING, FewConfig
 from awq_tvm.schedules.cuda.first_tokens import FirstTokens
 from awq_tvm.schedules.cuda.fragments import BLOCK_K, HALF_K, Fragments
 from awq_tvm.schedules.cuda.warp_sum import add_block, clear, held
-from awq_tvm.schedules.gpu.epilogue import finish, finish_gated
+from awq_tvm.schedules.gpu.epilogue import finish
 from awq_tvm.schedules.gpu.weights import local
 from awq_tvm.schedules.spec import MatmulSpec
 
@@ -55,9 +55,8 @@ def few_tokens_kernel(
         for at, row, token in held(config.tiles, config.eights, lane):
             T.buffer_store(partial, sums[at], [_place(config, warp, token, row)])
         T.evaluate(T.tvm_storage_sync("shared"))
-        store = _store if spec.output_gate is None else _store_gated
-        for first in range(0, rows * most // (spec.out_features // spec.y_features), threads):
-            store(spec, config, arguments, partial, bx * rows, first + thread, tokens)
+        for first in range(0, rows * most // spec.sums_per_output, threads):
+            _store(spec, config, arguments, partial, bx * rows, first + thread, tokens)
 
 
 def _add_up(
@@ -135,38 +134,17 @@ def _store(
     tokens: Any,
 ) -> None:
     """Emit the sum over the warps and the epilogue of output ``number`` of the block's."""
-    rows = config.rows
-    row, token = first_row + number % rows, number // rows
-    with T.If(T.And(row < spec.out_features, token < tokens)), T.Then():
-        total = _total(config, partial, token, number % rows, 1)
-        finish(spec, total[0], token, row, arguments)
-
-
-def _store_gated(
-    spec: MatmulSpec,
-    config: FewConfig,
-    arguments: dict[str, Any],
-    partial: Any,
-    first_row: Any,
-    number: Any,
-    tokens: Any,
-) -> None:
-    """``_store`` where two neighbouring sums are an output."""
-    half = config.rows // 2
-    row, token = first_row // 2 + number % half, number // half
+    together = spec.sums_per_output
+    across = config.rows // together
+    row, token = first_row // together + number % across, number // across
     with T.If(T.And(row < spec.y_features, token < tokens)), T.Then():
-        total = _total(config, partial, token, number % half * 2, 2)
-        finish_gated(spec, total[0], total[1], token, row, arguments)
-
-
-def _total(config: FewConfig, partial: Any, token: Any, row: Any, count: int) -> Any:
-    """Emit the addition of what the warps have of one or two neighbouring sums; returns their registers."""
-    total = local("total", count, "float32")
-    for i in range(count):
-        T.buffer_store(total, T.float32(0), [i])
-        for warp in range(config.warps):
-            T.buffer_store(total, total[i] + partial[_place(config, warp, token, row + i)], [i])
-    return total
+        total = local("total", together, "float32")
+        for i in range(together):
+            T.buffer_store(total, T.float32(0), [i])
+            for warp in range(config.warps):
+                place = _place(config, warp, token, number % across * together + i)
+                T.buffer_store(total, total[i] + partial[place], [i])
+        finish(spec, [total[i] for i in range(together)], token, row, arguments)
 
 
 def _place(config: FewConfig, warp: Any, token: Any, row: Any) -> Any:

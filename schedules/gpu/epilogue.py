@@ -1,8 +1,9 @@
-"""What follows the sum: bias, elementwise function, residual."""
+"""What follows the sums: bias, elementwise function and residual, or the gate of two."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from tvm.script.ir_builder import tirx as T
@@ -25,33 +26,37 @@ def activation(function: str | None, value: Any) -> Any:
     return value
 
 
-def finish(spec: MatmulSpec, total: Any, token: Any, row: Any, arguments: dict[str, Any]) -> None:
-    """Emit ``y[token, row] = residual[token, row] + f(total + bias[row])``, computed in float32.
+def output(spec: MatmulSpec, sums: Sequence[Any], bias: Any = None, residual: Any = None) -> Any:
+    """What an output is before it is rounded, in float32.
 
     Args:
-        spec: says which of the three there are.
-        total: the float32 sum.
+        spec: says what follows the sums.
+        sums: ``spec.sums_per_output`` neighbouring ones.
+        bias: of the output, where the spec has one.
+        residual: likewise.
+    """
+    if spec.output_gate is not None:
+        gate, up = sums
+        return activation(spec.output_gate, gate) * up
+    (value,) = sums
+    if bias is not None:
+        value = value + T.Cast("float32", bias)
+    value = activation(spec.activation_function, value)
+    if residual is not None:
+        value = value + T.Cast("float32", residual)
+    return value
+
+
+def finish(spec: MatmulSpec, sums: Sequence[Any], token: Any, row: Any, arguments: dict[str, Any]) -> None:
+    """Emit the store of an output.
+
+    Args:
+        spec: says what follows the sums.
+        sums: see ``output``.
         token: m.
-        row: n.
+        row: the output's column of y.
         arguments: the kernel's buffers by name: "y", and "bias" and "residual" where the spec has them.
     """
-    value = total
-    if spec.has_bias:
-        value = value + T.Cast("float32", arguments["bias"][row])
-    value = activation(spec.activation_function, value)
-    if spec.has_residual:
-        value = value + T.Cast("float32", arguments["residual"][token, row])
-    T.buffer_store(arguments["y"], T.Cast(spec.dtype, value), [token, row])
-
-
-def finish_gated(
-    spec: MatmulSpec, gate: Any, up: Any, token: Any, row: Any, arguments: dict[str, Any]
-) -> None:
-    """Emit ``y[token, row] = f(gate) * up`` of two neighbouring sums, computed in float32."""
-    value = T.Cast(spec.dtype, gated_pair(spec, gate, up))
-    T.buffer_store(arguments["y"], value, [token, row])
-
-
-def gated_pair(spec: MatmulSpec, gate: Any, up: Any) -> Any:
-    """f(gate) * up in float32, f the spec's ``output_gate``."""
-    return activation(spec.output_gate, gate) * up
+    bias = arguments["bias"][row] if spec.has_bias else None
+    residual = arguments["residual"][token, row] if spec.has_residual else None
+    T.buffer_store(arguments["y"], T.Cast(spec.dtype, output(spec, sums, bias, residual)), [token, row])

@@ -54,7 +54,7 @@ def few_tokens_kernel(
         for t in range(tokens_per_block):
             token = by * tokens_per_block + t
             with T.If(T.And(T.And(lane == 0, row < rows), token < tokens)), T.Then():
-                finish(spec, sums[t], token, row, arguments)
+                finish(spec, [sums[t]], token, row, arguments)
 
 
 def _accumulate(

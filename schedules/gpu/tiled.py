@@ -68,7 +68,7 @@ def tiled_kernel(spec: MatmulSpec, config: GpuMatmulConfig, arguments: dict[str,
                 token = by * tile_m + thread // SIDE * own_m + i
                 row = bx * tile_n + thread % SIDE * own_n + j
                 with T.If(T.And(token < tokens, row < rows)), T.Then():
-                    finish(spec, sums[i * own_n + j], token, row, arguments)
+                    finish(spec, [sums[i * own_n + j]], token, row, arguments)
 
 
 def _read_own(tile: Any, k: Any, first: Any, into: Any, count: int) -> None:

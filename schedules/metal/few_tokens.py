@@ -11,7 +11,7 @@ from typing import Any
 
 from tvm.script.ir_builder import tirx as T
 
-from awq_tvm.schedules.gpu.epilogue import finish, finish_gated
+from awq_tvm.schedules.gpu.epilogue import finish
 from awq_tvm.schedules.gpu.weights import local
 from awq_tvm.schedules.metal.codes import PIECE, Codes
 from awq_tvm.schedules.metal.config import CHUNK, LANES, FewConfig
@@ -43,7 +43,7 @@ def few_tokens_kernel(spec: MatmulSpec, config: FewConfig, arguments: dict[str, 
         for i in range(count):
             T.buffer_store(sums, T.call_pure_extern("float32", "simd_sum", sums[i]), [i])
         # Every lane has every sum; each finishes one output, of one or two of them.
-        together = spec.out_features // spec.y_features
+        together = spec.sums_per_output
         mine = local("mine", together, "float32")
         for i in range(together):
             T.buffer_store(mine, T.float32(0), [i])
@@ -51,10 +51,7 @@ def few_tokens_kernel(spec: MatmulSpec, config: FewConfig, arguments: dict[str, 
             T.buffer_store(mine, T.Select(lane == i // together, sums[i], mine[i % together]), [i % together])
         token, row = lane // (rows // together), first_row // together + lane % (rows // together)
         with T.If(T.And(T.And(lane < count // together, token < tokens), row < spec.y_features)), T.Then():
-            if together == 1:
-                finish(spec, mine[0], token, row, arguments)
-            else:
-                finish_gated(spec, mine[0], mine[1], token, row, arguments)
+            finish(spec, [mine[i] for i in range(together)], token, row, arguments)
 
 
 def _add_up(

@@ -64,8 +64,8 @@ class SimdgroupRule(MatmulRule):
 
 
 def _few(spec: MatmulSpec, config: FewConfig) -> Emit:
-    # Both sums of a gated output are of one SIMD group.
-    own = replace(config, rows=max(2, config.rows)) if spec.output_gate is not None else config
+    # The sums of an output are of one SIMD group.
+    own = replace(config, rows=max(spec.sums_per_output, config.rows))
     return lambda arguments, tokens: few_tokens_kernel(spec, own, arguments, tokens)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from awq_tvm.schedules.gpu.epilogue import finish, finish_gated
+from awq_tvm.schedules.gpu.epilogue import finish
 from awq_tvm.schedules.gpu.weights import local
 from awq_tvm.schedules.metal.codes import PIECE, Codes
 from awq_tvm.schedules.metal.config import LANES, SIDE, TileConfig
@@ -171,8 +171,8 @@ def _store(
     own_token = first_token + simdgroup // config.row_groups * config.own_tokens
     own_row = first_row + simdgroup % config.row_groups * width
     across = width // SIDE
-    # Sums of an output, and outputs of the SIMD group.
-    together = spec.out_features // spec.y_features
+    together = spec.sums_per_output
+    # Outputs of the SIMD group.
     own = width // together
     for i in range(config.own_tokens // SIDE):
         for j in range(across):
@@ -183,11 +183,8 @@ def _store(
             number = turn * LANES + lane
             token, row = own_token + i * SIDE + number // own, own_row // together + number % own
             with T.If(T.And(token < tokens, row < spec.y_features)), T.Then():
-                if together == 1:
-                    finish(spec, floats[base + number], token, row, arguments)
-                else:
-                    gate, up = (floats[base + 2 * number + at] for at in range(2))
-                    finish_gated(spec, gate, up, token, row, arguments)
+                totals = [floats[base + (together * number + at)] for at in range(together)]
+                finish(spec, totals, token, row, arguments)
         T.evaluate(T.tvm_storage_sync("warp"))
 
 
