@@ -170,17 +170,15 @@ def tiled_work(spec: MatmulSpec, config: TiledConfig, rows: int, division: Divis
     blocks = across * along
     tiles = config.tiles * config.row_warps
     decoded = blocks * tiles * config.token_warps * steps
-    run = config.run_of(spec.group_size)
+    run, block_bytes = config.run_of(spec.group_size), config.block_bytes(spec.bits, spec.group_size)
     return Work(
         blocks=division.blocks,
         threads=config.threads,
         shared_bytes=config.shared_bytes(spec.bits, spec.group_size),
         sums=config.sums * (3 if run > 1 else 2) // 2,
-        under_way=(config.stages - 1) * config.k_warps * (tiles * tile + config.tokens * 128),
+        under_way=(config.stages - 1) * config.k_warps * block_bytes,
         memory_bytes=across * tiles * steps * tile,
-        cache_bytes=blocks * steps * config.tokens * 128
-        + along * across * tiles * steps * tile
-        + division.sums * sums_bytes(config),
+        cache_bytes=blocks * steps * block_bytes + division.sums * sums_bytes(config),
         operations=blocks * tiles * steps * config.tokens * 2 * 16 * BLOCK_K,
         instructions=decoded * (DECODING + (4 + 4 / run) * config.eights),
         beside_s=LATENCY_S + (LAUNCH_S if division.divides else 0.0),

@@ -72,16 +72,16 @@ def warpgroup_work(spec: MatmulSpec, config: WarpgroupConfig, rows: int, divisio
     tile, tiles = tile_bytes(spec.bits, spec.group_size), config.rows // 16
     across, along = ceil(spec.out_features / config.rows), ceil(rows / config.tokens)
     steps, blocks = ceil(spec.in_features / BLOCK_K), across * along
+    block_bytes = config.block_bytes(spec.bits, spec.group_size)
     return Work(
         blocks=division.blocks,
         threads=config.threads,
         shared_bytes=config.shared_bytes(spec.bits, spec.group_size),
         # A sum of `mma` comes with its operands: these come with four registers for each product under way.
         sums=2 * config.sums // 3,
-        under_way=(config.stages - 2) * (tiles * tile + config.tokens * 128),
+        under_way=(config.stages - 2) * block_bytes,
         memory_bytes=across * tiles * steps * tile,
-        cache_bytes=blocks * steps * (config.tokens * 128 + tiles * tile)
-        + division.sums * sums_bytes(config),
+        cache_bytes=blocks * steps * block_bytes + division.sums * sums_bytes(config),
         operations=blocks * tiles * steps * config.tokens * 2 * 16 * BLOCK_K,
         instructions=blocks * steps * (A_STEP * config.threads / 32 + A_TILE * tiles),
         beside_s=LATENCY_S + (LAUNCH_S if division.divides else 0.0),
