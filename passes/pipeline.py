@@ -98,7 +98,7 @@ def passes(target: Target, opt: int, chooser: Chooser | None = None) -> list[tup
     ]
     if target.kind == "cpu":
         found += [("schedule_remaining", ScheduleRemaining())]
-    elif target.overlaps_launches:
+    else:
         found += [("overlap_launches", OverlapLaunches(target))]
 
     # What the runtime sees: one argument for all weights, and what the library says of itself

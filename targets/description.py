@@ -40,8 +40,10 @@ _MEASURES = (
 )  # fmt: skip
 
 _BFLOAT16_ARCH = 80
-_OVERLAP_ARCH = 90
 """The least compute capability, times ten, whose tensor cores multiply bfloat16."""
+
+_OVERLAP_ARCH = 90
+"""The least one on which a launch may begin before the one before it has ended."""
 
 _DERIVED = ("compute_dtype", "fingerprint")
 """In ``as_dict`` beside the fields."""
@@ -232,17 +234,13 @@ class Target:
     @property
     def has_bfloat16(self) -> bool:
         """Whether kernels may compute in bfloat16: on GPUs all of whose architectures multiply it on tensor cores."""
-        return self.kind == "cuda" and all(
-            int(arch.removeprefix("sm_").rstrip("a")) >= _BFLOAT16_ARCH for arch in self.cuda_archs
-        )
+        return self.kind == "cuda" and all(_capability(arch) >= _BFLOAT16_ARCH for arch in self.cuda_archs)
 
     @property
     def overlaps_launches(self) -> bool:
         """Whether kernels may begin before the launch before them has ended: where no architecture precedes 9.0."""
-        archs = [*self.cuda_archs, *([self.ptx_arch.replace("compute", "sm")] if self.ptx_arch else [])]
-        return self.kind == "cuda" and all(
-            int(arch.removeprefix("sm_").rstrip("a")) >= _OVERLAP_ARCH for arch in archs
-        )
+        archs = [*self.cuda_archs, *([self.ptx_arch] if self.ptx_arch else [])]
+        return self.kind == "cuda" and all(_capability(arch) >= _OVERLAP_ARCH for arch in archs)
 
     @property
     def has_int8_dot(self) -> bool:
@@ -308,6 +306,11 @@ class Target:
             return Target(**fields)
         except TypeError as error:
             raise TargetError("This is no target description", why=str(error)) from error
+
+
+def _capability(arch: str) -> int:
+    """Of a CUDA architecture, real or virtual, times ten."""
+    return int(arch.removeprefix("sm_").removeprefix("compute_").rstrip("a"))
 
 
 def missing_features(needed: Target, machine: Target) -> tuple[str, ...]:
