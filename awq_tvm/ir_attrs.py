@@ -53,6 +53,9 @@ OVERLAPS = "awq.overlaps"
 """Of a PrimFunc whose kernels may begin before the launch before has ended, where the target's can: they use nothing
 of what was not there yet once they have waited for it at their beginning."""
 
+OVERLAP_TAG = "tirx.use_programtic_dependent_launch"
+"""Among the launch parameters of a kernel that may begin early, as TVM's runtime spells it."""
+
 IS_SCHEDULED = "tirx.is_scheduled"
 """TVM's own mark: leave this PrimFunc's body alone."""
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from awq_tvm import ir_attrs
 from awq_tvm.bundle.machine import operating_system
 from awq_tvm.errors import TargetError, UnsupportedError
 
@@ -128,7 +129,7 @@ def without_overlap(saved: bytes) -> bytes:
     the compiler puts it there.
     """
     length = struct.Struct("<Q")
-    tag = b"tirx.use_programtic_dependent_launch"
+    tag = ir_attrs.OVERLAP_TAG.encode()
     tagged = re.compile(b"(.{8})" + re.escape(length.pack(len(tag)) + tag), re.DOTALL)
     return tagged.sub(lambda found: length.pack(length.unpack(found[1])[0] - 1), saved)
 

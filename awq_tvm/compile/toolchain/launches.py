@@ -9,8 +9,9 @@ import tvm
 from tvm import tirx
 from tvm.sym import Analyzer
 
+from awq_tvm import ir_attrs
 from awq_tvm.compile.toolchain.launch import Launch
-from awq_tvm.compile.toolchain.overlap import OVERLAP_TAG, marking
+from awq_tvm.compile.toolchain.overlap import marking
 from awq_tvm.compile.toolchain.statements import inner_statements
 from awq_tvm.errors import UnsupportedError
 from awq_tvm.targets import Target
@@ -47,7 +48,7 @@ class HostPart:
         self._overlapping = {
             variable.name_hint
             for variable, kernel in device.functions.items()
-            if OVERLAP_TAG in map(str, kernel.attrs["tirx.kernel_launch_params"])
+            if ir_attrs.OVERLAP_TAG in map(str, kernel.attrs["tirx.kernel_launch_params"])
         }
         (entry,) = host.functions.values()
         (self._scope,) = _scopes(entry.body)

@@ -11,10 +11,8 @@ from typing import Any
 import tvm
 from tvm import tirx
 
+from awq_tvm import ir_attrs
 from awq_tvm.compile.toolchain.statements import inner_statements
-
-OVERLAP_TAG = "tirx.use_programtic_dependent_launch"
-"""As TVM's runtime spells it."""
 
 PIPELINE = "awq_tvm"
 """TVM's own lowering of PrimFuncs, and ``MarkOverlaps`` behind it: a name that ``tvm.compile`` takes."""
@@ -36,7 +34,7 @@ class MarkOverlaps:
         if _PARAMETERS not in (func.attrs or {}) or not waits(func):
             return func
         # The first: what comes behind is read by its place.
-        tags = [OVERLAP_TAG, *map(str, func.attrs[_PARAMETERS])]
+        tags = [ir_attrs.OVERLAP_TAG, *map(str, func.attrs[_PARAMETERS])]
         return func.with_attr(_PARAMETERS, tags).with_attr(_NO_ALIAS, False)
 
 
