@@ -115,6 +115,7 @@ def test_what_the_source_says(bits: int) -> None:
             assert kernel.count("= simd_sum(") == one.rows * one.tokens
             assert kernel.count("dot(") == 2 * 4 * one.rows * one.tokens
             assert kernel.count("scales_ptr +") == 1
+            assert kernel.count("*(device half4*)(x_ptr") == kernel.count("(x_ptr") == 8 * one.tokens
             # A conversion of an integer: the zero points, once for each bias, and no code.
             assert kernel.count("(half4)*(device uchar4*)") == 2
             assert "threadgroup " not in kernel
@@ -126,6 +127,7 @@ def test_what_the_source_says(bits: int) -> None:
             assert f"simdgroup_float8x8 sums[{count}];" in kernel
             assert kernel.count("simdgroup_half8x8 ") == 2
             assert kernel.count("simdgroup_multiply_accumulate(") == count
+            assert kernel.count("simdgroup_load(") == (one.own_tokens + one.own_rows) // 8
 
 
 @pytest.mark.parametrize(

@@ -161,6 +161,9 @@ def test_what_the_source_says(shape: tuple[int, int, int], rows: int, memory: in
         products = 2 * eights * keys * features
         # Beside them those by diagonal matrices: where a row has found a higher score, and in the end.
         assert source.count("simdgroup_multiply_accumulate(") == products + 2 * eights * features
+        # Keys, values, weights, diagonals; and queries, once or for each tile.
+        loads = 2 * keys * features + eights * keys + eights * features + 2 * eights
+        assert source.count("simdgroup_load(") == loads
         # Keys, values and queries come 16 bytes at a time, and only so; Metal casts no pointer without its memory.
         reads = re.findall(r"\*\((?:device )?(\w+)\*\)\(\(\(?(?:device )?uint\*\)(\w+)_ptr", source)
         copied = {"q", "k", "v"} if kind == "ragged" else {"q", "pages"}
