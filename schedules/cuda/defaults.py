@@ -42,8 +42,9 @@ def default_config(spec: MatmulSpec, sms: int | None, shared_memory_bytes: int |
         middle = (sixteen, *middle)
     else:
         least = FewConfig(2, tiles, warps, stages)
-        if least.shared_bytes(spec.bits, spec.group_size) > (shared_memory_bytes or 0) or blocks > wanted:
-            # One that has an SM for itself wants as much on its way as there is room for; else two are to share it.
+        if least.shared_bytes(spec.bits, spec.group_size) > (shared_memory_bytes or 0) or blocks > (sms or 0):
+            # One that has an SM for itself wants as much on its way as there is room for. Else two are to share it;
+            # so too where nobody knows how many SMs there are.
             least = FewConfig(2, tiles, warps, stages - 1 if tiles == 2 else stages)
         few = (*few, least)
     many = best_tile(spec, (TiledConfig(8, 2), middle[-1]), MANY_TOKENS, wanted, MMA_PRODUCTS)

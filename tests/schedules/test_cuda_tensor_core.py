@@ -324,10 +324,12 @@ def test_wide_or_short_linears_and_smaller_gpus_are_divided_less(K, N, target, p
         (512, 4096, "nvidia-h100", 2, 4),  # 128 blocks: one on an SM
         (512, 8192, "nvidia-h100", 2, 3),  # two
         (512, 2304, "nvidia-a10", 2, 4),
+        (576, 3072, "nvidia-a100", 2, 4),
+        (576, 3072, "cuda", 2, 3),  # 96 blocks: two on some SMs of an A10, and one would have waited
     ],
 )
 def test_few_tokens_take_two_tiles_a_block_where_blocks_are_many(K, N, target, tiles, stages) -> None:
-    few = RULE.applies(spec(K, N, 4, 128), resolve(target)).config.few
+    few = RULE.applies(spec(K, N, 4, 64), resolve(target)).config.few
     assert [(one.tiles, one.stages) for one in few] == [(tiles, 4), (tiles, stages)]
 
 
