@@ -9,9 +9,17 @@ from awq_tvm.compile.toolchain.launch import Launch
 from .pack import Case
 
 REGISTERS, THREADS, WARP = 65536, 2048, 32
-"""Of an SM, from compute capability 8.0 on, but for 8.6 and 8.9 with 1536 threads."""
+"""Of an SM, from compute capability 8.0 on, but for 8.6, 8.7 and 8.9 with 1536 threads."""
 
-SHARED_OF_SM = {"sm_80": 164 * 1024, "sm_86": 100 * 1024, "sm_89": 100 * 1024, "sm_90": 228 * 1024}
+SHARED_OF_SM = {
+    "sm_80": 164 * 1024,
+    "sm_86": 100 * 1024,
+    "sm_87": 164 * 1024,
+    "sm_89": 100 * 1024,
+    "sm_90": 228 * 1024,
+    "sm_90a": 228 * 1024,
+    "sm_100": 228 * 1024,
+}
 RESERVED_SHARED = 1024
 """That the system keeps of each block's."""
 
@@ -23,7 +31,7 @@ def blocks_of_sm(arch: str, launch: Launch, kernel: dict[str, int]) -> int:
     warp_registers = -(-kernel["registers"] * WARP // 256) * 256
     by_registers = REGISTERS // (warp_registers * (threads // WARP))
     shared = launch.shared_bytes + kernel["shared_bytes"] + RESERVED_SHARED
-    most_threads = 1536 if arch in ("sm_86", "sm_89") else THREADS
+    most_threads = 1536 if arch in ("sm_86", "sm_87", "sm_89") else THREADS
     return min(by_registers, SHARED_OF_SM[arch] // shared, most_threads // threads)
 
 
