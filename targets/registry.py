@@ -17,6 +17,8 @@ ALIASES: Mapping[str, str] = MappingProxyType(
 )
 THIS_MACHINE = ("auto", "cpu")
 
+_LEAST_LIKENESS = 0.6  # of a name worth naming, by difflib's ratio
+
 _registered: dict[str, Target] = {}
 
 
@@ -70,14 +72,27 @@ def resolve(name: str) -> Target:
             why=f"it matches {', '.join(matches)}",
             fix=f"name one of them, such as --target {matches[0]}",
         )
+    near = _nearest(wanted)
     known_names = [*THIS_MACHINE, *ALIASES, *_registered]
-    near = difflib.get_close_matches(wanted, known_names, n=3, cutoff=0.5)
     raise TargetError(
         f"There is no target {name!r}",
         where="--target",
         why=f"the nearest are {', '.join(near)}" if near else f"known are {', '.join(known_names)}",
         fix="list them all with: python -m awq_tvm targets",
     )
+
+
+def _nearest(wanted: str) -> list[str]:
+    """Up to three names of which some words, one after the other, are nearly what was asked for."""
+    likeness: dict[str, float] = {}
+    for name in (*THIS_MACHINE, *ALIASES, *_registered):
+        words = name.split("-")
+        runs = ["-".join(words[i:j]) for i in range(len(words)) for j in range(i + 1, len(words) + 1)]
+        likeness[name] = max(
+            difflib.SequenceMatcher(None, run, wanted).ratio() for run in runs if len(run) > 1
+        )
+    likely = [name for name in likeness if likeness[name] > _LEAST_LIKENESS]
+    return sorted(likely, key=lambda name: -likeness[name])[:3]
 
 
 for _group in (x86, arm, cuda, metal):
