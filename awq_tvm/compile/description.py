@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,20 @@ def special_tokens(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
     return found
 
 
+def recipe_fields(checkpoint: Checkpoint) -> dict[str, str]:
+    """What ``recipe.json`` beside the weights says of how they were made; checkpoints of others have none.
+
+    Texts are as they stand there, numbers and lists in JSON; what is null there was not done and is left out.
+    """
+    raw = checkpoint.side_files.get("recipe.json", b"{}")
+    fields = parse_json_object(raw, str(checkpoint.path / "recipe.json"))
+    scheme = checkpoint.config.get("quantization_config") or {}
+    known = {"method": scheme["quant_method"]} if "quant_method" in scheme else {}
+    said = {key: value for key, value in {**known, **fields}.items() if key and value not in (None, "")}
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in said.items()}
+    return {key[:512]: text[:4096] for key, text in list(texts.items())[:128]}
+
+
 def describe(
     checkpoint: Checkpoint,
     config: ModelConfig,
@@ -52,6 +67,7 @@ def describe(
     kernels: Sequence[dict[str, Any]],
     library: BuiltLibrary,
     special: dict[str, tuple[int, ...]],
+    recipe: dict[str, str],
     *,
     source_only: bool = False,
 ) -> manifests.ManifestDraft:
@@ -67,11 +83,11 @@ def describe(
         kernels: coverage, see ``ir_attrs.COVERAGE``.
         library: that was built.
         special: see ``special_tokens``.
+        recipe: see ``recipe_fields``.
         source_only: its kernels are not compiled.
     """
     scheme = checkpoint.scheme
     host = target.tvm_target if target.host is None else target.host
-    recipe = _recipe(checkpoint)
     return manifests.ManifestDraft(
         versions=manifests.Versions(
             awq_tvm=awq_tvm.__version__, tvm=version("apache-tvm"), tvm_ffi=version("apache-tvm-ffi")
@@ -89,12 +105,12 @@ def describe(
             bos_token_id=special["bos_token_id"][0] if special["bos_token_id"] else None,
         ),
         recipe=manifests.RecipeInfo(
-            method=recipe.pop("method", "unknown") if scheme else "none",
+            method=recipe.get("method", "unknown")[:512] if scheme else "none",
             bits=scheme.bits if scheme else 16,
             group_size=max(scheme.group_size, 0) if scheme else 0,
             activations="int8" if precision.activations == "int8" else "float",
             extra={
-                **recipe,
+                **{name: text for name, text in recipe.items() if name != "method"},
                 "source": checkpoint.source,
                 "kv_cache": precision.kv_cache,
                 **({SYMBOL_PREFIX: library.symbol_prefix} if library.symbol_prefix else {}),
@@ -113,15 +129,6 @@ def describe(
         tuning=manifests.TuningInfo(kernels=tuple(manifests.KernelInfo(**kernel) for kernel in kernels)),
         source_only=source_only,
     )
-
-
-def _recipe(checkpoint: Checkpoint) -> dict[str, str]:
-    """What ``recipe.json`` beside the weights says of how they were made; checkpoints of others have none."""
-    raw = checkpoint.side_files.get("recipe.json", b"{}")
-    fields = parse_json_object(raw, str(checkpoint.path / "recipe.json"))
-    scheme = checkpoint.config.get("quantization_config") or {}
-    known = {"method": scheme["quant_method"]} if "quant_method" in scheme else {}
-    return {str(key)[:512]: str(value)[:4096] for key, value in list({**known, **fields}.items())[:128]}
 
 
 def _required_features(target: Target) -> tuple[str, ...]:

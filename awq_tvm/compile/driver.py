@@ -14,7 +14,7 @@ import tvm
 from awq_tvm import ir_attrs
 from awq_tvm.bundle.writer import write_bundle
 from awq_tvm.checkpoint import Checkpoint, open_checkpoint
-from awq_tvm.compile.description import card, describe, special_tokens
+from awq_tvm.compile.description import card, describe, recipe_fields, special_tokens
 from awq_tvm.compile.number_formats import choose_activations, choose_precision
 from awq_tvm.compile.toolchain import BuiltLibrary, build_library, require_tools
 from awq_tvm.compile.tuning.choice import RecordedChoice, recorded_choice
@@ -121,7 +121,7 @@ def compile_model(
     chosen: Literal["float", "int8"] = "int8" if precision.activations == "int8" else "float"
     pipeline.passes(chip, opt)
     _require_tokenizer(checkpoint)
-    special = special_tokens(checkpoint)
+    special, recipe = special_tokens(checkpoint), recipe_fields(checkpoint)
     chooser, bad = recorded_choice(chip, records) if tuned else (RecordedChoice(), ())
     _make_folder(debug_dump)
 
@@ -143,7 +143,7 @@ def compile_model(
         with clock.stage("build"):
             library = build_library(mod, chip, Path(folder), source_only=source_only, name=out.name)
         with clock.stage("weights"):
-            about = (checkpoint, config, limits, chip, precision, plan, kernels, library, special)
+            about = (checkpoint, config, limits, chip, precision, plan, kernels, library, special, recipe)
             draft = describe(*about, source_only=source_only)
             manifest = write_bundle(
                 out,

@@ -17,7 +17,7 @@ from awq_tvm.checkpoint import Checkpoint, QuantizationScheme
 from awq_tvm.checkpoint.base import TensorInfo
 from awq_tvm.checkpoint.config import normalise_config
 from awq_tvm.checkpoint.expected_tensors import expected_tensors
-from awq_tvm.compile.description import describe, special_tokens
+from awq_tvm.compile.description import describe, recipe_fields, special_tokens
 from awq_tvm.compile.toolchain import build_library
 from awq_tvm.compile.vocabulary import round_vocabulary
 from awq_tvm.models.config import ModelConfig
@@ -115,6 +115,7 @@ def build_model(
             kernels,
             library,
             special_tokens(checkpoint),
+            recipe_fields(checkpoint),
         )
         shutil.copyfile(library.path, into / library.path.name)
         for source in library.files:

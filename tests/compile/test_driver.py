@@ -285,6 +285,34 @@ def test_generation_config_goes_before_config(compiled: tiny.Compiled, tmp_path:
     }
 
 
+def test_the_recipe_beside_the_weights_is_told_without_what_it_lacks(
+    compiled: tiny.Compiled, tmp_path: Path
+) -> None:
+    folder = _copy(compiled, tmp_path / "checkpoint")
+    recipe = {
+        "method": "rtn",
+        "symmetric": False,
+        "budget": 3.5,
+        "calibration": None,
+        "options": {"grid": 20},
+    }
+    (folder / "recipe.json").write_text(json.dumps({**recipe, "": 1, "note": ""}))
+    assert description.recipe_fields(open_checkpoint(str(folder))) == {
+        "method": "rtn",
+        "symmetric": "false",
+        "budget": "3.5",
+        "options": '{"grid": 20}',
+    }
+
+
+@pytest.mark.usefixtures("no_work")
+def test_a_damaged_recipe_is_refused(compiled: tiny.Compiled, tmp_path: Path) -> None:
+    folder = _copy(compiled, tmp_path / "checkpoint")
+    (folder / "recipe.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"recipe\.json"):
+        compile_model(str(folder), tmp_path / "bundle")
+
+
 def test_a_failed_build_leaves_nothing(compiled: tiny.Compiled, tmp_path: Path) -> None:
     error = TargetError("no linker")
     with (
