@@ -120,7 +120,8 @@ def check_finished(path: Path, manifest: Manifest) -> None:
             "The bundle holds its GPU kernels as source only.",
             where=f"{path}, target {manifest.target.name}",
             why="it was compiled without nvcc, by `compile --source-only`",
-            fix=f"on a machine with the CUDA toolkit: `python -m awq_tvm finish {path} -o {path.name}.finished`",
+            fix=f"on a machine with the CUDA toolkit: `python -m awq_tvm finish {path} -o {path.name}.finished`; "
+            + check_line(path, manifest),
         )
 
 

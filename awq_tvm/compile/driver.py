@@ -231,6 +231,7 @@ def _context_length(config: ModelConfig, asked: int | None) -> int:
             f"context length {asked} is out of range",
             where="--context-length",
             why=f"the model was made for 1 to {longest} tokens",
+            fix="choose a number in that range, or leave out --context-length",
         )
     return asked
 

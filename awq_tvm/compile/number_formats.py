@@ -101,6 +101,9 @@ def _cache_dtype(target: Target, activations: str, computed_in: str, asked: str)
         raise UnsupportedError(
             f"target {target.name} does not keep its KV cache in {asked}",
             where="--kv-cache",
+            why="CPUs keep it in float32, float16 or int8"
+            if target.kind == "cpu"
+            else f"GPUs keep it in what they compute in, here {computed_in}",
             fix="use --kv-cache auto",
         )
     return asked

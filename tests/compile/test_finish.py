@@ -92,6 +92,7 @@ def test_whatever_would_run_it_refuses_and_says_how_to_finish(unfinished: Path) 
         with pytest.raises(TargetError, match="as source only") as error:
             call()
         assert "awq_tvm finish" in (error.value.fix or "")
+        assert f"verify {unfinished} --emulate` tries this one here" in (error.value.fix or "")
 
 
 @needs_nvcc
