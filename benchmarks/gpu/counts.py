@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from awq_tvm.compile.toolchain.launch import Launch
 from awq_tvm.schedules.cuda.config import FewConfig, TensorCoreConfig, TiledConfig
-from awq_tvm.schedules.cuda.division import Division, division_of
+from awq_tvm.schedules.cuda.division import Division, division_of, part_step
 from awq_tvm.schedules.cuda.fragments import BLOCK_K
 from awq_tvm.schedules.cuda.hopper_config import HopperConfig, WarpgroupConfig
 from awq_tvm.schedules.layout import LAYOUTS
@@ -77,7 +77,8 @@ def counts_of(
     else:
         division = division_of(spec, config, chosen, m)
         tiles, along, run = division.tiles, -(-m // chosen.tokens), chosen.run_of(spec.group_size)
-        longest = -(-blocks_of_k // (run * division.parts)) * run if division.rest else 0
+        several = part_step(spec, chosen)
+        longest = -(-blocks_of_k // (several * division.parts)) * several if division.rest else 0
         copied = along * weights + tiles * chosen.tokens * k * _HALF
         copied += 2 * _FLOAT * division.parts * _outputs_of_rest(spec, chosen, division, m)
         if isinstance(chosen, WarpgroupConfig):

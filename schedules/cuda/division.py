@@ -115,6 +115,16 @@ def most_parts(spec: MatmulSpec, tile: Tile) -> int:
     return max(1, spec.in_features // BLOCK_K // max(tile.split_blocks, of_sums))
 
 
+def part_step(spec: MatmulSpec, tile: Tile) -> int:
+    """Blocks of k of which each part has a multiple.
+
+    Those whose products are scaled at once; and one for each of the warps that take them in turn, where they come
+    out even over all of k: else a warp would have to ask in each round whether there is one for it.
+    """
+    run, blocks = tile.run_of(spec.group_size), spec.in_features // BLOCK_K
+    return max(run, tile.k_warps) if blocks % tile.k_warps == 0 else run
+
+
 def sums_bytes(tile: Tile) -> int:
     """That a part of a tile has its sums written and read again."""
     return 2 * 4 * tile.rows * tile.tokens

@@ -19,6 +19,7 @@ from awq_tvm.schedules.cuda.config import EIGHT, PADDING, FewConfig
 from awq_tvm.schedules.cuda.first_tokens import FirstTokens
 from awq_tvm.schedules.cuda.fragments import BLOCK_K, HALF_K, Fragments
 from awq_tvm.schedules.cuda.warp_sum import add_block, clear, held
+from awq_tvm.schedules.cuda.weight_copies import WeightCopies
 from awq_tvm.schedules.gpu.epilogue import finish
 from awq_tvm.schedules.gpu.weights import local
 from awq_tvm.schedules.spec import MatmulSpec
@@ -72,6 +73,7 @@ def _add_up(
 ) -> None:
     """Emit a warp's loop over its blocks of k."""
     weights = Fragments(spec, arguments)
+    copies = WeightCopies(weights, (first_tile, config.tiles), (warp, config.warps), lane, 32)
     x = arguments["x"]
     x_at = config.tiles * weights.tile_words
     stage_words = x_at + 2 * config.eights * _X_WORDS
@@ -96,7 +98,7 @@ def _add_up(
         """Emit the copies of the warp's block of a step, if there is one."""
         block = step * config.warps + warp
         with T.If(block < weights.blocks), T.Then():
-            weights.copy(stages, base_of(step), first_tile, config.tiles, block, lane, 32)
+            copies.copy_next(stages, base_of(step))
             for place, token, k in pieces_of_x(step, block) if with_x else ():
                 source = x.ptr_to([T.min(token, tokens - 1), k])
                 ptx.copy_async_or_zero(stages.ptr_to([place]), source, token < tokens)

@@ -9,13 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from awq_tvm.schedules.cuda import ptx
 from awq_tvm.schedules.cuda.codes import BROAD_BITS, codes_for, floats_of
 from awq_tvm.schedules.cuda.config import GROUP_BYTES, ROWS, tile_bytes
-from awq_tvm.schedules.gpu.threads import shared_out
 from awq_tvm.schedules.gpu.weights import local
 from awq_tvm.schedules.spec import MatmulSpec
 
@@ -25,10 +22,10 @@ BLOCK_K = 64
 HALF_K = 32
 """k of half a block: the smallest group, and of what one lane's 16 bytes of x are a part."""
 
-_CHUNK = 4
+CHUNK = 4
 """32-bit words of what is copied at once."""
 
-_SCALE_WORDS = 8
+SCALE_WORDS = 8
 """Words of a tile's scales of one group; behind them come its zero points."""
 
 
@@ -46,15 +43,12 @@ class Fragments:
         self.blocks = spec.in_features // BLOCK_K
         self.wide = spec.bits > BROAD_BITS
         self.format = codes_for(spec)
-        self.scales, self.zeros = arguments["scales"], arguments["zeros"]
-        shape = (self.tiles, self.blocks, self.lane_words // _CHUNK, 32, _CHUNK)
-        qweight = arguments["qweight"]
-        self.codes = IRBuilder.name("codes", T.decl_buffer(shape, "uint32", data=qweight.data))
+        self.qweight, self.scales, self.zeros = (arguments[name] for name in ("qweight", "scales", "zeros"))
 
     @property
     def lane_words(self) -> int:
         """32-bit words of a lane's codes of one tile and block."""
-        return 2 * _CHUNK if self.wide else _CHUNK
+        return 2 * CHUNK if self.wide else CHUNK
 
     @property
     def sums_per_block(self) -> int:
@@ -66,44 +60,11 @@ class Fragments:
         """32-bit words of one tile and block in shared memory: codes, then scales and zero points of each part."""
         return tile_bytes(self.spec.bits, self.spec.group_size) // 4
 
-    def copy(
-        self, shared: Any, base: Any, tile: Any, count: int, block: Any, thread: Any, threads: int
-    ) -> None:
-        """Emit the asynchronous copies of ``count`` tiles of one block to ``shared[base]`` and on.
-
-        Args:
-            shared: uint32 in shared memory.
-            base: where; a multiple of 4.
-            tile: the first tile; those past the last are copied as the last.
-            count: how many.
-            block: which block of k.
-            thread: this thread's number among those that copy.
-            threads: how many copy.
-        """
-        chunks = self.lane_words // _CHUNK
-        for number in shared_out(count * chunks * 32, thread, threads):
-            t, chunk, lane = number // (32 * chunks), number // 32 % chunks, number % 32
-            source = self.codes.ptr_to([self._tile(tile, t), block, chunk, lane, 0])
-            ptx.copy_async(
-                shared.ptr_to([base + t * self.tile_words + number % (32 * chunks) * _CHUNK]), source
-            )
-        parts = self.sums_per_block
-        for number in shared_out(count * parts * 2, thread, threads):
-            t, part, chunk = number // (2 * parts), number // 2 % parts, number % 2
-            source = self.scales.ptr_to([self._tile(tile, t), self._group(block, part), chunk * 4, 0])
-            place = base + t * self.tile_words + self._scales_at(part) + chunk * _CHUNK
-            ptx.copy_async(shared.ptr_to([place]), source)
-        for number in shared_out(count * parts, thread, threads):
-            t, part = number // parts, number % parts
-            source = self.zeros.ptr_to([self._tile(tile, t), self._group(block, part), 0, 0])
-            place = base + t * self.tile_words + self._scales_at(part) + _SCALE_WORDS
-            ptx.copy_async(shared.ptr_to([place]), source)
-
     def read_codes(self, shared: Any, base: Any, lane: Any) -> Any:
         """Emit the loads of a lane's codes of the tile at ``shared[base]`` and return their registers."""
         raw = local("raw", self.lane_words, "uint32")
-        for first in range(0, self.lane_words, _CHUNK):
-            read_chunk(raw, first, shared, base + 32 * first + lane * _CHUNK)
+        for first in range(0, self.lane_words, CHUNK):
+            read_chunk(raw, first, shared, base + 32 * first + lane * CHUNK)
         return raw
 
     def read_group(self, shared: Any, base: Any, part: int, lane: Any) -> tuple[Any, Any]:
@@ -118,12 +79,12 @@ class Fragments:
 
     def _read_scales(self, shared: Any, base: Any, part: int, lane: Any) -> Any:
         pair = local("scale_pair", 1, "uint32")
-        T.buffer_store(pair, shared[base + self._scales_at(part) + lane // 4], [0])
+        T.buffer_store(pair, shared[base + self.scales_at(part) + lane // 4], [0])
         return pair
 
     def _read_zeros(self, shared: Any, base: Any, part: int, lane: Any) -> Any:
         packed = local("zero_pair", 1, "uint32")
-        word = shared[base + self._scales_at(part) + _SCALE_WORDS + lane // 8]
+        word = shared[base + self.scales_at(part) + SCALE_WORDS + lane // 8]
         T.buffer_store(packed, word >> T.Cast("uint32", lane // 4 % 2 * 16), [0])
         return self.format.zeros(packed)
 
@@ -160,19 +121,18 @@ class Fragments:
         else:
             self.format.scaled(into, at, words, zeros, scales)
 
-    def _tile(self, first: Any, number: Any) -> Any:
-        return T.min(first + number, self.tiles - 1)
-
-    def _group(self, block: Any, part: Any) -> Any:
+    def group_of(self, block: Any, part: Any) -> Any:
+        """The group of a part of a block of k."""
         if self.sums_per_block == 1:
             return block // (self.spec.group_size // BLOCK_K)
         return (block * 2 + part) // (self.spec.group_size // HALF_K)
 
-    def _scales_at(self, part: Any) -> Any:
+    def scales_at(self, part: Any) -> Any:
+        """Where a tile's scales of a part lie in shared memory, in words behind its codes' first."""
         return 32 * self.lane_words + part * (GROUP_BYTES // 4)
 
 
 def read_chunk(into: Any, at: int, shared: Any, place: Any) -> None:
     """Emit one load of 16 bytes of shared memory to four registers."""
-    with T.vectorized(0, _CHUNK) as i:
+    with T.vectorized(0, CHUNK) as i:
         T.buffer_store(into, shared[place + i], [at + i])

@@ -20,15 +20,11 @@ from awq_tvm.schedules.cuda.fragments import BLOCK_K, Fragments
 from awq_tvm.schedules.cuda.hopper_config import ROWS, WarpgroupConfig
 from awq_tvm.schedules.cuda.split_k import Share, Tiles
 from awq_tvm.schedules.cuda.tile_outputs import Held, TileOutputs
+from awq_tvm.schedules.cuda.token_copies import TOKEN_WORDS, TokenCopies
 from awq_tvm.schedules.cuda.warp_sum import clear
+from awq_tvm.schedules.cuda.weight_copies import WeightCopies
 from awq_tvm.schedules.gpu.weights import local
 from awq_tvm.schedules.spec import MatmulSpec
-
-_CHUNKS = 8
-"""16-byte chunks of one token's 64 k."""
-
-_TOKEN_WORDS = BLOCK_K // 2
-"""32-bit words of one token's 64 k."""
 
 _PIECES = BLOCK_K // 16
 """Products of a tile and a block of k."""
@@ -89,7 +85,7 @@ def _add_up(
     """
     weights, count = Fragments(spec, arguments), own.blocks
     tiles = config.rows // 16
-    x_words = config.tokens * _TOKEN_WORDS
+    x_words = config.tokens * TOKEN_WORDS
     codes_at, stage_words = config.stages * x_words, tiles * weights.tile_words
     pattern_words = warpgroup.PATTERN_BYTES // 4
     length = codes_at + config.stages * stage_words + pattern_words
@@ -101,6 +97,12 @@ def _add_up(
     T.buffer_store(start, (pattern_words - words_before) % pattern_words, [0])
     x_address = address[0] + T.Cast("uint32", start[0] * 4)
 
+    own_blocks, threads = (own.first_block, 1), config.threads
+    copies = WeightCopies(weights, (own.first_row // 16, tiles), own_blocks, thread, threads)
+    x_copies = TokenCopies(
+        arguments["x"], config.tokens, own.first_token, tokens, own_blocks, thread, threads
+    )
+
     def x_at(number: Any) -> Any:
         return number % config.stages * x_words
 
@@ -110,16 +112,8 @@ def _add_up(
     def copy(number: Any) -> None:
         """Emit the copies of a block of k, if there is one."""
         with T.If(number < count), T.Then():
-            block = own.first_block + number
-            weights.copy(stages, codes_of(number), own.first_row // 16, tiles, block, thread, config.threads)
-            for first in range(0, config.tokens * _CHUNKS, config.threads):
-                token, chunk = (first + thread) // _CHUNKS, thread % _CHUNKS
-                # Tokens past the last are read as the last, and not stored.
-                source = arguments["x"].ptr_to(
-                    [T.min(own.first_token + token, tokens - 1), block * BLOCK_K + chunk * 8]
-                )
-                place = start[0] + x_at(number) + token * _TOKEN_WORDS + T.bitwise_xor(chunk, token % 8) * 4
-                ptx.copy_async(stages.ptr_to([place]), source)
+            copies.copy_next(stages, codes_of(number))
+            x_copies.copy_next(stages, start[0] + x_at(number))
 
     ahead = config.stages - _IN_USE
     for number in range(ahead):

@@ -17,7 +17,7 @@ from tvm.script.ir_builder import tirx as T
 
 from awq_tvm.schedules.cuda import ptx
 from awq_tvm.schedules.cuda.config import Dispatch, Tile
-from awq_tvm.schedules.cuda.division import Division, columns, divide, most_parts
+from awq_tvm.schedules.cuda.division import Division, columns, divide, most_parts, part_step
 from awq_tvm.schedules.cuda.epilogue import MOST, finish_together
 from awq_tvm.schedules.cuda.fragments import BLOCK_K
 from awq_tvm.schedules.gpu.weights import local
@@ -76,10 +76,11 @@ class Tiles:
         T.buffer_store(own, block - division.whole, [3])
 
         def part() -> None:
-            # Parts begin where the products of several blocks of k may that are scaled at once.
-            run = self.tile.run_of(self.spec.group_size)
+            several = part_step(self.spec, self.tile)
             at = T.truncdiv(number, division.rest)
-            begin, end = (T.truncdiv(one * (blocks // run), division.parts) * run for one in (at, at + 1))
+            begin, end = (
+                T.truncdiv(one * (blocks // several), division.parts) * several for one in (at, at + 1)
+            )
             T.buffer_store(own, division.whole + T.truncmod(number, division.rest), [0])
             T.buffer_store(own, begin, [1])
             T.buffer_store(own, end - first, [2])

@@ -7,7 +7,6 @@ where a warp would own too little to be worth the decoding, warps take the block
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from tvm.script.ir_builder import IRBuilder
@@ -16,18 +15,14 @@ from tvm.script.ir_builder import tirx as T
 from awq_tvm.schedules.cuda import ptx
 from awq_tvm.schedules.cuda.config import EIGHT, ROWS, TiledConfig
 from awq_tvm.schedules.cuda.first_tokens import FirstTokens
-from awq_tvm.schedules.cuda.fragments import BLOCK_K, Fragments
+from awq_tvm.schedules.cuda.fragments import Fragments
 from awq_tvm.schedules.cuda.split_k import Share, Tiles
 from awq_tvm.schedules.cuda.tile_outputs import Held, TileOutputs
+from awq_tvm.schedules.cuda.token_copies import CHUNKS, TOKEN_WORDS, TokenCopies, swizzled
 from awq_tvm.schedules.cuda.warp_sum import Run, add_block, clear
+from awq_tvm.schedules.cuda.weight_copies import WeightCopies
 from awq_tvm.schedules.gpu.weights import local
 from awq_tvm.schedules.spec import MatmulSpec
-
-_CHUNKS = 8
-"""16-byte chunks of one token's 64 k."""
-
-_TOKEN_WORDS = BLOCK_K // 2
-"""32-bit words of one token's 64 k."""
 
 
 def tiled_kernel(
@@ -98,92 +93,110 @@ def _add_up(
     weights = Fragments(spec, arguments)
     tiles = config.row_warps * config.tiles
     x_at = tiles * weights.tile_words
-    block_words = x_at + config.tokens * _TOKEN_WORDS
-    room = config.stages * config.k_warps
-    stages = IRBuilder.name("stages", T.alloc_buffer((room * block_words,), "uint32", scope="shared.dyn"))
+    block_words = x_at + config.tokens * TOKEN_WORDS
+    # Of all blocks of a step.
+    step_words = config.k_warps * block_words
+    length = config.stages * step_words
+    stages = IRBuilder.name("stages", T.alloc_buffer((length,), "uint32", scope="shared.dyn"))
     lane = thread % 32
-
-    def base_of(number: Any) -> Any:
-        return number % room * block_words
-
-    def x_place(number: Any, token: Any, chunk: Any) -> Any:
-        return base_of(number) + x_at + token * _TOKEN_WORDS + _swizzled(token, chunk) * 4
-
     threads = config.threads // config.k_warps
     copier = thread % threads if config.k_warps > 1 else thread
+    own_blocks = (own.first_block + own_k, config.k_warps)
+    copies = WeightCopies(weights, (own.first_row // ROWS, tiles), own_blocks, copier, threads)
+    x = TokenCopies(arguments["x"], config.tokens, own.first_token, tokens, own_blocks, copier, threads)
 
-    def pieces_of_x(number: Any) -> Iterator[tuple[Any, Any, Any]]:
-        """(where it goes, token, k) of what the thread brings of x for a block."""
-        for first in range(0, config.tokens * _CHUNKS, threads):
-            token, chunk = (first + copier) // _CHUNKS, copier % _CHUNKS
-            k = (own.first_block + number) * BLOCK_K + chunk * 8
-            # Tokens past the last are read as the last, and not stored.
-            yield x_place(number, token, chunk), T.min(own.first_token + token, tokens - 1), k
+    def base_of(stage: Any) -> Any:
+        return stage * step_words + own_k * block_words
 
-    def copy_block(number: Any, with_x: bool) -> None:
-        first_tile, block = own.first_row // ROWS, own.first_block + number
-        weights.copy(stages, base_of(number), first_tile, tiles, block, copier, threads)
-        for place, token, k in pieces_of_x(number) if with_x else ():
-            ptx.copy_async(stages.ptr_to([place]), arguments["x"].ptr_to([token, k]))
+    def copy_block(base: Any, with_x: bool) -> None:
+        copies.copy_next(stages, base)
+        if with_x:
+            x.copy_next(stages, base + x_at)
 
-    def copy(step: Any, *, with_x: bool = True) -> None:
+    # Of the block of k that a warp has in a step.
+    even = weights.blocks % config.k_warps == 0
+    steps = _ceiling(count, config.k_warps)
+
+    def is_there(step: Any) -> Any:
+        return step < steps if even else step * config.k_warps + own_k < count
+
+    def copy(step: Any, base: Any, *, with_x: bool = True) -> None:
         """Emit the copies of a step, if there is one: of each block of k by the warps that work on it."""
-        number = step * config.k_warps + own_k
-        if isinstance(number, int) and isinstance(count, int):
-            if number < count:
-                copy_block(number, with_x)
+        there = is_there(step)
+        if isinstance(there, bool):
+            if there:
+                copy_block(base, with_x)
             return
-        with T.If(number < count), T.Then():
-            copy_block(number, with_x)
+        with T.If(there), T.Then():
+            copy_block(base, with_x)
 
-    def work(number: Any, run: Run | None = None) -> None:
+    own_tiles = local("own_tiles", 1, "int32")
+    T.buffer_store(own_tiles, own_tile * (weights.tile_words // 4), [0])
+
+    def work(base: Any, run: Run | None = None) -> None:
         def x_of(eight: int, half: int) -> Any:
-            return x_place(number, own_token + EIGHT * eight + lane % 8, half * 4 + lane // 8)
+            token, chunk = own_token + EIGHT * eight + lane % 8, half * 4 + lane // 8
+            return base + x_at + token * TOKEN_WORDS + swizzled(chunk, lane % 8) * 4
 
-        bases = [base_of(number) + (own_tile + i) * weights.tile_words for i in range(config.tiles)]
+        bases = [base + own_tiles[0] * 4 + i * weights.tile_words for i in range(config.tiles)]
         add_block(weights, sums, stages, bases, lane, config.eights, x_of, run)
 
     for step in range(config.stages - 1):
-        copy(step, with_x=not overlaps)
+        copy(step, base_of(step), with_x=not overlaps)
         ptx.commit_copies()
     if overlaps:
         ptx.wait_for_launches()
-        pieces = config.tokens * _CHUNKS // threads
+        pieces = config.tokens * CHUNKS // threads
         first = FirstTokens(arguments["x"], tokens, stages, (config.stages - 1) * pieces)
         for step in range(config.stages - 1):
-            number = step * config.k_warps + own_k
-            if isinstance(number, int) and isinstance(count, int) and number >= count:
+            there = is_there(step)
+            if there is False:
                 break
-            first.add(number < count, list(pieces_of_x(number)))
+            first.add(there, x.pieces(base_of(step) + x_at, step))
+            x.skip()
         first.store()
+
+    # The stage at hand, and the one that was done with last and is filled next; in units of 16 bytes, so that TVM
+    # sees that what is read together is aligned.
+    at = local("own_stages", 2, "int32")
+    T.buffer_store(at, own_k * (block_words // 4), [0])
+    T.buffer_store(at, base_of(config.stages - 1) // 4, [1])
 
     def advance(step: Any) -> None:
         ptx.wait_for_copies(config.stages - 2)
         # After it every thread has waited for its copies of this step, and has done with the step before.
         T.evaluate(T.tvm_storage_sync("shared"))
-        copy(step + (config.stages - 1))
+        copy(step + (config.stages - 1), at[1] * 4)
         # An empty group keeps the count of those under way.
         ptx.commit_copies()
 
-    length = config.run_of(spec.group_size)
-    if length > 1:
+    def turn() -> None:
+        last, one = (config.stages - 1) * step_words // 4, step_words // 4
+        T.buffer_store(at, at[0], [1])
+        T.buffer_store(at, at[0] + T.Select(at[0] >= last, -last, one), [0])
+
+    run_length = config.run_of(spec.group_size)
+    if run_length > 1:
         products = local("run_products", config.sums, "float32")
-        with T.serial(0, T.truncdiv(count, length)) as run:
-            for number in range(length):
-                advance(run * length + number)
-                work(run * length + number, Run(products, number == 0, number == length - 1))
+        with T.serial(0, T.truncdiv(count, run_length)) as run:
+            for number in range(run_length):
+                advance(run * run_length + number)
+                work(at[0] * 4, Run(products, number == 0, number == run_length - 1))
+                turn()
         return stages
-    steps = T.truncdiv(count + (config.k_warps - 1), config.k_warps) if config.k_warps > 1 else count
     with T.serial(0, steps) as step:
         advance(step)
-        if config.k_warps == 1:
-            work(step)
+        if even:
+            work(at[0] * 4)
         else:
-            with T.If(step * config.k_warps + own_k < count), T.Then():
-                work(step * config.k_warps + own_k)
+            with T.If(is_there(step)), T.Then():
+                work(at[0] * 4)
+        turn()
     return stages
 
 
-def _swizzled(token: Any, chunk: Any) -> Any:
-    """Where a token's chunk lies: so that one chunk of eight tokens meets all banks, and as `wgmma` has it."""
-    return T.bitwise_xor(chunk, token % 8)
+def _ceiling(count: Any, divisor: int) -> Any:
+    """``count`` / ``divisor``, upwards: of a number, or an expression in int32."""
+    if divisor == 1 or isinstance(count, int):
+        return -(-count // divisor) if isinstance(count, int) else count
+    return T.truncdiv(count + (divisor - 1), divisor)

@@ -1,5 +1,16 @@
 extern "C" __global__ void __launch_bounds__(128) mm_kernel(uchar* __restrict__ qweight_ptr, half* __restrict__ scales_ptr, half* __restrict__ x_ptr, half* __restrict__ y_ptr, uchar* __restrict__ zeros_ptr, int64_t cse_v1, int64_t m) {
   alignas(64) float sums_ptr[4];
+  alignas(64) int next_block_ptr[1];
+  alignas(64) int codes_from_ptr[1];
+  alignas(64) int codes_to_ptr[1];
+  alignas(64) int scales_from_ptr[1];
+  alignas(64) int scales_to_ptr[1];
+  alignas(64) int zeros_from_ptr[1];
+  alignas(64) int zeros_to_ptr[1];
+  alignas(64) int scales_from_ptr_1[1];
+  alignas(64) int scales_to_ptr_1[1];
+  alignas(64) int zeros_from_ptr_1[1];
+  alignas(64) int zeros_to_ptr_1[1];
   extern __shared__ __align__(64) uint stages_ptr[];
   alignas(64) uint raw_ptr[4];
   alignas(64) uint scale_pair_ptr[1];
@@ -26,21 +37,53 @@ extern "C" __global__ void __launch_bounds__(128) mm_kernel(uchar* __restrict__ 
   sums_ptr[1] = 0x0p+0f/*0.000000e+00*/;
   sums_ptr[2] = 0x0p+0f/*0.000000e+00*/;
   sums_ptr[3] = 0x0p+0f/*0.000000e+00*/;
-  int cse_v2 = (((int)threadIdx.x) * 4);
-  int64_t cse_v3 = ((int64_t)((int)threadIdx.x));
-  int cse_v4 = ((((int)threadIdx.x) * 4) + 152);
-  int cse_v5 = ((((int)threadIdx.x) * 4) + 280);
+  int cse_v2 = (((int)threadIdx.x) >> 5);
+  next_block_ptr[0] = (((int)threadIdx.x) >> 5);
+  int cse_v3 = (((int)threadIdx.x) * 4);
+  codes_from_ptr[0] = (((int)threadIdx.x) * 4);
+  int cse_v4 = (((int)threadIdx.x) & 31);
+  codes_to_ptr[0] = ((((int)threadIdx.x) & 31) * 4);
+  int cse_v5 = (((int)threadIdx.x) & 1);
+  int cse_v6 = ((((int)threadIdx.x) & 31) >> 1);
+  int cse_v7 = ((((int)threadIdx.x) & 1) * 8);
+  int cse_v8 = (((((int)threadIdx.x) & 31) >> 1) * 32);
+  scales_from_ptr[0] = (((((((int)threadIdx.x) & 31) >> 1) * 32) + (next_block_ptr[0] * 32)) + ((((int)threadIdx.x) & 1) * 8));
+  int cse_v9 = ((((((int)threadIdx.x) & 31) >> 1) * 152) + ((((int)threadIdx.x) & 1) * 4));
+  scales_to_ptr[0] = (((((((int)threadIdx.x) & 31) >> 1) * 152) + ((((int)threadIdx.x) & 1) * 4)) + 128);
+  int cse_v10 = ((((int)threadIdx.x) & 31) * 32);
+  zeros_from_ptr[0] = ((next_block_ptr[0] * 32) + ((((int)threadIdx.x) & 31) * 32));
+  int cse_v11 = ((((int)threadIdx.x) & 31) * 152);
+  zeros_to_ptr[0] = (((((int)threadIdx.x) & 31) * 152) + 136);
+  scales_from_ptr_1[0] = ((((((((int)threadIdx.x) & 31) >> 1) * 32) + (next_block_ptr[0] * 32)) + ((((int)threadIdx.x) & 1) * 8)) + 16);
+  scales_to_ptr_1[0] = (((((((int)threadIdx.x) & 31) >> 1) * 152) + ((((int)threadIdx.x) & 1) * 4)) + 140);
+  zeros_from_ptr_1[0] = (((next_block_ptr[0] * 32) + ((((int)threadIdx.x) & 31) * 32)) + 16);
+  zeros_to_ptr_1[0] = (((((int)threadIdx.x) & 31) * 152) + 148);
+  int64_t cse_v12 = ((int64_t)((int)threadIdx.x));
+  int cse_v13 = ((((int)threadIdx.x) * 4) + 152);
+  int cse_v14 = ((((int)threadIdx.x) * 4) + 280);
   if (((int)threadIdx.x) < 32) {
-    tvm_builtin_ptx_cp_async_cg_async_cg_shared_global_16(tvm_builtin_cuda_cvta_generic_to_shared((&(stages_ptr[(((int)threadIdx.x) * 4)]))), (&(((uint*)qweight_ptr)[(((int)threadIdx.x) * 4)])));
-    if (((int)threadIdx.x) < 4) {
-      tvm_builtin_ptx_cp_async_cg_async_cg_shared_global_16(tvm_builtin_cuda_cvta_generic_to_shared((&(stages_ptr[((((((int)threadIdx.x) >> 1) * 12) + ((((int)threadIdx.x) & 1) * 4)) + 128)]))), (&(scales_ptr[(((int)threadIdx.x) * 8)])));
-    }
+    tvm_builtin_ptx_cp_async_cg_async_cg_shared_global_16(tvm_builtin_cuda_cvta_generic_to_shared((&(stages_ptr[codes_to_ptr[0]]))), (&(((uint*)qweight_ptr)[codes_from_ptr[0]])));
+    codes_from_ptr[0] = (codes_from_ptr[0] + 512);
     if (((int)threadIdx.x) < 2) {
-      tvm_builtin_ptx_cp_async_cg_async_cg_shared_global_16(tvm_builtin_cuda_cvta_generic_to_shared((&(stages_ptr[((((int)threadIdx.x) * 12) + 136)]))), (&(zeros_ptr[(((int)threadIdx.x) * 16)])));
+      tvm_builtin_ptx_cp_async_cg_async_cg_shared_global_16(tvm_builtin_cuda_cvta_generic_to_shared((&(stages_ptr[scales_to_ptr[0]]))), (&(scales_ptr[scales_from_ptr[0]])));
     }
-    uint cse_v6 = (((((int64_t)((int)threadIdx.x)) & (int64_t)7) < m) ? (uint)16 : (uint)0);
-    int64_t cse_v7 = (((int64_t)((int)threadIdx.x)) & (int64_t)7);
-    int64_t cse_v8 = ((min((((int64_t)((int)threadIdx.x)) & (int64_t)7), cse_v1) * (int64_t)64) + ((((int64_t)((int)threadIdx.x)) >> (int64_t)3) * (int64_t)8));
+    scales_from_ptr[0] = (scales_from_ptr[0] + 128);
+    if (((int)threadIdx.x) < 1) {
+      tvm_builtin_ptx_cp_async_cg_async_cg_shared_global_16(tvm_builtin_cuda_cvta_generic_to_shared((&(stages_ptr[zeros_to_ptr[0]]))), (&(zeros_ptr[zeros_from_ptr[0]])));
+    }
+    zeros_from_ptr[0] = (zeros_from_ptr[0] + 128);
+    if (((int)threadIdx.x) < 2) {
+      tvm_builtin_ptx_cp_async_cg_async_cg_shared_global_16(tvm_builtin_cuda_cvta_generic_to_shared((&(stages_ptr[scales_to_ptr_1[0]]))), (&(scales_ptr[scales_from_ptr_1[0]])));
+    }
+    scales_from_ptr_1[0] = (scales_from_ptr_1[0] + 128);
+    if (((int)threadIdx.x) < 1) {
+      tvm_builtin_ptx_cp_async_cg_async_cg_shared_global_16(tvm_builtin_cuda_cvta_generic_to_shared((&(stages_ptr[zeros_to_ptr_1[0]]))), (&(zeros_ptr[zeros_from_ptr_1[0]])));
+    }
+    zeros_from_ptr_1[0] = (zeros_from_ptr_1[0] + 128);
+    next_block_ptr[0] = (next_block_ptr[0] + 4);
+    uint cse_v15 = (((((int64_t)((int)threadIdx.x)) & (int64_t)7) < m) ? (uint)16 : (uint)0);
+    int64_t cse_v16 = (((int64_t)((int)threadIdx.x)) & (int64_t)7);
+    int64_t cse_v17 = ((min((((int64_t)((int)threadIdx.x)) & (int64_t)7), cse_v1) * (int64_t)64) + ((((int64_t)((int)threadIdx.x)) >> (int64_t)3) * (int64_t)8));
     tvm_builtin_ptx_cp_async_ca_src_size_async_ca_shared_global_16(tvm_builtin_cuda_cvta_generic_to_shared((&(stages_ptr[((((int)threadIdx.x) * 4) + 152)]))), (&(x_ptr[((min((((int64_t)((int)threadIdx.x)) & (int64_t)7), cse_v1) * (int64_t)64) + ((((int64_t)((int)threadIdx.x)) >> (int64_t)3) * (int64_t)8))])), (((((int64_t)((int)threadIdx.x)) & (int64_t)7) < m) ? (uint)16 : (uint)0));
     tvm_builtin_ptx_cp_async_ca_src_size_async_ca_shared_global_16(tvm_builtin_cuda_cvta_generic_to_shared((&(stages_ptr[((((int)threadIdx.x) * 4) + 280)]))), (&(x_ptr[(((min((((int64_t)((int)threadIdx.x)) & (int64_t)7), cse_v1) * (int64_t)64) + ((((int64_t)((int)threadIdx.x)) >> (int64_t)3) * (int64_t)8)) + (int64_t)32)])), (((((int64_t)((int)threadIdx.x)) & (int64_t)7) < m) ? (uint)16 : (uint)0));
   }
@@ -52,14 +95,14 @@ extern "C" __global__ void __launch_bounds__(128) mm_kernel(uchar* __restrict__ 
   tvm_builtin_ptx_cp_async_commit_group_async_commit_group();
   if (((int)threadIdx.x) < 32) {
     *(uint4*)(raw_ptr + 0) = *(uint4*)(stages_ptr + (((int)threadIdx.x) * 4));
-    int cse_v9 = (((int)threadIdx.x) >> 2);
+    int cse_v18 = (((int)threadIdx.x) >> 2);
     scale_pair_ptr[0] = stages_ptr[((((int)threadIdx.x) >> 2) + 128)];
       ushort v_ = (ushort)(scale_pair_ptr[0] >> (uint)0);
     scale_ptr[0] = ((float)(*(half *)(&(v_))));
       ushort v__1 = (ushort)(scale_pair_ptr[0] >> (uint)16);
     scale_ptr[1] = ((float)(*(half *)(&(v__1))));
-    int cse_v10 = (((int)threadIdx.x) >> 3);
-    uint cse_v11 = ((uint)(((((int)threadIdx.x) & 7) >> 2) * 16));
+    int cse_v19 = (((int)threadIdx.x) >> 3);
+    uint cse_v20 = ((uint)(((((int)threadIdx.x) & 7) >> 2) * 16));
     zero_pair_ptr[0] = (stages_ptr[((((int)threadIdx.x) >> 3) + 136)] >> ((uint)(((((int)threadIdx.x) & 7) >> 2) * 16)));
     tvm_builtin_ptx_prmt_b32(zero_ptr[0], zero_pair_ptr[0], (uint)1684300900, (uint)16448);
     tvm_builtin_ptx_prmt_b32(zero_ptr[1], zero_pair_ptr[0], (uint)0, (uint)16705);
@@ -136,7 +179,7 @@ extern "C" __global__ void __launch_bounds__(128) mm_kernel(uchar* __restrict__ 
     sums_ptr[2] = (sums_ptr[2] + (scale_ptr_1[1] * products_ptr_1[2]));
     sums_ptr[3] = (sums_ptr[3] + (scale_ptr_1[1] * products_ptr_1[3]));
   }
-  int cse_v12 = ((((((int)threadIdx.x) >> 5) * 160) + ((((int)threadIdx.x) & 3) * 40)) + ((((int)threadIdx.x) & 31) >> 2));
+  int cse_v21 = ((((((int)threadIdx.x) >> 5) * 160) + ((((int)threadIdx.x) & 3) * 40)) + ((((int)threadIdx.x) & 31) >> 2));
   partial_ptr[((((((int)threadIdx.x) >> 5) * 160) + ((((int)threadIdx.x) & 3) * 40)) + ((((int)threadIdx.x) & 31) >> 2))] = sums_ptr[0];
   partial_ptr[(((((((int)threadIdx.x) >> 5) * 160) + ((((int)threadIdx.x) & 3) * 40)) + ((((int)threadIdx.x) & 31) >> 2)) + 20)] = sums_ptr[1];
   partial_ptr[(((((((int)threadIdx.x) >> 5) * 160) + ((((int)threadIdx.x) & 3) * 40)) + ((((int)threadIdx.x) & 31) >> 2)) + 8)] = sums_ptr[2];
@@ -144,7 +187,7 @@ extern "C" __global__ void __launch_bounds__(128) mm_kernel(uchar* __restrict__ 
   __syncthreads();
   if ((((int64_t)((int)threadIdx.x)) >> (int64_t)4) < m) {
     total_ptr[0] = 0x0p+0f/*0.000000e+00*/;
-    int cse_v13 = (((((int)threadIdx.x) >> 4) * 20) + (((int)threadIdx.x) & 15));
+    int cse_v22 = (((((int)threadIdx.x) >> 4) * 20) + (((int)threadIdx.x) & 15));
     total_ptr[0] = (total_ptr[0] + partial_ptr[(((((int)threadIdx.x) >> 4) * 20) + (((int)threadIdx.x) & 15))]);
     total_ptr[0] = (total_ptr[0] + partial_ptr[((((((int)threadIdx.x) >> 4) * 20) + (((int)threadIdx.x) & 15)) + 160)]);
     total_ptr[0] = (total_ptr[0] + partial_ptr[((((((int)threadIdx.x) >> 4) * 20) + (((int)threadIdx.x) & 15)) + 320)]);

@@ -12,7 +12,7 @@ from awq_tvm.compile.toolchain.nvcc import Nvcc
 from awq_tvm.errors import BundleError, UnsupportedError
 from awq_tvm.schedules.cuda.config import FewConfig, TensorCoreConfig, TiledConfig
 from awq_tvm.schedules.cuda.defaults import default_config
-from awq_tvm.schedules.cuda.division import divide, division_of
+from awq_tvm.schedules.cuda.division import divide, division_of, part_step
 from awq_tvm.schedules.cuda.hopper_config import default_hopper_config
 from awq_tvm.schedules.cuda.tensor_core import TensorCoreRule
 from awq_tvm.schedules.cuda.tile_outputs import place
@@ -180,6 +180,19 @@ def test_parts_of_a_kernel_that_scales_two_blocks_of_k_at_once_begin_at_every_se
     for m, blocks in ((33, 6), (65, 6), (97, 8)):
         assert built.launches(m)[0].grid == (blocks, 1, 1)
         check(kernels, built, case, m)
+
+
+@needs_compiler
+def test_parts_of_warps_that_take_turns_are_even_where_k_is(tmp_path) -> None:
+    """Ten blocks of k in three parts: of two, four and four, so that no warp has fewer rounds than its neighbour."""
+    tile = TiledConfig(4, 1, 1, 2, 4, 2, split_blocks=1)
+    config = dataclasses.replace(DIVIDED, middle=(tile,), sms=3)
+    case = spec(640, 32, 4, 128, has_bias=True)
+    assert part_step(case, tile) == 2
+    assert part_step(spec(448, 32, 4, 64), tile) == 1
+    built = build_for(RULE, case, TARGET, config)
+    assert built.launches(32)[0].grid == (3, 1, 1)
+    check(Emulated(built.source_for(32), "cuda", tmp_path), built, case, 32)
 
 
 @pytest.mark.parametrize("sms", [1, 5, 132])
