@@ -7,13 +7,14 @@ RUN := $(VENV)/bin/python
 # As many processes as cores. What the tests of a file share is made once, as they stay together.
 PYTEST := $(RUN) -m pytest -q -n auto --maxprocesses 8 --dist loadfile
 
-.PHONY: help demo test test-full lint format clean arm-wheels arm-python bench-cpu bench-quality bench-quality-peers bench-memory
+.PHONY: help demo test test-full test-emulated lint format clean arm-wheels arm-python bench-cpu bench-quality bench-quality-peers bench-memory
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       quantize, compile and run a small real model, and measure it"
 	@echo "make test       linters, type checks and the fast tests"
 	@echo "make test-full  the same with the slow tests"
+	@echo "make test-emulated  every emulated test of GPUs' kernels, slow ones too"
 	@echo "make bench-cpu      matmul kernels of this CPU beside ONNX Runtime's and PyTorch's, and its limits"
 	@echo "make bench-quality TEXT=FILE        every recipe and every step left out, on a text of yours"
 	@echo "make bench-quality-peers TEXT=FILE  ours beside AutoRound, llm-compressor and HQQ"
@@ -45,6 +46,9 @@ test: lint
 
 test-full: lint
 	$(PYTEST)
+
+test-emulated: $(STAMP)
+	$(PYTEST) tests/emulate
 
 # The peers are installed beside the rest: they are no dependency of anything else.
 bench-cpu: $(STAMP)

@@ -169,6 +169,8 @@ def emulated_executor(bundle: Bundle, *, graphs: bool = True) -> Iterator[Execut
             why=f"there is no {source.name}",
             fix="build the bundle again with `python -m awq_tvm compile`",
         )
+    # Before others import tvm_ffi, which imports PyTorch unless it is loaded so.
+    load_runtime_library("cpu")
     with tempfile.TemporaryDirectory(prefix="awq_tvm-emulate-") as folder:
         library = build_device(
             source.read_text(encoding="utf-8"), dialect, Path(folder), find_runtime_library()

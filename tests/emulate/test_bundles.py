@@ -20,7 +20,7 @@ from awq_tvm.targets import Target, resolve
 from tests.cli.conftest import awq_tvm
 from tests.support import tiny_decoder as tiny
 from tests.support.child import output_of
-from tests.support.emulated_bundle import Part, run_in_emulator
+from tests.support.emulated_bundle import TOLERANCE, Part, run_in_emulator
 
 needs_this_machine = [
     pytest.mark.skipif(
@@ -36,9 +36,6 @@ pytestmark = needs_this_machine
 # A prefill by tiles, one by small tiles, tokens one by one.
 PARTS: list[Part] = [(70, "all"), (20, "all")]
 GREEDY = 8
-
-TOLERANCE = 1e-2
-"""Bound of |emulated - torch| / max |torch|: float16 activations, unit roundoff 5e-4, at some 20 steps."""
 
 TIE = 1e-3
 """PyTorch's logits nearer than this part of the largest are a tie, which a tenth of that bound decides."""

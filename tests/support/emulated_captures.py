@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tvm_ffi
 
 from awq_tvm.emulate import build_device
-from awq_tvm.runtime.tvm_library import TvmRuntime, find_runtime_library
+from awq_tvm.runtime.tvm_library import TvmRuntime, find_runtime_library, load_runtime_library
 
 
 def faults(tvm: TvmRuntime) -> dict[str, Callable[[Any], object]]:
@@ -38,6 +37,7 @@ def faults(tvm: TvmRuntime) -> dict[str, Callable[[Any], object]]:
 
 def main(library: str, source: str) -> None:
     """The child."""
+    tvm_ffi = load_runtime_library("cpu")  # without PyTorch, which takes seconds
     with tempfile.TemporaryDirectory() as folder:
         device = build_device(Path(source).read_text(), "cuda", Path(folder), find_runtime_library())
         tvm = TvmRuntime("cuda", device)

@@ -14,7 +14,6 @@ import numpy as np
 
 from awq_tvm.bundle.reader import Bundle
 from awq_tvm.runtime.executor import Executor
-from tests.support.gpu_kernels import FUNCTIONS, error_bound
 
 Array = np.ndarray[Any, Any]
 
@@ -49,18 +48,6 @@ class Linear:
         random = np.random.default_rng(self.tokens)
         widths = [self.in_features, self.out_features][: 1 + self.has_residual]
         return [random.standard_normal((self.tokens, width)).astype(np.float16) for width in widths]
-
-    def worst(self, found: Array, W: Array) -> float:
-        """The largest error of y, [M, N], as a part of what it may be."""
-        x, *residual = (array.astype(float) for array in self.inputs())
-        y, magnitude = x @ W.astype(float).T, np.abs(x) @ np.abs(W.astype(float)).T
-        if self.is_gated:
-            (gate, up), (of_gate, of_up) = np.split(y, 2, 1), np.split(magnitude, 2, 1)
-            gate = FUNCTIONS["silu"](gate)
-            y, magnitude = gate * up, 1.13 * of_gate * np.abs(up) + of_up * np.abs(gate)
-        y = sum(residual, y)
-        bound = error_bound(y, magnitude + np.abs(y), self.in_features, "float16")
-        return float((np.abs(found.astype(float) - y) / bound).max())
 
 
 def call_alone(bundle: Bundle, executor: Executor, linear: Linear) -> Array:

@@ -17,11 +17,12 @@ import numpy as np
 
 from awq_tvm.emulate import build_device
 from awq_tvm.runtime.executor import OVERLAP_VARIABLE
-from awq_tvm.runtime.tvm_library import TvmRuntime, find_runtime_library
+from awq_tvm.runtime.tvm_library import TvmRuntime, find_runtime_library, load_runtime_library
 
 
 def main(library: str, source: str, length: str) -> None:
     """The child."""
+    load_runtime_library("cpu")  # without PyTorch, which takes seconds
     with tempfile.TemporaryDirectory() as folder:
         device = build_device(Path(source).read_text(), "cuda", Path(folder), find_runtime_library())
         tvm = TvmRuntime("cuda", device)

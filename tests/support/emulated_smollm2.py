@@ -1,8 +1,13 @@
-"""SmolLM2-135M, quantized and compiled for CUDA and Metal, whole in the emulator, against PyTorch."""
+"""SmolLM2-135M, quantized and compiled for a GPU, whole in the emulator, against PyTorch.
+
+Each GPU has a file of tests of its own, so that several are run at a time.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +21,12 @@ from awq_tvm.compile.driver import compile_model
 from awq_tvm.compile.vocabulary import round_vocabulary
 from awq_tvm.quantize.quantize import quantize_checkpoint
 from awq_tvm.quantize.torch_model import build_model
-from awq_tvm.targets import resolve
-from tests.emulate.test_bundles import TOLERANCE, needs_this_machine, target_of
-from tests.support.emulated_bundle import Part, run_in_emulator
+from awq_tvm.targets import Target
+from tests.support.emulated_bundle import TOLERANCE, Emulated, Part, run_in_emulator
 from tests.support.emulated_linear import Linear
+from tests.support.gpu_kernels import FUNCTIONS, error_bound
+from tests.support.made_once import made_once
 from tests.support.tiny_decoder import Array, torch_logits
-
-pytestmark = [*needs_this_machine, pytest.mark.slow]
 
 VOCABULARY_BITS, GREEDY = 8, 8
 
@@ -31,15 +35,7 @@ DRAWS, FAR = 10, 3
 may be off: a single draw of thirty, of each of 196 rows, is up to three times that of the others."""
 
 TENSOR_CORES: list[Part] = [(65, "all"), (33, "all"), (17, "all"), (9, "all")]
-PARTS: dict[str, list[Part]] = {
-    "cuda": TENSOR_CORES,
-    "h100": TENSOR_CORES,
-    "metal": [(33, "all"), (17, "all"), (9, "all"), (5, "all"), (2, "all")],
-}
-"""So many tokens at once that each kernel of every linear has its turn, but for those of ``LONG``."""
-
-FORK = {"cuda": 21, "h100": 21, "metal": 0}
-"""Tokens that a second sequence shares: a page, which it reads, and a part of one, which it is given a copy of."""
+"""So many tokens at once that tensor cores' kernels of every linear have their turn, but for those of many more."""
 
 LAYER = "model.layers.0"
 QKV = tuple(f"{LAYER}.self_attn.{name}_proj" for name in "qkv")
@@ -47,14 +43,6 @@ OUT = (f"{LAYER}.self_attn.o_proj",)
 GATE_UP = (f"{LAYER}.mlp.gate_proj", f"{LAYER}.mlp.up_proj")
 DOWN = (f"{LAYER}.mlp.down_proj",)
 HEAD = ("model.embed_tokens",)
-
-LONG: dict[str, dict[tuple[str, ...], int]] = {
-    "cuda": {QKV: 1301, OUT: 2101, GATE_UP: 401, DOWN: 2101},
-    "h100": {QKV: 3101, OUT: 4101, GATE_UP: 1101, DOWN: 4101, HEAD: 129},
-    "metal": {},
-}
-"""So many tokens that the largest tiles fill the SMs and k is divided no more. The model reads 512 at once, and gives
-logits for 128 of them."""
 
 NEVER_LAUNCHED = {
     # What the KV cache could do for speculation and debugging, which the engine has not.
@@ -65,11 +53,28 @@ NEVER_LAUNCHED = {
 }
 
 
-@pytest.fixture(scope="module")
-def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("smollm2") / "quantized"
-    quantize_checkpoint("demo", path, method="rtn", group_size=64)
-    return path
+@dataclass(frozen=True)
+class Case:
+    """What is run.
+
+    Attributes:
+        target: it is compiled for.
+        parts: so many tokens at once that each kernel of every linear has its turn, but for those of ``alone``.
+        fork: tokens that a second sequence shares: a page, which it reads, and a part of one, which is copied for it.
+        alone: linears called alone, with so many tokens that the largest tiles fill the SMs and k is divided no more.
+            The model reads 512 at once, and gives logits for 128 of them.
+        float16_weights: whether weights are rounded to float16 once they are scaled.
+    """
+
+    target: Target
+    parts: list[Part]
+    fork: int = 0
+    alone: Mapping[tuple[str, ...], int] = field(default_factory=dict)
+    float16_weights: bool = False
+
+
+def _quantize(folder: Path) -> None:
+    quantize_checkpoint("demo", folder / "quantized", method="rtn", group_size=64)
 
 
 def round_at_random(x: torch.Tensor, chance: torch.Generator) -> None:
@@ -117,40 +122,64 @@ def tolerated(model: torch.nn.Module, ids: list[int], expected: Array) -> tuple[
     return np.maximum(TOLERANCE * np.abs(expected).max(), FAR * by_rounding), by_rounding
 
 
-def long_linears(kind: str, model: torch.nn.Module) -> list[tuple[Linear, Array]]:
+def linears_alone(case: Case, model: torch.nn.Module) -> list[tuple[Linear, Array]]:
     """What is called alone, and its weights."""
     made = []
-    for modules, tokens in LONG[kind].items():
+    for modules, tokens in case.alone.items():
         W = np.concatenate([model.get_submodule(module).weight.numpy() for module in modules])
         has_residual, is_gated = modules in (OUT, DOWN), modules == GATE_UP
         made.append((Linear(modules, *W.shape, has_residual, is_gated, tokens), W))
     return made
 
 
-def compiled(kind: str, quantized: Path, bundle: Path) -> None:
-    """As shipped, but for what nvcc makes of the kernels, of which the emulator reads the source."""
-    target = target_of(kind) if kind == "metal" else resolve(kind)
+def worst_error(linear: Linear, found: Array, W: Array) -> float:
+    """The largest error of y, [M, N], as a part of what it may be."""
+    x, *residual = (array.astype(float) for array in linear.inputs())
+    y, magnitude = x @ W.astype(float).T, np.abs(x) @ np.abs(W.astype(float)).T
+    if linear.is_gated:
+        (gate, up), (of_gate, of_up) = np.split(y, 2, 1), np.split(magnitude, 2, 1)
+        gate = FUNCTIONS["silu"](gate)
+        y, magnitude = gate * up, 1.13 * of_gate * np.abs(up) + of_up * np.abs(gate)
+    y = sum(residual, y)
+    bound = error_bound(y, magnitude + np.abs(y), linear.in_features, "float16")
+    return float((np.abs(found.astype(float) - y) / bound).max())
+
+
+def expect_agreement(case: Case, factory: pytest.TempPathFactory, folder: Path) -> None:
+    """Every kernel is launched, and what comes of it is PyTorch's but for rounding; ``folder`` takes what is made."""
+    quantized, bundle = made_once(factory, "smollm2", _quantize) / "quantized", folder / "bundle"
+    # As shipped, but for what nvcc makes of the kernels, of which the emulator reads the source.
+    source_only = case.target.kind == "cuda"
     compile_model(
-        str(quantized), bundle, target=target, vocabulary_bits=VOCABULARY_BITS, source_only=kind != "metal"
+        str(quantized), bundle, target=case.target, vocabulary_bits=VOCABULARY_BITS, source_only=source_only
     )
-
-
-@pytest.mark.parametrize("kind", PARTS)
-def test_every_kernel_of_smollm2_agrees_with_pytorch(kind: str, quantized: Path, tmp_path: Path) -> None:
-    bundle = tmp_path / "bundle"
-    compiled(kind, quantized, bundle)
     # The compiler rounds the vocabulary: PyTorch gets the same.
     model = build_model(round_vocabulary(open_checkpoint(str(quantized)), VOCABULARY_BITS))
-    linears = long_linears(kind, model)
+    linears = linears_alone(case, model)
     found = run_in_emulator(
         bundle,
-        tmp_path,
-        parts=PARTS[kind],
+        folder,
+        parts=case.parts,
         greedy=GREEDY,
         vocabulary=model.config.vocab_size,
-        fork=FORK[kind],
+        fork=case.fork,
         alone=[linear for linear, _ in linears],
     )
+    expect_logits(model, found, case.fork)
+    for y, (linear, W) in zip(found.alone, linears, strict=True):
+        assert worst_error(linear, y, W.astype(np.float16) if case.float16_weights else W) < 1, linear
+
+    (source,) = bundle.glob("kernels.[cm][ue]*")
+    kernels = set(
+        re.findall(r"void (?:__launch_bounds__\(\d+\) )?(\w+_kernel(?:_\d+)?)\(", source.read_text())
+    )
+    assert len(kernels) > 20
+    copied = set() if case.fork else {"copy_single_page_kernel"}
+    assert kernels - found.launches.keys() <= NEVER_LAUNCHED | copied
+
+
+def expect_logits(model: torch.nn.Module, found: Emulated, fork: int) -> None:
+    """Logits and greedy tokens are PyTorch's."""
     whole = torch_logits(model, found.ids)
     bound, by_rounding = (of_all[found.rows] for of_all in tolerated(model, found.ids, whole))
     expected = whole[found.rows]
@@ -161,20 +190,7 @@ def test_every_kernel_of_smollm2_agrees_with_pytorch(kind: str, quantized: Path,
     assert np.median(by_rounding) < TOLERANCE * np.abs(expected).max()
     assert found.ids[-GREEDY:] == expected.argmax(1)[-GREEDY - 1 : -1].tolist()
     assert np.abs(expected).max() > 1
-
-    if FORK[kind]:
-        forked = [*found.ids[: FORK[kind]], found.ids[-1]]
+    if fork:
+        forked = [*found.ids[:fork], found.ids[-1]]
         of_fork = torch_logits(model, forked)
         assert np.abs(found.forked - of_fork[-1]).max() < tolerated(model, forked, of_fork)[0][-1]
-
-    for y, (linear, W) in zip(found.alone, linears, strict=True):
-        # wgmma takes weights that are rounded to float16 once they are scaled.
-        assert linear.worst(y, W.astype(np.float16) if kind == "h100" else W) < 1, linear
-
-    (source,) = bundle.glob("kernels.[cm][ue]*")
-    kernels = set(
-        re.findall(r"void (?:__launch_bounds__\(\d+\) )?(\w+_kernel(?:_\d+)?)\(", source.read_text())
-    )
-    assert len(kernels) > 20
-    copied = set() if FORK[kind] else {"copy_single_page_kernel"}
-    assert kernels - found.launches.keys() <= NEVER_LAUNCHED | copied
