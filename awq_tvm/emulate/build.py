@@ -80,7 +80,7 @@ def _build(
     libraries: tuple[Path, ...],
 ) -> Path:
     machine = ("-mf16c", "-mfma") if platform.machine() == "x86_64" else ()
-    jobs = [*device, *(Job(NATIVE / name, (*_FLAGS, *machine, "-O2")) for name in RUNTIME)]
+    jobs = [*device, *(Job(NATIVE / name, (*_FLAGS, *machine, "-O3")) for name in RUNTIME)]
     for number, text in enumerate(_UNITS[dialect](source)):
         unit = folder / f"kernels{number}.cc"
         unit.write_text(text, encoding="utf-8")

@@ -288,6 +288,15 @@ FAULTS = {
         "out of bounds",
         "metal",
     ),
+    "metal: lanes with products of different types": Planted(
+        "auto h = make_filled_simdgroup_matrix<half, 8, 8>(1); simdgroup_float8x8 d, f = make_filled_simdgroup_matrix"
+        "<float, 8, 8>(1); if (threadIdx % 32 < {0}) simdgroup_multiply_accumulate(d, f, f, f);\n"
+        "else simdgroup_multiply_accumulate(d, h, h, f);",
+        "32",
+        "31",
+        "divergent warp-wide operation",
+        "metal",
+    ),
     "metal: lanes with different matrices": Planted(
         "simdgroup_float8x8 m; simdgroup_load(m, x_ptr + (threadIdx < {0} ? 0 : 1), 7);",
         "64",

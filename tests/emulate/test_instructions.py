@@ -359,16 +359,21 @@ def test_whether_any_lane_of_a_simd_group_holds(emulated) -> None:
     np.testing.assert_array_equal(y, np.repeat([0, 1, 0], 32))
 
 
-def test_simdgroup_matrices(emulated) -> None:
+@pytest.mark.parametrize(
+    ("kind", "dtype", "rounding"), [("float", np.float32, 1e-5), ("half", np.float16, 2.0**-11)]
+)
+def test_simdgroup_matrices(emulated, kind: str, dtype: type, rounding: float) -> None:
     body = """
   simdgroup_float8x8 a[1], b[1], c[1];
   c[0] = make_filled_simdgroup_matrix<float, 8, 8>(1.0f);
   simdgroup_load(a[0], a_ptr, 16, 0, false);
   simdgroup_load(b[0], b_ptr, 8, 0, true);
   simdgroup_multiply_accumulate(c[0], a[0], b[0], c[0]);
-  simdgroup_store(c[0], y_ptr, 8, 0, false);
+  simdgroup_store(c[0], y_ptr, 8, 0, true);
 """
-    a, b = halves(8, 16).astype(np.float32), halves(8, 8).astype(np.float32)
-    y = np.zeros((8, 8), np.float32)
-    emulated(METAL_FRAME.replace("BODY", body), "metal").launch("k", [a, b, y], (1, 1, 1), (32, 1, 1))
-    np.testing.assert_allclose(y, a[:, :8] @ b.T + 1, rtol=1e-5)
+    a, b = halves(8, 16).astype(dtype), halves(8, 8).astype(dtype)
+    y = np.zeros((8, 8), dtype)
+    source = METAL_FRAME.replace("BODY", body).replace("float", kind)
+    emulated(source, "metal").launch("k", [a, b, y], (1, 1, 1), (32, 1, 1))
+    expected = a[:, :8].astype(float) @ b.T.astype(float) + 1
+    np.testing.assert_allclose(y.T, expected, rtol=rounding, atol=1e-5)

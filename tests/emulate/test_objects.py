@@ -53,6 +53,18 @@ def test_whatever_changes_an_object_makes_a_new_one(unit: Path, monkeypatch: pyt
     assert len(found) == 5
 
 
+def test_only_what_units_may_include_makes_new_objects(unit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    native = unit.with_name("native")
+    native.mkdir()
+    monkeypatch.setattr(objects, "NATIVE", native)
+    monkeypatch.setattr(objects, "_headers", objects._headers.__wrapped__)
+    (made,) = compiled_objects([Job(unit, ("-O0",))])
+    (native / "runtime.cc").write_text("int other() { return 1; }")
+    assert compiled_objects([Job(unit, ("-O0",))]) == [made]
+    (native / "emulator.h").write_text("int other();")
+    assert compiled_objects([Job(unit, ("-O0",))]) != [made]
+
+
 def test_a_unit_that_does_not_compile_leaves_nothing(unit: Path) -> None:
     unit.write_text("int number() { return missing; }")
     with pytest.raises(TargetError, match="does not compile") as error:

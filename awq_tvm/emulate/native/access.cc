@@ -76,6 +76,7 @@ void global_access(Block& block, const unsigned char* pointer, std::size_t bytes
 inline void global_order(Block& block, const unsigned char* pointer, std::size_t bytes, bool write, unsigned self) {
   const auto first = reinterpret_cast<std::uintptr_t>(pointer) / 2;
   const auto last = (reinterpret_cast<std::uintptr_t>(pointer) + bytes - 1) / 2;
+  if (!write && block.written.untouched(first, last)) return;
   bool again = false;
   unsigned other = 0;
   for (std::uintptr_t unit = first; unit <= last; ++unit) {
@@ -116,12 +117,12 @@ __attribute__((noinline)) void early_access(Block& block, const unsigned char* p
   fail("read of shared memory at %u that nobody wrote: uninitialised", offset);
 }
 
-void judge_busy(Mark m, unsigned offset, const char* what) {
+inline void judge_busy(Mark m, unsigned offset, const char* what) {
   if (m & kPending) fail("%s shared memory at %u that an asynchronous copy is about to fill", what, offset);
 }
 
 // A read of bytes that were written last at `m`; of at most two at `offset`.
-void judge_read(Block& block, Mark m, unsigned offset, unsigned self) {
+inline void judge_read(Block& block, Mark m, unsigned offset, unsigned self) {
   if (time_of(m) < block.first_time) fail_unwritten(offset);
   if (!ordered(block, time_of(m), thread_of(m), self))
     fail("missing barrier: thread %u wrote shared memory at %u, and thread %u reads it", number_of(thread_of(m)), offset,
@@ -138,7 +139,7 @@ inline Mark read_again(const Block& block, Mark before, unsigned self) {
 }
 
 // A write to bytes that were written and read last at two marks. True if it is to be the value that is there.
-bool judge_write(Block& block, Mark written, Mark read, unsigned offset, unsigned self) {
+inline bool judge_write(Block& block, Mark written, Mark read, unsigned offset, unsigned self) {
   if (time_of(read) >= block.barrier_time) {
     const unsigned reader = thread_of(read);
     const bool clear = !(read & kReadByWarps) && warp_of(reader) == warp_of(self) &&
@@ -190,7 +191,7 @@ __attribute__((noinline)) void read_two(Block& block, unsigned offset, unsigned 
   read_byte(block, offset + 1, self);
 }
 
-__attribute__((noinline)) bool write_two(Block& block, unsigned offset, unsigned self, unsigned& other) {
+inline bool write_two(Block& block, unsigned offset, unsigned self, unsigned& other) {
   const Mark m = block.shadow.writes[offset / 2];
   if (m & kSplit) return write_byte(block, offset, self, other) | write_byte(block, offset + 1, self, other);
   judge_busy(m, offset, "write to");
@@ -200,17 +201,22 @@ __attribute__((noinline)) bool write_two(Block& block, unsigned offset, unsigned
   return again;
 }
 
-// Most reads are of what was written before the last barrier, so that the loops know that case.
 inline __attribute__((always_inline)) void read_shared(Block& block, unsigned offset, std::size_t bytes, unsigned self) {
   if ((offset | bytes) & 1) {
     for (std::size_t i = 0; i < bytes; ++i) read_byte(block, offset + i, self);
     return;
   }
+  const std::size_t count = bytes / 2;
   Mark* const writes = block.shadow.writes + offset / 2;
   Mark* const reads = block.shadow.reads + offset / 2;
-  const Mark first = mark(block.first_time, 0), span = mark(block.barrier_time, 0) - first;
-  for (std::size_t i = 0; i < bytes / 2; ++i) {
-    if (__builtin_expect(writes[i] - first >= span || writes[i] & kFlags, 0)) read_two(block, offset + 2 * i, self);
+  if (uniform(writes, count) && uniform(reads, count) && !(writes[0] & kSplit)) {
+    judge_busy(writes[0], offset, "read of");
+    judge_read(block, writes[0], offset, self);
+    std::fill_n(reads, count, read_again(block, reads[0], self));
+    return;
+  }
+  for (std::size_t i = 0; i < count; ++i) {
+    read_two(block, offset + 2 * i, self);
     reads[i] = read_again(block, reads[i], self);
   }
 }
@@ -221,15 +227,13 @@ inline __attribute__((always_inline)) void write_shared(Block& block, unsigned o
   if ((offset | bytes) & 1) {
     for (std::size_t i = 0; i < bytes; ++i) again |= write_byte(block, offset + i, self, other);
   } else {
+    const std::size_t count = bytes / 2;
     Mark* const writes = block.shadow.writes + offset / 2;
     Mark* const reads = block.shadow.reads + offset / 2;
-    const Mark barrier = mark(block.barrier_time, 0), mine = mark(block.time, self);
-    for (std::size_t i = 0; i < bytes / 2; ++i) {
-      if (__builtin_expect(writes[i] >= barrier || reads[i] >= barrier || writes[i] & 0xffff, 0))
-        again |= write_two(block, offset + 2 * i, self, other);
-      writes[i] = mine;
-      reads[i] = 0;
-    }
+    const std::size_t judged = uniform(writes, count) && uniform(reads, count) && !(writes[0] & kSplit) ? 1 : count;
+    for (std::size_t i = 0; i < judged; ++i) again |= write_two(block, offset + 2 * i, self, other);
+    std::fill_n(writes, count, mark(block.time, self));
+    std::fill_n(reads, count, 0);
   }
   if (__builtin_expect(again, 0)) expect_same(block, block.arena + offset, bytes, other);
 }
@@ -298,6 +302,17 @@ void access_range(const void* where, std::size_t bytes, bool write, bool vector)
   if (!on_stack(where, bytes, write)) access_memory(where, bytes, write, vector);
 }
 
+// By the function that is quick for the length, where it has one.
+template <bool write>
+void check(const void* pointer, std::size_t bytes) {
+  switch (bytes) {
+    case 4: return access<4, write>(pointer);
+    case 8: return access<8, write>(pointer);
+    case 16: return access<16, write>(pointer);
+    default: access_range(pointer, bytes, write, true);
+  }
+}
+
 }  // namespace
 
 void set_pending(Block& block, unsigned offset, std::size_t bytes, bool pending) {
@@ -349,14 +364,17 @@ std::vector<Buffer> buffers_of(const void* const* arguments, const std::size_t* 
   return found;
 }
 
-void check_read(const void* pointer, std::size_t bytes) { access_range(pointer, bytes, false, true); }
-void check_write(const void* pointer, std::size_t bytes) { access_range(pointer, bytes, true, true); }
+void check_read(const void* pointer, std::size_t bytes) { check<false>(pointer, bytes); }
+void check_write(const void* pointer, std::size_t bytes) { check<true>(pointer, bytes); }
 
 void check_as_warp(const void* pointer, std::size_t bytes, std::size_t alignment, bool write) {
   Block& block = *running;
   if (block.second_write.bytes) judge_second_write(block);
   expect_aligned(pointer, bytes, alignment, write);
-  touch(block, static_cast<const unsigned char*>(pointer), bytes, write, as_warp(block.current));
+  const auto* first = static_cast<const unsigned char*>(pointer);
+  const unsigned self = as_warp(block.current);
+  // A row of eight, which the compiler makes quick.
+  bytes == 16 ? touch(block, first, 16, write, self) : touch(block, first, bytes, write, self);
 }
 
 }  // namespace emulator

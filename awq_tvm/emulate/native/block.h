@@ -50,8 +50,6 @@ struct Products {
 };
 
 struct Fiber {
-  Context context;
-  Index position;
   bool waited = false;  // for the launches before
   std::vector<Copy> copies;  // under way, in their order
   std::size_t committed = 0;  // groups of them
@@ -152,6 +150,9 @@ struct Block {
   Unfinished unfinished;
   bool overlaps = false;  // the launch: it may have begun before those
   Context scheduler;
+  // Apart from what else is known of a thread, as every switch looks at them.
+  Context contexts[kMaxThreads];
+  Index positions[kMaxThreads];
   Fiber fibers[kMaxThreads];
   Warp warps[kMaxThreads / kWarpSize];
   unsigned char* stacks = nullptr;
@@ -193,6 +194,12 @@ void expect_same(Block& block, const unsigned char* where, std::size_t bytes, un
 inline bool ordered(const Block& block, std::uint32_t time, unsigned other, unsigned self) {
   if (time < block.barrier_time || other == self) return true;
   return warp_of(other) == warp_of(self) && time < block.warps[warp_of(self)].time;
+}
+// Whether what touched each two bytes last touched all of them: so it is of most accesses, and judged once.
+inline bool uniform(const Mark* marks, std::size_t count) {
+  Mark other = 0;
+  for (std::size_t i = 1; i < count; ++i) other |= marks[i] ^ marks[0];
+  return other == 0;
 }
 // The last write to a byte of shared memory.
 Mark last_write(const Block& block, unsigned offset);

@@ -29,7 +29,7 @@ unsigned char* reserve(std::size_t bytes) {
 }
 
 void describe(const Block& block, char* text, std::size_t length) {
-  const Index thread = block.fibers[block.current].position;
+  const Index thread = block.positions[block.current];
   std::snprintf(text, length, "kernel %s, block (%u, %u, %u), thread (%u, %u, %u)", block.kernel->name, block.index.x,
                 block.index.y, block.index.z, thread.x, thread.y, thread.z);
 }
@@ -40,10 +40,10 @@ void leave() {
   if (block.second_write.bytes && !block.failed) judge_second_write(block);
   const unsigned self = block.current;
   Warp& warp = block.warps[self / kWarpSize];
-  Context& own = block.fibers[self].context;
+  Context& own = block.contexts[self];
   if (block.failed || !warp.ready) return switch_to(own, block.scheduler);
   const unsigned next = block.next_of(warp);
-  if (next != self) switch_to(own, block.fibers[next].context);
+  if (next != self) switch_to(own, block.contexts[next]);
 }
 
 unsigned bit_of(unsigned thread) { return 1u << thread % kWarpSize; }
@@ -83,7 +83,7 @@ void fail(const char* format, ...) {
   std::abort();  // a failed block's fibers are not resumed
 }
 
-Index thread_index() { return running->fibers[running->current].position; }
+Index thread_index() { return running->positions[running->current]; }
 Index block_index() { return running->index; }
 Index block_size() { return running->size; }
 Index grid_size() { return running->grid; }
@@ -247,7 +247,7 @@ void Block::report_stuck() {
   }
   current = first;
   const bool barrier = warps[current / kWarpSize].at_barrier & bit_of(current);
-  const Index& at = fibers[current].position;
+  const Index& at = positions[current];
   char text[512];
   std::snprintf(text, sizeof text,
                 "kernel %s, block (%u, %u, %u), thread (%u, %u, %u): divergent %s: of %u threads %u wait at a barrier "
@@ -286,8 +286,8 @@ void Block::begin(Index which) {
     fiber.copies.clear();
     fiber.committed = 0;
     fiber.waited = false;
-    fiber.position = {i % size.x, i / size.x % size.y, i / (size.x * size.y)};
-    prepare(fiber.context, stacks + kStackBytes * i, kStackBytes, enter);
+    positions[i] = {i % size.x, i / size.x % size.y, i / (size.x * size.y)};
+    prepare(contexts[i], stacks + kStackBytes * i, kStackBytes, enter);
   }
   for (unsigned w = 0; w * kWarpSize < threads; ++w) {
     Warp& warp = warps[w];
@@ -304,7 +304,7 @@ bool Block::run(Index which) {
   while (left) {
     for (unsigned w = 0; w * kWarpSize < threads; ++w) {
       if (!warps[w].ready) continue;
-      switch_to(scheduler, fibers[next_of(warps[w])].context);
+      switch_to(scheduler, contexts[next_of(warps[w])]);
       if (failed) return false;
     }
     if (left && !release()) {

@@ -1,5 +1,9 @@
 // Operations of a warp, each done for all its lanes by the one that comes last.
+#include <type_traits>
+#include <utility>
+
 #include "block.h"
+#include "row.h"
 
 namespace emulator {
 
@@ -38,21 +42,6 @@ void do_ballot(void* const* lanes, unsigned mask) {
     if (mask >> i & 1) brought<Vote>(lanes, i).votes = votes;
 }
 
-// Eight float32, which the compiler reckons with as with one.
-typedef float Row __attribute__((vector_size(32)));
-
-float widened(std::uint16_t bits, bool bfloat) {
-  if (bfloat) {
-    const std::uint32_t word = std::uint32_t(bits) << 16;
-    float value;
-    std::memcpy(&value, &word, 4);
-    return value;
-  }
-  _Float16 value;
-  std::memcpy(&value, &bits, 2);
-  return value;
-}
-
 struct Mma {
   std::uint32_t a[4], b[2];
   Sums sums;
@@ -61,24 +50,23 @@ struct Mma {
 // D = A @ B + C of mma.m16n8k16; A [16, 16] by rows, B [16, 8] by columns; C and D [16, 8] float32.
 template <bool bfloat>
 void do_mma(void* const* lanes, unsigned) {
-  float a[16][16];
-  Row b[16];
+  alignas(32) std::uint16_t a[16][16], b[16][8];
   // Lane 4 r + p holds, of row r of A (and r + 8 in every second register) and of column r of B, k = 2 p, 2 p + 1 and 8 more.
   for (unsigned lane = 0; lane < kWarpSize; ++lane) {
     const auto& mine = brought<Mma>(lanes, lane);
     const unsigned row = lane / 4, k = lane % 4 * 2;
-    for (unsigned i = 0; i < 4; ++i)
-      for (unsigned e = 0; e < 2; ++e)
-        a[row + 8 * (i % 2)][k + 8 * (i / 2) + e] = widened(static_cast<std::uint16_t>(mine.a[i] >> 16 * e), bfloat);
+    for (unsigned i = 0; i < 4; ++i) std::memcpy(&a[row + 8 * (i % 2)][k + 8 * (i / 2)], &mine.a[i], 4);
     for (unsigned i = 0; i < 2; ++i)
-      for (unsigned e = 0; e < 2; ++e)
-        b[k + 8 * i + e][row] = widened(static_cast<std::uint16_t>(mine.b[i] >> 16 * e), bfloat);
+      for (unsigned e = 0; e < 2; ++e) b[k + 8 * i + e][row] = static_cast<std::uint16_t>(mine.b[i] >> 16 * e);
   }
+  Row right[16];
+  for (unsigned k = 0; k < 16; ++k) right[k] = widened(b[k], bfloat);
   for (unsigned row = 0; row < 16; ++row) {
     Row sum = {};
-    const float* left = a[row];
+    // k and 8 more.
+    const Row low = widened(a[row], bfloat), high = widened(a[row] + 8, bfloat);
     for (unsigned k = 0; k < 8; k += 2)
-      sum += left[k] * b[k] + left[k + 1] * b[k + 1] + left[k + 8] * b[k + 8] + left[k + 9] * b[k + 9];
+      sum += low[k] * right[k] + low[k + 1] * right[k + 1] + high[k] * right[k + 8] + high[k + 1] * right[k + 9];
     for (unsigned column = 0; column < 8; ++column)
       brought<Mma>(lanes, row % 8 * 4 + column / 2).sums.of[row / 8 * 2 + column % 2] += sum[column];
   }
@@ -136,19 +124,20 @@ const MoveMatrix& same_of_all(void* const* lanes) {
 }
 
 // Eight times eight elements that lie together, as rows or, transposed, as columns.
-template <bool store>
+template <bool store, typename T>
 void do_move_matrix(void* const* lanes, unsigned) {
   const MoveMatrix& move = same_of_all(lanes);
-  const std::size_t bytes = move.own.half ? 2 : 4;
   for (unsigned line = 0; line < kSide; ++line) {
-    unsigned char* memory = move.memory + bytes * move.stride * line;
-    check_as_warp(memory, kSide * bytes, bytes, store);
+    unsigned char* memory = move.memory + sizeof(T) * move.stride * line;
+    check_as_warp(memory, kSide * sizeof(T), sizeof(T), store);
+    T elements[kSide];
+    if (!store) std::memcpy(elements, memory, sizeof elements);
     for (unsigned i = 0; i < kSide; ++i) {
       const unsigned row = move.transposed ? i : line, column = move.transposed ? line : i;
-      void* own = brought<MoveMatrix>(lanes, row * 4 + column / 2).own.own;
-      unsigned char* element = static_cast<unsigned char*>(own) + bytes * (column % 2);
-      store ? std::memcpy(memory + bytes * i, element, bytes) : std::memcpy(element, memory + bytes * i, bytes);
+      T& own = static_cast<T*>(brought<MoveMatrix>(lanes, row * 4 + column / 2).own.own)[column % 2];
+      store ? elements[i] = own : own = elements[i];
     }
+    if (store) std::memcpy(memory, elements, sizeof elements);
   }
 }
 
@@ -156,29 +145,40 @@ struct MultiplyMatrices {
   Elements d, a, b, c;
 };
 
+// The rows of an operand.
+template <bool half>
+void take(void* const* lanes, Elements MultiplyMatrices::*which, Row (&into)[kSide]) {
+  std::conditional_t<half, std::uint16_t, float> rows[kSide][kSide];
+  for (unsigned lane = 0; lane < kWarpSize; ++lane)
+    std::memcpy(&rows[lane / 4][lane % 4 * 2], (brought<MultiplyMatrices>(lanes, lane).*which).own, 2 * sizeof rows[0][0]);
+  for (unsigned row = 0; row < kSide; ++row)
+    if constexpr (half) into[row] = widened(rows[row], false);
+    else std::memcpy(&into[row], rows[row], sizeof rows[row]);
+}
+
+// A bit for each of d, a, b and c, whether it is of half precision.
+template <unsigned halves>
 void do_multiply(void* const* lanes, unsigned) {
-  const auto take = [&](Elements MultiplyMatrices::*which, Row(&into)[kSide]) {
-    for (unsigned lane = 0; lane < kWarpSize; ++lane) {
-      const Elements own = brought<MultiplyMatrices>(lanes, lane).*which;
-      for (unsigned e = 0; e < 2; ++e)
-        into[lane / 4][lane % 4 * 2 + e] =
-            own.half ? float(static_cast<const _Float16*>(own.own)[e]) : static_cast<const float*>(own.own)[e];
-    }
-  };
   Row a[kSide], b[kSide], sums[kSide];
-  take(&MultiplyMatrices::a, a);
-  take(&MultiplyMatrices::b, b);
-  take(&MultiplyMatrices::c, sums);
+  take<(halves >> 1 & 1) != 0>(lanes, &MultiplyMatrices::a, a);
+  take<(halves >> 2 & 1) != 0>(lanes, &MultiplyMatrices::b, b);
+  take<(halves >> 3 & 1) != 0>(lanes, &MultiplyMatrices::c, sums);
   for (unsigned row = 0; row < kSide; ++row)
     for (unsigned k = 0; k < kSide; ++k) sums[row] += a[row][k] * b[k];
   for (unsigned lane = 0; lane < kWarpSize; ++lane) {
-    const Elements own = brought<MultiplyMatrices>(lanes, lane).d;
+    void* own = brought<MultiplyMatrices>(lanes, lane).d.own;
     for (unsigned e = 0; e < 2; ++e) {
       const float value = sums[lane / 4][lane % 4 * 2 + e];
-      if (own.half) static_cast<_Float16*>(own.own)[e] = static_cast<_Float16>(value);
-      else static_cast<float*>(own.own)[e] = value;
+      if (halves & 1) static_cast<_Float16*>(own)[e] = static_cast<_Float16>(value);
+      else static_cast<float*>(own)[e] = value;
     }
   }
+}
+
+template <std::size_t... halves>
+Work multiply_of(unsigned which, std::index_sequence<halves...>) {
+  static constexpr Work works[] = {do_multiply<halves>...};
+  return works[which];
 }
 
 }  // namespace
@@ -218,19 +218,21 @@ Fragments load_matrices(unsigned count, bool transposed, std::uint32_t address) 
   return mine.found;
 }
 
+// Lanes that come to matrices of another type come to another work.
 void load_matrix(Elements into, const void* from, unsigned stride, bool transposed) {
   MoveMatrix mine{into, static_cast<unsigned char*>(const_cast<void*>(from)), stride, transposed};
-  meet(do_move_matrix<false>, kAll, &mine);
+  meet(into.half ? do_move_matrix<false, std::uint16_t> : do_move_matrix<false, std::uint32_t>, kAll, &mine);
 }
 
 void store_matrix(Elements from, void* into, unsigned stride, bool transposed) {
   MoveMatrix mine{from, static_cast<unsigned char*>(into), stride, transposed};
-  meet(do_move_matrix<true>, kAll, &mine);
+  meet(from.half ? do_move_matrix<true, std::uint16_t> : do_move_matrix<true, std::uint32_t>, kAll, &mine);
 }
 
 void multiply_matrices(Elements d, Elements a, Elements b, Elements c) {
   MultiplyMatrices mine{d, a, b, c};
-  meet(do_multiply, kAll, &mine);
+  const unsigned halves = d.half | a.half << 1 | b.half << 2 | c.half << 3;
+  meet(multiply_of(halves, std::make_index_sequence<16>()), kAll, &mine);
 }
 
 }  // namespace emulator

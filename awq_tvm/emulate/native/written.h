@@ -26,7 +26,11 @@ class Written {
     maybe_.reset();
     near_ = nullptr;
   }
-  // Null where nobody of this launch wrote. Most memory is only read, and known by the first look.
+  // Whether nobody of this launch wrote any of these, or anything near: most memory is only read, and known by this look.
+  bool untouched(std::uintptr_t first, std::uintptr_t last) const {
+    return last - first < kUnits && !maybe_[first / kUnits % kBits] && !maybe_[last / kUnits % kBits];
+  }
+  // Null where nobody of this launch wrote.
   const Writer* find(std::uintptr_t unit) {
     if (!maybe_[unit / kUnits % kBits]) return nullptr;
     Page* page = near(unit / kUnits);
