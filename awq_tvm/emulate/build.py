@@ -68,7 +68,7 @@ def build_device(source: str, dialect: Dialect, folder: Path, tvm_runtime: Path)
     includes = [tvm_runtime.parents[1] / "include", *map(Path, libinfo.include_paths())]
     flags = (*_FLAGS, "-O0", f'-DAWQ_KIND="{dialect}"', *(f"-I{path}" for path in includes))
     device = Job(NATIVE / "device.cc", flags, libraries)
-    return _build(source, dialect, folder, "-O2", (device,), libraries)
+    return _build(source, dialect, folder, "-O1", (device,), libraries)
 
 
 def _build(
