@@ -176,7 +176,7 @@ def build_pack(
                 build_model(folder / models[arch], ships, model, group_size)
         copy_program(folder / "program")
         (folder / "run.py").write_text(RUN, encoding="utf-8")
-        made_with = {"apache-tvm": version("apache-tvm"), "nvcc": _nvcc_version(), "revision": _revision()}
+        made_with = {"apache-tvm": version("apache-tvm"), "nvcc": nvcc_version(), "revision": _revision()}
         pack = Pack(folder, made_with, limits, tuple(cases), models)
         pack.write()
     return Pack.read(out)
@@ -194,7 +194,8 @@ def copy_program(into: Path) -> None:
     shutil.copytree(ROOT / "benchmarks" / "gpu", into / "benchmarks" / "gpu", ignore=unwanted)
 
 
-def _nvcc_version() -> str:
+def nvcc_version() -> str:
+    """Of the compiler on the path, as it says it."""
     text = subprocess.run([Nvcc.find().nvcc, "--version"], capture_output=True, text=True, check=True).stdout
     found = re.search(r"release [\d.]+, V([\d.]+)", text)
     return found[1] if found else "unknown"
