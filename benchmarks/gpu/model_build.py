@@ -18,7 +18,7 @@ from awq_tvm.checkpoint.base import TensorInfo
 from awq_tvm.checkpoint.config import normalise_config
 from awq_tvm.checkpoint.expected_tensors import expected_tensors
 from awq_tvm.compile.description import describe, recipe_fields, special_tokens
-from awq_tvm.compile.toolchain import build_library
+from awq_tvm.compile.toolchain import Kernel, build_library
 from awq_tvm.compile.vocabulary import round_vocabulary
 from awq_tvm.models.config import ModelConfig
 from awq_tvm.models.export import Limits, export_model
@@ -79,7 +79,7 @@ def imagined_checkpoint(config: dict[str, Any], bits: int, group_size: int) -> C
 
 def build_model(
     into: Path, target: Target, config: dict[str, Any], group_size: int = 128, context_length: int = 2048
-) -> None:
+) -> tuple[Kernel, ...]:
     """Compile the model; a folder with its library, its manifest's draft, and what its weights are.
 
     Args:
@@ -88,6 +88,9 @@ def build_model(
         config: as config.json has it.
         group_size: of the linears, in 4 bits.
         context_length: tokens of the longest sequence.
+
+    Returns:
+        What the compiler reports of its kernels.
     """
     checkpoint = imagined_checkpoint(config, 4, group_size)
     rounded = round_vocabulary(checkpoint, VOCABULARY_BITS)
@@ -124,6 +127,7 @@ def build_model(
     (into / DRAFT_NAME).write_text(draft.model_dump_json(indent=1), encoding="utf-8")
     parameters = [asdict(one) for one in _parameters(plan, checkpoint)]
     (into / PARAMETERS_NAME).write_text(json.dumps(parameters), encoding="utf-8")
+    return library.kernels
 
 
 def _parameters(plan: ParameterPlan, checkpoint: Checkpoint) -> Iterator[Parameter]:
