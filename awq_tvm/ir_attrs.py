@@ -49,6 +49,10 @@ SCHEDULE = "awq.schedule"
 PARAMETER_PLAN = "awq.parameter_plan"
 """IRModule attribute, JSON: for every weight parameter, in order, the checkpoint tensors it is made of."""
 
+INPUTS = "awq.inputs"
+"""Of a Relax function that a pass has added: how many of its parameters are inputs; what follows are weights. TVM's
+own ``num_input`` would have it make one parameter of all weights."""
+
 OVERLAPS = "awq.overlaps"
 """Of a PrimFunc whose kernels may begin before the launch before has ended, where the target's can: they use nothing
 of what was not there yet once they have waited for it at their beginning."""

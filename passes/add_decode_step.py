@@ -46,7 +46,8 @@ class AddDecodeStep:
             return mod
         one_token = {"n": 1, "m": 1}
         step = relax.utils.copy_with_new_vars(mod["forward"]).bind_symbolic_vars(one_token)
-        _, positions, _ = step.params[: int(step.attrs["num_input"])]
+        inputs = step.params[: int(step.attrs["num_input"])]
+        _, positions, _ = inputs
         bindings = Bindings(mod, step)
         replacements: dict[relax.Var, Replacement] = {
             # Of one token that token is taken.
@@ -56,7 +57,11 @@ class AddDecodeStep:
         }
         body = _first_of_pair(Rewriter(mod, replacements).visit_expr(step).body)
         params = [p for p in step.params if not p.same_as(positions)]
-        attrs = {"global_symbol": DECODE, ir_attrs.WORKSPACE: WORKSPACE}
+        attrs = {
+            "global_symbol": DECODE,
+            ir_attrs.WORKSPACE: WORKSPACE,
+            ir_attrs.INPUTS: len(inputs) - 1,
+        }
         updated = mod.clone()
         updated[DECODE] = relax.Function(params, body, body.body.ty, step.is_pure).with_attrs(attrs)
         return updated

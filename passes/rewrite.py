@@ -61,6 +61,12 @@ class Bindings:
         """Whether expr is one of the function's parameters."""
         return any(expr.same_as(p) for p in self.func.params)
 
+    def is_weight(self, expr: relax.Expr) -> bool:
+        """Whether expr is a parameter of the model, and no input of the function."""
+        attrs = self.func.attrs or {}
+        inputs = attrs.get("num_input", attrs.get(ir_attrs.INPUTS))
+        return inputs is not None and any(expr.same_as(p) for p in self.func.params[int(inputs) :])
+
 
 def _variables(expr: relax.Expr) -> list[relax.Var]:
     """The variables in expr, one entry for each use."""

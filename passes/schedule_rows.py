@@ -84,7 +84,9 @@ class ScheduleRows:
         take = bindings.call(x, "relax.take")
         rows = [*take.args] if take is not None and _is_of_rows(take) and bindings.uses[x] == 1 else [x]
         eps = float(norm.attrs.epsilon)
-        kernel = rms_norm(features, eps, dtype, self._exchange, gathered=len(rows) == 2)
+        # What is computed of weights is written by launches, as x is.
+        first = self.target.overlaps_launches and bindings.is_weight(weight)
+        kernel = rms_norm(features, eps, dtype, self._exchange, gathered=len(rows) == 2, weight_first=first)
         return partial(_call, kernel, "rms_norm", [*rows, weight], var.ty)
 
     def _norm_of_heads(self, bindings: Bindings, var: relax.Var) -> Replacement | None:

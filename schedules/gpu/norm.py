@@ -31,6 +31,7 @@ from awq_tvm.schedules.attention.gpu.lanes import (
 )
 from awq_tvm.schedules.attention.parameters import build, size, tensor
 from awq_tvm.schedules.attention.tile import f32, i32
+from awq_tvm.schedules.cuda import ptx
 from awq_tvm.schedules.gpu.vectors import vectors_of
 
 MOST_WARPS = 16
@@ -39,7 +40,9 @@ SHORT_ROW_WARPS = 4
 """Of a block of rows that are no longer than a warp."""
 
 
-def rms_norm(features: int, eps: float, dtype: str, exchange: Exchange, *, gathered: bool) -> tirx.PrimFunc:
+def rms_norm(
+    features: int, eps: float, dtype: str, exchange: Exchange, *, gathered: bool, weight_first: bool = False
+) -> tirx.PrimFunc:
     """The scheduled PrimFunc: x [n, features], positions int32 [m] if gathered, weight [features], y [m, features].
 
     Args:
@@ -48,6 +51,8 @@ def rms_norm(features: int, eps: float, dtype: str, exchange: Exchange, *, gathe
         dtype: of x, weight and y; sums are float32.
         exchange: of the target.
         gathered: whether only some rows are wanted; a position out of range reads the nearest row.
+        weight_first: the launch may begin before the one before has ended, and no launch writes ``weight``: it is
+            asked for before the wait. Else OverlapLaunches puts one in front of everything.
     """
 
     def emit() -> None:
@@ -58,9 +63,13 @@ def rms_norm(features: int, eps: float, dtype: str, exchange: Exchange, *, gathe
         weight = tensor("weight", (features,), dtype)
         y = tensor("y", (wanted, features), dtype)
         rows_of = Rows(features, dtype, exchange)
-        rows_of.launch(x, positions, y, eps, lambda own, _: rows_of.load(weight, tirx.const(0, "int64"), own))
 
-    return build("rms_norm", emit, overlaps=True)
+        def weigh(own: Any, _: Any) -> Any:
+            return rows_of.load(weight, tirx.const(0, "int64"), own)
+
+        rows_of.launch(x, positions, y, eps, weigh, weight_first=weight_first)
+
+    return build("rms_norm", emit, overlaps=not weight_first)
 
 
 class Rows:
@@ -89,6 +98,8 @@ class Rows:
         eps: float,
         weigh: Callable[[Any, Any], Any],
         spared: Callable[[Any], Any] | None = None,
+        *,
+        weight_first: bool = False,
     ) -> None:
         """Emit the kernel.
 
@@ -99,6 +110,7 @@ class Rows:
             eps: what is added to the mean.
             weigh: (vector of a thread, row of y) -> registers with the weight, of ``load``.
             spared: row of y -> whether it is copied as it is; None for none.
+            weight_first: see ``rms_norm``; ``weigh`` looks at no row then.
         """
         rows, wanted = self._rows(x), self._rows(y)
         blocks = tirx.floordiv(wanted + (self.rows - 1), tirx.const(self.rows, "int64"))
@@ -107,6 +119,11 @@ class Rows:
             T.launch_thread("threadIdx.x", self.threads * self.rows) as thread,
         ):
             own = held("own", thread % self.threads)
+            weights: Any = None
+            if weight_first:
+                ptx.let_next_begin()
+                weights = weigh(own, None)
+                ptx.wait_for_launches()
             row = block * self.rows + thread // self.threads
             # Threads past the last row compute it again and do not store: shuffles need every lane.
             to = held("to", tirx.min(row, wanted - 1) if self.rows > 1 else row, "int64")
@@ -114,7 +131,9 @@ class Rows:
             if positions is not None:
                 inside = tirx.max(positions[to].astype("int64"), tirx.const(0, "int64"))
                 source = held("source", tirx.min(inside, rows - 1), "int64")
-            words, weights = self.load(x, source, own), weigh(own, to)
+            words = self.load(x, source, own)
+            if weights is None:
+                weights = weigh(own, to)
             squares = registers("squares", 1)
             T.buffer_store(squares, f32(0), [0])
             for piece in range(self.pieces):

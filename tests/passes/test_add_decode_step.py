@@ -45,6 +45,7 @@ def test_every_shape_is_known_and_the_positions_are_gone() -> None:
     names = [parameter.name for parameter in decode.params]
     assert names == [p.name for p in forward.params if p.name != "logit_positions"]
     assert names[inputs - 1 :] == list(plan_of(found))
+    assert decode.attrs[ir_attrs.INPUTS] == inputs - 1
     assert not relax.analysis.free_symbolic_vars(decode)
     assert not relax.analysis.defined_symbolic_vars(decode)
     assert [int(extent) for extent in decode.ret_ty.shape] == [1, 40]

@@ -70,6 +70,40 @@ def test_norms_gates_and_picked_rows_are_kernels() -> None:
     assert [argument.name for argument in picked.args[1]] == ["x", "positions", "weight"]
 
 
+@pytest.mark.parametrize(
+    ("target", "inputs", "own"),
+    [
+        ("nvidia-h100", {"num_input": 3}, 1),  # the norm of x has a weight, that of y what is computed of it
+        ("nvidia-h100", {ir_attrs.INPUTS: 3}, 1),
+        ("nvidia-h100", {"num_input": 4}, 0),  # which is an input here
+        ("nvidia-h100", {}, 0),
+        ("nvidia-a100", {"num_input": 3}, 0),
+    ],
+)
+def test_weights_alone_are_asked_for_before_other_launches_have_ended(
+    target: str, inputs: dict[str, int], own: int
+) -> None:
+    rows, builder = tirx.Var("n", "int64"), relax.BlockBuilder()
+    x, y = (relax.Var(name, relax.TensorType((rows, 64), "float16")) for name in "xy")
+    other, weight = (relax.Var(name, relax.TensorType((64,), "float16")) for name in ("other", "weight"))
+    with builder.function("forward", [x, y, other, weight]):
+        with builder.dataflow():
+            first = builder.emit(relax.op.nn.rms_norm(x, weight, axes=[-1], epsilon=1e-5))
+            computed = builder.emit(relax.op.add(weight, other))
+            second = builder.emit(relax.op.nn.rms_norm(y, computed, axes=[-1], epsilon=1e-5))
+            result = builder.emit_output(relax.Tuple([first, second]))
+        builder.emit_func_output(result)
+    mod = builder.get()
+    mod["forward"] = mod["forward"].with_attrs(inputs) if inputs else mod["forward"]
+    mod = ScheduleRows(resolve(target))(mod)
+    kernels = [mod[name] for name in calls(mod) if name.startswith("rms_norm")]
+    assert len(kernels) == 2
+    waits = [kernel for kernel in kernels if "griddepcontrol" in kernel.script()]
+    assert len(waits) == own
+    assert all(ir_attrs.OVERLAPS not in kernel.attrs for kernel in waits)
+    assert sum(ir_attrs.OVERLAPS in kernel.attrs for kernel in kernels) == 2 - own
+
+
 @R.function
 def of_heads(x: R.Tensor((n, 4, 32), "float16"), weight: R.Tensor((32,), "float16")):
     with R.dataflow():

@@ -6,6 +6,7 @@ import dataclasses
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import mkdtemp
 
 import numpy as np
 import pytest
@@ -117,6 +118,47 @@ def tvm_target() -> tvm.target.Target:
     return tvm.target.Target(TARGET.tvm_target_with_host)
 
 
+def norm_of(features: int) -> HostPart:
+    """A norm that asks for its weight before the wait."""
+    exchange = exchange_of(tvm_target())
+    func = rms_norm(features, 1e-5, "float16", exchange, gathered=False, weight_first=True)
+    return HostPart(func.with_attr("global_symbol", "norm"), TARGET)
+
+
+@needs_compiler
+@pytest.mark.parametrize("features", [64, 576])
+def test_a_norm_waits_for_its_rows_and_not_for_its_weight(features: int, tmp_path: Path) -> None:
+    host, random = norm_of(features), np.random.default_rng(0)
+    (launch,) = host.launches({"n": 5})
+    assert launch.overlaps
+    x, weight = (
+        random.standard_normal((5, features), np.float32),
+        random.standard_normal(features, np.float32),
+    )
+    first, second = np.empty((2, 5, features), np.float16)
+
+    def run(source: str, given: dict[str, np.ndarray]) -> None:
+        kernels = Emulated(source, "cuda", Path(mkdtemp(dir=tmp_path)))
+        kernels.launch([dataclasses.replace(launch, overlaps=False)], arrays)
+        operands = [given[name] if isinstance(name, str) else name for name in launch.arguments]
+        kernels.kernels.launch(launch.kernel, operands, launch.grid, launch.block, 0, overlaps=True)
+
+    arrays = {"x": x.astype(np.float16), "weight": weight.astype(np.float16), "y": first}
+    run(host.source, {**arrays, "x": first, "y": second})
+    expected = x.astype(np.float64)
+    for _ in range(2):
+        expected = expected / np.sqrt((expected**2).mean(1, keepdims=True) + 1e-5) * weight
+    assert np.abs(second - expected).max() < 0.02
+    # What a launch computes is no weight, and rows are waited for.
+    for source, given in (
+        (host.source, {**arrays, "weight": first[0], "y": second}),
+        (host.source.replace(WAIT, ""), {**arrays, "x": first, "y": second}),
+    ):
+        with pytest.raises(BundleError, match="went wrong") as error:
+            run(source, given)
+        assert "launched before, writes them and may still run" in error.value.why
+
+
 SHAPE = AttentionShape(32, 8, 128, "float16")
 ROWS: dict[str, Callable[[], tvm.tirx.PrimFunc]] = {
     "rms_norm": lambda: rms_norm(4096, 1e-5, "float16", exchange_of(tvm_target()), gathered=False),
@@ -185,6 +227,13 @@ def test_copies_of_weights_are_under_way_before_the_wait(tmp_path: Path) -> None
     # Those on wgmma are for prompts, and are launched as ever.
     for name in ("mm_kernel_7", "mm_kernel_9"):
         assert code[name].count("ACQBULK", "PREEXIT") == 0
+
+
+@needs_tools
+def test_a_norms_weight_is_asked_for_before_the_wait(tmp_path: Path) -> None:
+    (code,) = machine_code(norm_of(4096).source, tmp_path).values()
+    assert around_the_wait(code) == (["LDG.E.128"], ["LDG.E.128", "STG.E.128"])
+    assert not reads_constants(code)
 
 
 @needs_tools
