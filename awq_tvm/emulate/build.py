@@ -14,6 +14,9 @@ RUNTIME = ("runtime.cc", "access.cc", "warp.cc", "wgmma.cc")
 
 Dialect = Literal["cuda", "metal"]
 _UNITS = {"cuda": cuda_units, "metal": metal_units}
+_OF_BUNDLES = {"cuda": "-O1", "metal": "-O2"}
+"""How kernels are optimized that are launched often. -O2 makes those for CUDA no faster; in those for Metal it
+unrolls loops over the parts of vectors, which would lie in memory, each access with its hook."""
 
 _FLAGS = (
     "-std=c++17",
@@ -68,7 +71,7 @@ def build_device(source: str, dialect: Dialect, folder: Path, tvm_runtime: Path)
     includes = [tvm_runtime.parents[1] / "include", *map(Path, libinfo.include_paths())]
     flags = (*_FLAGS, "-O0", f'-DAWQ_KIND="{dialect}"', *(f"-I{path}" for path in includes))
     device = Job(NATIVE / "device.cc", flags, libraries)
-    return _build(source, dialect, folder, "-O1", (device,), libraries)
+    return _build(source, dialect, folder, _OF_BUNDLES[dialect], (device,), libraries)
 
 
 def _build(
