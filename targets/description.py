@@ -243,6 +243,11 @@ class Target:
         return self.kind == "cuda" and all(_capability(arch) >= _OVERLAP_ARCH for arch in archs)
 
     @property
+    def has_clusters(self) -> bool:
+        """Whether blocks can be launched in clusters, which read each other's shared memory: likewise."""
+        return self.overlaps_launches
+
+    @property
     def has_int8_dot(self) -> bool:
         """Whether a CPU has instructions for four-way int8 dot products."""
         return bool(self.features & INT8_DOT_FEATURES)

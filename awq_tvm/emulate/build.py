@@ -10,7 +10,7 @@ from awq_tvm.emulate.cuda import cuda_units
 from awq_tvm.emulate.metal import metal_units
 from awq_tvm.emulate.objects import NATIVE, Job, compiled_objects, find_compiler, run_compiler
 
-RUNTIME = ("runtime.cc", "access.cc", "warp.cc", "wgmma.cc")
+RUNTIME = ("runtime.cc", "access.cc", "warp.cc", "wgmma.cc", "cluster.cc")
 
 Dialect = Literal["cuda", "metal"]
 _UNITS = {"cuda": cuda_units, "metal": metal_units}

@@ -39,6 +39,7 @@ class EmulatedKernels:
         dynamic_shared_bytes: int = 0,
         *,
         overlaps: bool = False,
+        cluster: int = 1,
     ) -> None:
         """Run one launch.
 
@@ -50,6 +51,7 @@ class EmulatedKernels:
             dynamic_shared_bytes: shared memory that the launch asks for.
             overlaps: it may begin before those before it have ended, and has to wait for them itself; the arrays
                 that these wrote are to be still there.
+            cluster: blocks along x that run together.
 
         Raises:
             BundleError: the kernel does what real hardware punishes; the reason names block and thread.
@@ -71,6 +73,7 @@ class EmulatedKernels:
             )
         if overlaps:
             self._library.awq_emulate_overlap()
+        self._library.awq_emulate_cluster(ctypes.c_uint32(cluster))
         try:
             failed = self._library.awq_emulate_launch(
                 kernel.encode(),

@@ -143,6 +143,9 @@ def _unknown(what: str, text: str) -> UnsupportedError:
 
 Operands = list[str | list[str]]
 
+_SPECIAL = {"%%cluster_ctarank": "emulator::cluster_rank()"}
+"""Registers that the hardware fills."""
+
 
 @dataclass(frozen=True)
 class _Instruction:
@@ -245,6 +248,25 @@ def _store(found: re.Match[str], operands: Operands) -> str:
     return f"ptx::store<{kind}, {count}>({to}, {{{', '.join(registers)}}});"
 
 
+def _map_shared(_: re.Match[str], operands: Operands) -> str:
+    target, address, rank = map(_one, operands)
+    return f"{target} = emulator::map_shared({address}, {rank});"
+
+
+def _load_cluster(found: re.Match[str], operands: Operands) -> str:
+    kind = {"f32": "float", "b32": "std::uint32_t", "u32": "std::uint32_t"}[found.group(2)]
+    count = int(found.group(1) or 1)
+    if count != len(_many(operands[0])):
+        raise _unknown("a load with so many registers", found.group(0))
+    call = f"emulator::load_cluster({_address(operands[1])}, sizeof awq_d, awq_d)"
+    return _into_registers(operands[0], kind, call)
+
+
+def _move(_: re.Match[str], operands: Operands) -> str:
+    target, value = map(_one, operands)
+    return f"{target} = {_SPECIAL.get(value, value)};"
+
+
 def _copy(_: re.Match[str], operands: Operands) -> str:
     to, source, size = _address(operands[0]), _pointer(operands[1]), _one(operands[2])
     taken = _one(operands[3]) if len(operands) > 3 else size
@@ -274,6 +296,12 @@ _INSTRUCTIONS = (
     _instruction(r"fence\.proxy\.async(?:\.shared::cta)?", lambda _, o: "emulator::fence_proxy();"),
     _instruction(r"griddepcontrol\.wait", lambda _, o: "emulator::wait_for_launches();"),
     _instruction(r"griddepcontrol\.launch_dependents", lambda _, o: "emulator::let_next_begin();"),
+    _instruction(r"mapa\.shared::cluster\.u32", _map_shared),
+    _instruction(r"ld\.shared::cluster(?:\.v([24]))?\.(b32|u32|f32)", _load_cluster),
+    _instruction(
+        r"barrier\.cluster\.arrive(?:\.release)?\.aligned", lambda _, o: "emulator::cluster_arrive();"
+    ),
+    _instruction(r"barrier\.cluster\.wait(?:\.acquire)?\.aligned", lambda _, o: "emulator::cluster_wait();"),
     _instruction(r"ldmatrix\.sync\.aligned\.m8n8\.x([124])(\.trans)?\.shared(?:::cta)?\.b16", _ldmatrix),
     _instruction(r"ld\.global(?:\.nc)?(?:\.L1::\w+)?(?:\.L2::\w+)?(?:\.v([24]))?\.(b32|u32|f32)", _load),
     _instruction(r"st\.(global|shared(?:::cta)?)(?:\.v([24]))?\.(b32|u32|f32)", _store),
@@ -287,7 +315,7 @@ _INSTRUCTIONS = (
         lambda _, operands: "emulator::commit_copies(); emulator::wait_copies(0);",
     ),
     _instruction(r"setp\.ne\.b32", lambda _, o: f"{_one(o[0])} = {_one(o[1])} != {_one(o[2])};"),
-    _instruction(r"mov\.(?:b32|u32|f32)", lambda _, o: f"{_one(o[0])} = {_one(o[1])};"),
+    _instruction(r"mov\.(?:b32|u32|f32)", _move),
     _instruction(
         r"cvta\.to\.shared\.u64",
         lambda _, o: f"{_one(o[0])} = emulator::shared_address((const void*)({_one(o[1])}));",

@@ -62,12 +62,14 @@ def counts_of(
         and "products", of 16 x 8 x 16, as many in an instruction of a warpgroup as fit into it; "rounds", how many
         times a warp goes through the loop over k, of all warps; "warps" of a block; "blocks", of the matmul itself;
         "whole", tiles that are one block's, and "rest", those that are divided in "parts" of k; "tile_steps", blocks
-        of k of all tiles, and "most_steps", of the SM that has most; "launches".
+        of k of all tiles, and "most_steps", of the SM that has most; "exchanged_bytes", what a block reads of the
+        shared memory of others; "launches".
     """
     n, k, blocks_of_k = spec.out_features, spec.in_features, spec.in_features // BLOCK_K
     weights, x, y = weight_bytes(spec, layout), m * k * _HALF, m * n * _HALF
     first = launches[0]
     chosen = config_for(spec, config, m)
+    exchanged = 0
     if isinstance(chosen, FewConfig):
         # Every block reads x whole; tokens that are not there are not read.
         copied = weights + first.grid[0] * x
@@ -80,7 +82,12 @@ def counts_of(
         several = part_step(spec, chosen)
         longest = -(-blocks_of_k // (several * division.parts)) * several if division.rest else 0
         copied = along * weights + tiles * chosen.tokens * k * _HALF
-        copied += 2 * _FLOAT * division.parts * _outputs_of_rest(spec, chosen, division, m)
+        sums = _FLOAT * division.parts * _outputs_of_rest(spec, chosen, division, m)
+        if division.clustered:
+            # Each block reads a share of what the others have.
+            exchanged = sums // division.parts * (division.parts - 1) // division.parts // division.rest
+        else:
+            copied += 2 * sums
         if isinstance(chosen, WarpgroupConfig):
             rounds = tiles * blocks_of_k * chosen.threads // 32
             products = rounds * chosen.tiles * (chosen.tokens // 8) * 4
@@ -101,6 +108,7 @@ def counts_of(
         "parts": division.parts if division.rest else 1,
         "tile_steps": division.tiles * blocks_of_k,
         "most_steps": -(-division.whole // config.sms) * blocks_of_k + longest,
+        "exchanged_bytes": exchanged,
         "launches": len(launches),
     }
 

@@ -55,5 +55,11 @@ class EmulatedDevice:
         """See ``check.Device``."""
         arguments = [buffers[one] if isinstance(one, str) else one for one in launch.arguments]
         image.launch(
-            launch.kernel, arguments, launch.grid, launch.block, launch.shared_bytes, overlaps=launch.overlaps
+            launch.kernel,
+            arguments,
+            launch.grid,
+            launch.block,
+            launch.shared_bytes,
+            overlaps=launch.overlaps,
+            cluster=launch.cluster,
         )

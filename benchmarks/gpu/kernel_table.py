@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 
 from awq_tvm.errors import AwqTvmError, TargetError, UnsupportedError
 from awq_tvm.schedules.cuda.config import FewConfig
+from awq_tvm.schedules.cuda.division import division_of
 from awq_tvm.schedules.cuda.hopper import HopperRule
 from awq_tvm.schedules.cuda.tensor_core import TensorCoreRule
 from awq_tvm.schedules.rule import Match
@@ -55,8 +56,9 @@ def kernel_table(spec: MatmulSpec, target: Target) -> list[str]:
         )
     ships = _config(OURS, spec, target)
     ends = [few.most_tokens for few in ships.few] + [one.tokens for one in ships.middle]
+    ends += [m for name in (OURS, WITH_MMA) for m in _most_in_clusters(spec, _config(name, spec, target))]
     with TemporaryDirectory(prefix="awq-tvm-") as folder:
-        cases = build_cases(spec, target, (*ends, MANY), Path(folder))
+        cases = build_cases(spec, target, sorted({*ends, MANY}), Path(folder))
     lines = [f"| {' | '.join(HEADER)} |", "|" + "---|" * len(HEADER)]
     for case in cases:
         rows = _rows(case, spec, _config(case.name, spec, target))
@@ -73,6 +75,14 @@ def _config(name: str, spec: MatmulSpec, target: Target) -> Config:
             config: Config = answer.config
             return config
     raise UnsupportedError("The tensor-core kernels do not serve this linear", why=str(answers[-1]))
+
+
+def _most_in_clusters(spec: MatmulSpec, config: Config) -> list[int]:
+    """The largest M above those of the middle whose tiles are clusters, if there is one."""
+    tokens = config.many.tokens
+    first = config.middle[-1].tokens // tokens + 1
+    every = range(first * tokens, MANY, tokens)
+    return [m for m in every if division_of(spec, config, config.many, m).clustered][-1:]
 
 
 def _rows(case: Case, spec: MatmulSpec, config: Config) -> Iterator[tuple[str, ...]]:

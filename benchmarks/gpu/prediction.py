@@ -33,6 +33,7 @@ class Machine:
         hertz: of their clock, at which the published peak is reached.
         read: bytes a second from memory.
         l2: bytes a second from the second-level cache.
+        between: bytes a second of the shared memory of other blocks of a cluster, all SMs together.
         multiply: float16 products and sums of an SM in a cycle.
         of_mma: the part of it that `mma.sync` reaches.
     """
@@ -42,14 +43,16 @@ class Machine:
     hertz: float
     read: float
     l2: float
+    between: float
     multiply: int
     of_mma: float
 
 
 MACHINES = {
     # Data sheet: 3.35 TB/s, and 989 TFLOP/s, 4096 operations of an SM in a cycle at 1.83 GHz. The second-level cache
-    # and mma.sync as others have measured them, about (arXiv:2402.13499 and others): NVIDIA publishes neither.
-    "sm_90": Machine("H100 SXM", 132, 1.83e9, 3.35e12, 5.5e12, 2048, 0.62),
+    # mma.sync and the shared memory of other blocks as others have measured them, about (arXiv:2402.13499 and
+    # others): NVIDIA publishes none of them.
+    "sm_90": Machine("H100 SXM", 132, 1.83e9, 3.35e12, 5.5e12, 2.6e12, 2048, 0.62),
 }
 
 
@@ -62,7 +65,7 @@ class Prediction:
         caching: what blocks ask of the second-level cache.
         issuing: instructions of the SM with most blocks.
         multiplying: likewise its tensor cores.
-        adding: the kernels that add parts of k.
+        adding: the kernels that add parts of k, or the reading of what other blocks of a cluster have left.
         launches: how many kernels.
         overlapping: how many of them may begin before what was launched before has ended.
         roof: a float16 product of the same shape.
@@ -125,7 +128,8 @@ def predict(case: Case, m: int, machine: Machine) -> Prediction:
         caching=counts["copied_bytes"] / cached,
         issuing=share * (counts["rounds"] * loop + once) / ISSUED,
         multiplying=share * counts["products"] * 16 * 8 * 16 / peak,
-        adding=sum(added) / (ISSUED * machine.sms),
+        adding=sum(added) / (ISSUED * machine.sms)
+        + counts["exchanged_bytes"] * machine.sms * machine.hertz / machine.between,
         launches=len(launches),
         overlapping=sum(one.overlaps for one in launches),
         roof=max(_HALF * (k * n + m * k + m * n) / read, m * n * k / (machine.multiply * machine.sms)),

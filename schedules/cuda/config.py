@@ -193,12 +193,14 @@ class Dispatch(Generic[_Middle, _Many]):
         middle: up to their tile's tokens, in rising order.
         many: above that.
         sms: streaming multiprocessors that blocks are wanted for.
+        clusters: whether blocks can be launched in clusters, which read each other's shared memory.
     """
 
     few: tuple[FewConfig, ...]
     middle: tuple[_Middle, ...]
     many: _Many
     sms: int = ASSUMED_SMS
+    clusters: bool = False
 
     def __post_init__(self) -> None:
         """Prove the sizes consistent."""

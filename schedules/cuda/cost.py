@@ -181,7 +181,7 @@ def tiled_work(spec: MatmulSpec, config: TiledConfig, rows: int, division: Divis
         cache_bytes=blocks * steps * block_bytes + division.sums * sums_bytes(config),
         operations=blocks * tiles * steps * config.tokens * 2 * 16 * BLOCK_K,
         instructions=decoded * (DECODING + (4 + 4 / run) * config.eights),
-        beside_s=LATENCY_S + (LAUNCH_S if division.divides else 0.0),
+        beside_s=LATENCY_S + (LAUNCH_S if division.adds_later else 0.0),
         division=division,
     )
 

@@ -16,7 +16,9 @@ MANY_TOKENS = 512
 """M for which the tile for many tokens is chosen: of a prompt."""
 
 
-def default_config(spec: MatmulSpec, sms: int | None, shared_memory_bytes: int | None) -> TensorCoreConfig:
+def default_config(
+    spec: MatmulSpec, sms: int | None, shared_memory_bytes: int | None, clusters: bool = False
+) -> TensorCoreConfig:
     """What suits a linear before anything was measured.
 
     Args:
@@ -24,6 +26,7 @@ def default_config(spec: MatmulSpec, sms: int | None, shared_memory_bytes: int |
             bring as many bytes.
         sms: of the target; None where it is unknown.
         shared_memory_bytes: that a block may have.
+        clusters: whether blocks can be launched in clusters.
     """
     warps = 8 if spec.in_features >= 2048 else 4
     stages = 4 if spec.bits <= 4 else 3
@@ -47,8 +50,8 @@ def default_config(spec: MatmulSpec, sms: int | None, shared_memory_bytes: int |
             # so too where nobody knows how many SMs there are.
             least = FewConfig(2, tiles, warps, stages - 1 if tiles == 2 else stages)
         few = (*few, least)
-    many = best_tile(spec, (TiledConfig(8, 2), middle[-1]), MANY_TOKENS, wanted, MMA_PRODUCTS)
-    return TensorCoreConfig(few=few, middle=middle, many=many, sms=wanted)
+    many = best_tile(spec, (TiledConfig(8, 2), middle[-1]), MANY_TOKENS, wanted, MMA_PRODUCTS, clusters)
+    return TensorCoreConfig(few=few, middle=middle, many=many, sms=wanted, clusters=clusters)
 
 
 def _fill_half(spec: MatmulSpec, tiled: TiledConfig, sms: int) -> bool:

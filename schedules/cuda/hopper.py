@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from awq_tvm.schedules.cuda.config import Tile
-from awq_tvm.schedules.cuda.hopper_config import WarpgroupConfig, default_hopper_config
+from awq_tvm.schedules.cuda.hopper_config import HopperConfig, WarpgroupConfig, default_hopper_config
 from awq_tvm.schedules.cuda.hopper_tiled import hopper_kernel
 from awq_tvm.schedules.cuda.tensor_core import TensorCoreRule, matched
 from awq_tvm.schedules.rule import Match, NotApplicable, Part
@@ -19,7 +19,7 @@ class HopperRule(TensorCoreRule):
     """``TensorCoreRule``, but for more than 64 tokens `wgmma`: on compute capability 9.0 and no other."""
 
     name = "cuda_hopper_matmul"
-    version = 6
+    version = 7
 
     def applies(self, spec: MatmulSpec, target: Target) -> Match | NotApplicable:
         """What ``TensorCoreRule`` takes, where all code is for Hopper alone."""
@@ -28,8 +28,7 @@ class HopperRule(TensorCoreRule):
         answer = super().applies(spec, target)
         if isinstance(answer, NotApplicable):
             return answer
-        config = default_hopper_config(spec, target.num_sms, target.shared_memory_bytes)
-        return matched(config, spec, target)
+        return matched(_default(spec, target), spec, target)
 
     def kernel_of(self, tile: Tile, overlaps: bool) -> Callable[..., None]:
         """See ``TensorCoreRule.kernel_of``; those on `wgmma` never overlap."""
@@ -41,5 +40,8 @@ class HopperRule(TensorCoreRule):
         """See ``MatmulRule.space``."""
         from awq_tvm.schedules.cuda.hopper_space import hopper_parts
 
-        default = default_hopper_config(spec, target.num_sms, target.shared_memory_bytes)
-        return hopper_parts(spec, target, default)
+        return hopper_parts(spec, target, _default(spec, target))
+
+
+def _default(spec: MatmulSpec, target: Target) -> HopperConfig:
+    return default_hopper_config(spec, target.num_sms, target.shared_memory_bytes, target.has_clusters)

@@ -90,25 +90,29 @@ class HopperConfig(Dispatch[TiledConfig | WarpgroupConfig, WarpgroupConfig]):
     """Kernels on `mma` up to some M, and on `wgmma` above."""
 
 
-def default_hopper_config(spec: MatmulSpec, sms: int | None, shared_memory_bytes: int | None) -> HopperConfig:
+def default_hopper_config(
+    spec: MatmulSpec, sms: int | None, shared_memory_bytes: int | None, clusters: bool = False
+) -> HopperConfig:
     """What suits a linear before anything was measured: up to 64 tokens what other GPUs take.
 
     Args:
         spec: the linear.
         sms: of the target; None where it is unknown.
         shared_memory_bytes: that a block may have.
+        clusters: whether blocks can be launched in clusters.
     """
-    others = default_config(spec, sms, shared_memory_bytes)
+    others = default_config(spec, sms, shared_memory_bytes, clusters)
     # Two blocks of the smaller tile share an SM, so that one decodes while the other waits. The larger reads x less
     # often: 4 bits a weight make outputs cheaper to bring than tokens.
     stages = 5 if spec.bits <= 4 else 4
     tiles = (WarpgroupConfig(128, 2, 2, stages + 1), WarpgroupConfig(128, 1, 2, stages))
     middle, many = (
-        best_tile(spec, tiles, tokens, others.sms, WGMMA_PRODUCTS) for tokens in (128, MANY_TOKENS)
+        best_tile(spec, tiles, tokens, others.sms, WGMMA_PRODUCTS, clusters) for tokens in (128, MANY_TOKENS)
     )
     return HopperConfig(
         few=others.few,
         middle=(*others.middle, middle),
         many=many,
         sms=others.sms,
+        clusters=clusters,
     )

@@ -84,7 +84,7 @@ def warpgroup_work(spec: MatmulSpec, config: WarpgroupConfig, rows: int, divisio
         cache_bytes=blocks * steps * block_bytes + division.sums * sums_bytes(config),
         operations=blocks * tiles * steps * config.tokens * 2 * 16 * BLOCK_K,
         instructions=blocks * steps * (A_STEP * config.threads / 32 + A_TILE * tiles),
-        beside_s=LATENCY_S + (LAUNCH_S if division.divides else 0.0),
+        beside_s=LATENCY_S + (LAUNCH_S if division.adds_later else 0.0),
         division=division,
     )
 

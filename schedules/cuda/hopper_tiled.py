@@ -50,6 +50,7 @@ def hopper_kernel(
     """
     with (
         T.launch_thread("blockIdx.x", tiles.division.blocks) as block,
+        tiles.clusters(),
         T.launch_thread("threadIdx.x", config.threads) as thread,
     ):
         own = tiles.share_of(block)

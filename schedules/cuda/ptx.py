@@ -135,6 +135,29 @@ def wait_for_launches() -> None:
     T.evaluate(T.ptx["griddepcontrol.wait"]())
 
 
+def meet_cluster() -> None:
+    """Emit a barrier of all threads of the cluster, after which they see each other's shared memory."""
+    T.evaluate(T.ptx["barrier.cluster.arrive.release.aligned"]())
+    T.evaluate(T.ptx["barrier.cluster.wait.acquire.aligned"]())
+
+
+def map_shared(d: Any, address: Any, block: Any) -> None:
+    """Emit d = the address in another block's shared memory of what lies at ``address`` in one's own.
+
+    Args:
+        d: a register.
+        address: in a register.
+        block: of the cluster.
+    """
+    T.evaluate(T.ptx["mapa.shared::cluster.u32"](d, address, T.Cast("uint32", block)))
+
+
+def load_mapped(d: Sequence[Any], address: Any) -> None:
+    """Emit a load of 1, 2 or 4 float32 from another block's shared memory; see ``map_shared``."""
+    vector = f".v{len(d)}" if len(d) > 1 else ""
+    T.evaluate(T.ptx[f"ld.shared::cluster{vector}.f32"](*d, address))
+
+
 def sync_warp() -> None:
     """Emit a barrier of the warp's lanes, after which they see each other's shared memory."""
     T.evaluate(T.cuda.warp_sync())

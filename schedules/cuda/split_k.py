@@ -1,14 +1,16 @@
 """Parts of k: what a block computes of a kernel's tiles, and a second kernel that adds what the parts have left.
 
-Which tiles are divided says ``division``. A block of a part leaves float32 sums, and the second kernel adds those of
-a tile in their order, whichever block was done first, so that a result is the same each time; and no block waits for
-another. The price is a second launch, and sums that are written and read once, mostly in the second-level cache.
+Which tiles are divided says ``division``. Where the parts of a tile are a cluster, its blocks add up among themselves
+(``tile_outputs``). Else a block of a part leaves float32 sums, and the second kernel adds those of a tile in their
+order, whichever block was done first, so that a result is the same each time; and no block waits for another. The
+price is a second launch, and sums that are written and read once, mostly in the second-level cache.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +19,15 @@ from tvm.script.ir_builder import tirx as T
 
 from awq_tvm.schedules.cuda import ptx
 from awq_tvm.schedules.cuda.config import Dispatch, Tile
-from awq_tvm.schedules.cuda.division import Division, columns, divide, most_parts, part_step
+from awq_tvm.schedules.cuda.division import (
+    Division,
+    are_clusters,
+    columns,
+    divide,
+    most_parts,
+    of_clusters,
+    part_step,
+)
 from awq_tvm.schedules.cuda.epilogue import MOST, finish_together
 from awq_tvm.schedules.cuda.fragments import BLOCK_K
 from awq_tvm.schedules.gpu.weights import local
@@ -36,8 +46,8 @@ class Share:
         first_token: likewise.
         first_block: of k.
         blocks: of k, how many.
-        is_part: whether it leaves sums for the second kernel; a bool where all blocks do or none.
-        number: among the parts, where it is one.
+        is_part: of k; a bool where all blocks are or none.
+        number: among the parts of all tiles, where it is one, or in a cluster among those of its tile.
     """
 
     first_row: Any
@@ -57,7 +67,7 @@ class Tiles:
         tile: one of them.
         along: how many along the tokens; an int, or an expression in int32.
         division: which of them are divided.
-        sums: float32, the parts' own sums, see ``place``; None if no tile is divided.
+        sums: float32, the parts' own sums, see ``place``; None if no part leaves any.
     """
 
     spec: MatmulSpec
@@ -73,17 +83,16 @@ class Tiles:
             return Share(*self.begin_of(block), 0, blocks, False, 0)
         own = local("own_share", 4, "int32")
         tile, first, count, number = (own[i] for i in range(4))
+        if division.clustered:
+            T.buffer_store(own, T.truncdiv(block, division.parts), [0])
+            T.buffer_store(own, T.truncmod(block, division.parts), [3])
+            self._part(own, number)
+            return Share(*self.begin_of(tile), first, count, True, number)
         T.buffer_store(own, block - division.whole, [3])
 
         def part() -> None:
-            several = part_step(self.spec, self.tile)
-            at = T.truncdiv(number, division.rest)
-            begin, end = (
-                T.truncdiv(one * (blocks // several), division.parts) * several for one in (at, at + 1)
-            )
             T.buffer_store(own, division.whole + T.truncmod(number, division.rest), [0])
-            T.buffer_store(own, begin, [1])
-            T.buffer_store(own, end - first, [2])
+            self._part(own, T.truncdiv(number, division.rest))
 
         def whole() -> None:
             for place, value in enumerate((block, 0, blocks)):
@@ -98,6 +107,24 @@ class Tiles:
             with T.Else():
                 whole()
         return Share(*self.begin_of(tile), first, count, number >= 0, number)
+
+    def _part(self, own: Any, at: Any) -> None:
+        """Emit which blocks of k a part has, to the second and third register of ``own``.
+
+        Parts begin at a multiple of ``part_step``.
+        """
+        several, parts = part_step(self.spec, self.tile), self.division.parts
+        steps = self.spec.in_features // BLOCK_K // several
+        begin, end = (T.truncdiv(one * steps, parts) * several for one in (at, at + 1))
+        T.buffer_store(own, begin, [1])
+        T.buffer_store(own, end - own[1], [2])
+
+    def clusters(self) -> AbstractContextManager[Any]:
+        """What makes the blocks of a launch clusters, if they are."""
+        if not self.division.clustered:
+            return nullcontext()
+        launched: AbstractContextManager[Any] = T.launch_thread("clusterCtaIdx.x", self.division.parts)
+        return launched
 
     def place(self, number: Any, token: Any, row: Any) -> Any:
         """Where a sum of a part lies, by token and row of the tile."""
@@ -134,7 +161,10 @@ def make_tiles(spec: MatmulSpec, config: Dispatch[Tile, Tile], tile: Tile, along
     across, most = columns(spec, tile), most_parts(spec, tile)
     # Of as many tiles as SMs more the last round is the same.
     counts = range(along, along + 1) if isinstance(along, int) else range(1, config.sms + 1)
-    room = max(divide(count * across, config.sms, most).sums for count in counts)
+    divisions = [divide(count * across, config.sms, most, config.clusters) for count in counts]
+    if isinstance(along, int) and divisions[0].clustered:
+        return Tiles(spec, tile, along, divisions[0], None)
+    room = max(0 if one.clustered else one.sums for one in divisions)
     if room == 0:
         return Tiles(spec, tile, along, Division(along * across, 0, 1), None)
     division = divide(along * across, config.sms, most)
@@ -143,6 +173,27 @@ def make_tiles(spec: MatmulSpec, config: Dispatch[Tile, Tile], tile: Tile, along
     # Through a second name, or TVM makes the allocation as long as the indices can be for any M.
     sums = IRBuilder.name("sums_of_parts", T.decl_buffer((length,), "float32", data=memory.data))
     return Tiles(spec, tile, along, division, sums)
+
+
+def cluster_tiles(
+    spec: MatmulSpec, config: Dispatch[Tile, Tile], tile: Tile, along: Any
+) -> tuple[Any, Tiles] | None:
+    """Whether the tiles of a kernel for any M are clusters, and what they are then; None if they never are.
+
+    Args:
+        spec: the linear.
+        config: of the linear.
+        tile: one of its tiles.
+        along: how many along the tokens; an expression in int32.
+    """
+    across, most = columns(spec, tile), most_parts(spec, tile)
+    if not config.clusters or not any(
+        are_clusters(number, config.sms, most) for number in range(across, config.sms, across)
+    ):
+        return None
+    number = along * across
+    division = of_clusters(number, config.sms, most)
+    return are_clusters(number, config.sms, most), Tiles(spec, tile, along, division, None)
 
 
 def add_parts_kernel(tiles: Tiles, arguments: dict[str, Any], tokens: Any, overlaps: bool = False) -> None:

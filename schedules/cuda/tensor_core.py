@@ -8,11 +8,11 @@ from typing import Any
 
 from tvm.script.ir_builder import tirx as T
 
-from awq_tvm.schedules.cuda.config import Dispatch, FewConfig, Tile
+from awq_tvm.schedules.cuda.config import Dispatch, FewConfig, TensorCoreConfig, Tile
 from awq_tvm.schedules.cuda.defaults import default_config
 from awq_tvm.schedules.cuda.few_tokens import few_tokens_kernel
 from awq_tvm.schedules.cuda.fragments import BLOCK_K, HALF_K
-from awq_tvm.schedules.cuda.split_k import add_parts_kernel, along_of, make_tiles
+from awq_tvm.schedules.cuda.split_k import Tiles, add_parts_kernel, along_of, cluster_tiles, make_tiles
 from awq_tvm.schedules.cuda.tiled import tiled_kernel
 from awq_tvm.schedules.gpu.function import Emit, matmul_function
 from awq_tvm.schedules.layout import LAYOUTS, Layout
@@ -27,12 +27,11 @@ class TensorCoreRule(MatmulRule):
     """Weights as the left operand of `mma.m16n8k16`, x in float16 or bfloat16, sums in float32."""
 
     name = "cuda_tensor_core_matmul"
-    version = 8
+    version = 9
     gates_outputs = True
 
     def applies(self, spec: MatmulSpec, target: Target) -> Match | NotApplicable:
         """Every spec of whole blocks of k in 16 bits, on a GPU that has the instructions and the shared memory."""
-        config = default_config(spec, target.num_sms, target.shared_memory_bytes)
         if spec.activations != "float" or spec.dtype not in ("float16", "bfloat16"):
             return NotApplicable(
                 f"activations are {spec.activations} in {spec.dtype}, and it takes float16 and bfloat16"
@@ -44,7 +43,7 @@ class TensorCoreRule(MatmulRule):
             )
         if int((target.sm_arch or "sm_0").removeprefix("sm_")) < LEAST_ARCH:
             return NotApplicable(f"{target.sm_arch} lacks cp.async and mma.m16n8k16")
-        return matched(config, spec, target)
+        return matched(_default(spec, target), spec, target)
 
     def layout(self, spec: MatmulSpec, target: Target) -> Layout:
         """Fragments, shared by all kernels."""
@@ -73,16 +72,32 @@ class TensorCoreRule(MatmulRule):
         """What emits the kernel of a tile, and the one that adds parts, if there may be any."""
 
         def emit(arguments: dict[str, Any], tokens: Any) -> None:
-            tiles = make_tiles(spec, config, tile, along(tokens))
-            self.kernel_of(tile, overlaps)(spec, tile, arguments, tokens, tiles)
-            rest = tiles.division.rest
-            if not isinstance(rest, int):
-                with T.If(rest > 0), T.Then():
-                    add_parts_kernel(tiles, arguments, tokens, overlaps)
-            elif rest:
-                add_parts_kernel(tiles, arguments, tokens, overlaps)
+            number = along(tokens)
+            alone = make_tiles(spec, config, tile, number)
+            clusters = None if isinstance(number, int) else cluster_tiles(spec, config, tile, number)
+            if clusters is None:
+                self._launch(alone, arguments, tokens, overlaps)
+                return
+            are_clusters, together = clusters
+            with T.If(are_clusters):
+                with T.Then():
+                    self._launch(together, arguments, tokens, overlaps)
+                with T.Else():
+                    self._launch(alone, arguments, tokens, overlaps)
 
         return emit
+
+    def _launch(self, tiles: Tiles, arguments: dict[str, Any], tokens: Any, overlaps: bool) -> None:
+        """Emit the kernel of tiles, and where parts leave their sums the one that adds them."""
+        self.kernel_of(tiles.tile, overlaps)(tiles.spec, tiles.tile, arguments, tokens, tiles)
+        rest = tiles.division.rest
+        if tiles.sums is None:
+            return
+        if isinstance(rest, int):
+            add_parts_kernel(tiles, arguments, tokens, overlaps)
+        else:
+            with T.If(rest > 0), T.Then():
+                add_parts_kernel(tiles, arguments, tokens, overlaps)
 
     def kernel_of(self, tile: Tile, overlaps: bool) -> Callable[..., None]:
         """What emits the kernel for one of ``middle`` or for ``many``, whose launches may overlap or not."""
@@ -92,9 +107,11 @@ class TensorCoreRule(MatmulRule):
         """See ``MatmulRule.space``."""
         from awq_tvm.schedules.cuda.spaces import tensor_core_parts
 
-        return tensor_core_parts(
-            spec, target, default_config(spec, target.num_sms, target.shared_memory_bytes)
-        )
+        return tensor_core_parts(spec, target, _default(spec, target))
+
+
+def _default(spec: MatmulSpec, target: Target) -> TensorCoreConfig:
+    return default_config(spec, target.num_sms, target.shared_memory_bytes, target.has_clusters)
 
 
 def _few(spec: MatmulSpec, config: FewConfig, overlaps: bool) -> Emit:

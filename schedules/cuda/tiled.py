@@ -45,6 +45,7 @@ def tiled_kernel(
     """
     with (
         T.launch_thread("blockIdx.x", tiles.division.blocks) as block,
+        tiles.clusters(),
         T.launch_thread("threadIdx.x", config.threads) as thread,
     ):
         if overlaps:

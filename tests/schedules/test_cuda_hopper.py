@@ -156,24 +156,24 @@ def square():
 
 
 @pytest.mark.parametrize(
-    ("m", "kernel", "blocks", "divided"),
+    ("m", "kernel", "blocks", "cluster", "divided"),
     [
-        (8, "mm_kernel", 128, 0),
-        (64, "mm_kernel_5", 32 * 4, 32),
-        # Tiles of 256 x 128: 16 of them for 132 SMs would be eight parts, which would read less than sums are.
-        (65, "mm_kernel_7", 16 * 5, 16),
-        (200, "mm_kernel_9", 32 * 4, 32),
-        (512, "mm_kernel_9", 64 * 2, 64),
-        (769, "mm_kernel_9", 112, 0),
-        (1100, "mm_kernel_9", 132 + 12 * 5, 12),
-        (2048, "mm_kernel_9", 256, 0),
+        (8, "mm_kernel", 128, 1, 0),
+        (64, "mm_kernel_3", 32 * 4, 4, 0),
+        # Tiles of 128 x 128: of the larger the blocks of a cluster would have twice as much to read of each other.
+        (65, "mm_kernel_4", 32 * 4, 4, 0),
+        (200, "mm_kernel_5", 32 * 4, 4, 0),
+        (512, "mm_kernel_5", 64 * 2, 2, 0),
+        (769, "mm_kernel_6", 112, 1, 0),
+        (1100, "mm_kernel_6", 132 + 12 * 5, 1, 12),
+        (2048, "mm_kernel_6", 256, 1, 0),
     ],
 )
 def test_from_65_tokens_on_warpgroups_multiply(
-    m: int, kernel: str, blocks: int, divided: int, square
+    m: int, kernel: str, blocks: int, cluster: int, divided: int, square
 ) -> None:
     first, *adds = square.launches(m)
-    assert (first.kernel, first.grid) == (kernel, (blocks, 1, 1))
+    assert (first.kernel, first.grid, first.cluster) == (kernel, (blocks, 1, 1), cluster)
     assert [launch.grid[1] for launch in adds] == [divided] * (divided > 0)
     body = square.source.rsplit(f"{kernel}(", 1)[1].split('extern "C"')[0]
     assert ("wgmma_f16_rs_mma_async" in body) == (m > 64)

@@ -44,8 +44,8 @@ def test_kernels_spill_nothing_move_16_bytes_and_multiply_matrices(
 ) -> None:
     spec = MatmulSpec(4096, 4096, bits, group_size, dtype, **more)
     kernels = compiled(spec, resolve(target), tmp_path)
-    # Up to 8 tokens, 16, 32, 64, and more; on Hopper one up to 128 too.
-    assert len([one for one in kernels if one.config]) == (6 if target == "nvidia-h100" else 5)
+    # Up to 8 tokens, 16, 32, 64, and more; on Hopper one up to 128 too, and one for more whose parts are clusters.
+    assert len([one for one in kernels if one.config]) == (7 if target == "nvidia-h100" else 5)
     hold_the_gates(spec, kernels)
 
 
@@ -68,8 +68,8 @@ def test_other_groups_and_bfloat16_hold_the_gates_on_hopper(
 ) -> None:
     for spec in shipped_linears("Llama-3-8B", group_size, dtype):
         kernels = compiled(spec, resolve("nvidia-h100"), tmp_path)
-        # For 65 tokens to 128, and for more.
-        assert len([one for one in kernels if isinstance(one.config, WarpgroupConfig)]) == 2
+        # For 65 tokens to 128, for more, and where tiles are few for more in clusters.
+        assert len([one for one in kernels if isinstance(one.config, WarpgroupConfig)]) in (2, 3)
         hold_the_gates(spec, kernels)
 
 

@@ -125,10 +125,10 @@ def _launches(
     for m, one in ends:
         for number, launch in enumerate(built.launches(m)):
             found[launch.kernel] = (launch, None if number else one)
-    # That for many tokens adds parts at some M and not at others.
+    # That for many tokens adds parts at some M and not at others, and at some its parts are clusters.
     for name in names - found.keys():
         launch = next(each for m in range(1, 1 << 14) for each in built.launches(m) if each.kernel == name)
-        found[name] = (launch, None)
+        found[name] = (launch, config.many if launch.cluster > 1 else None)
     return found
 
 
@@ -156,7 +156,10 @@ def hold_the_gates(spec: MatmulSpec, kernels: list[Compiled]) -> None:
         assert all(name.endswith(".128") for name in copies), where
         # Where launches overlap, x of the first stages comes by plain loads behind the wait.
         assert not loads or spec.has_bias or spec.has_residual or one.code.count("ACQBULK"), where
-        assert one.code.count("LD") == 0, where
+        # And of other blocks of the cluster their sums.
+        mapped = [name for name in one.code.instructions if name.startswith("LD.")]
+        assert bool(mapped) == (one.launch.cluster > 1), where
+        assert spec.out_features % 8 or all(".128" in name for name in mapped), where
         # Codes become numbers by their bits. Where a warp has few blocks of k there is no loop left.
         assert not [name for name in one.code.loop or one.code.instructions if name.startswith("I2F")], where
         usage = {"registers": one.kernel.registers, "shared_bytes": one.kernel.shared_bytes}

@@ -28,6 +28,11 @@ struct Function {
   std::size_t parameters;
   int shared_bytes = 48 * 1024;
 };
+// What the attributes of a launch ask for.
+struct How {
+  bool overlaps = false;
+  unsigned cluster = 1;
+};
 using Graph = std::vector<std::function<int()>>;
 using Clock = std::chrono::steady_clock;
 
@@ -41,8 +46,9 @@ void tell(const Module& module, std::uint64_t buffer, std::size_t bytes) {
 }
 
 int launch(const Function& function, const std::uint32_t (&grid)[3], const std::uint32_t (&block)[3],
-           std::uint32_t shared, void** arguments, bool overlaps) {
-  if (overlaps) function.module->function<void()>("awq_emulate_overlap")();
+           std::uint32_t shared, void** arguments, const How& how) {
+  if (how.overlaps) function.module->function<void()>("awq_emulate_overlap")();
+  function.module->function<void(unsigned)>("awq_emulate_cluster")(how.cluster);
   char error[2048] = "";
   const int failed = function.module->function<int(const char*, void**, const std::uint32_t*, const std::uint32_t*,
                                                    std::uint32_t, char*, std::size_t)>("awq_emulate_launch")(
@@ -57,7 +63,7 @@ int synchronize() {
   return 0;
 }
 
-int start(void* function, const unsigned (&sizes)[7], void* stream, void** arguments, void** extra, bool overlaps) {
+int start(void* function, const unsigned (&sizes)[7], void* stream, void** arguments, void** extra, const How& how) {
   const auto& which = *static_cast<Function*>(function);
   const auto [gx, gy, gz, bx, by, bz, shared] = sizes;
   if (stream != &buffers || extra || int(shared) > which.shared_bytes) return 1;
@@ -65,7 +71,7 @@ int start(void* function, const unsigned (&sizes)[7], void* stream, void** argum
                     &which](std::vector<std::uint64_t> values) {
     std::vector<void*> pointers;
     for (auto& value : values) pointers.push_back(&value);
-    return launch(which, {gx, gy, gz}, {bx, by, bz}, shared, pointers.data(), overlaps);
+    return launch(which, {gx, gy, gz}, {bx, by, bz}, shared, pointers.data(), how);
   };
   // As the driver does, the values are taken when the kernel is launched or recorded.
   std::vector<std::uint64_t> values(which.parameters);
@@ -86,6 +92,7 @@ struct CUlaunchAttribute {
   union {
     char bytes[64];
     int allowed;
+    unsigned cluster[3];
   } value;
 };
 struct CUlaunchConfig {
@@ -158,11 +165,17 @@ int cuMemcpyDtoD_v2(std::uint64_t to, std::uint64_t from, std::size_t bytes) {
 
 int cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
                    unsigned shared, void* stream, void** arguments, void** extra) {
-  return start(function, {gx, gy, gz, bx, by, bz, shared}, stream, arguments, extra, false);
+  return start(function, {gx, gy, gz, bx, by, bz, shared}, stream, arguments, extra, {});
 }
 int cuLaunchKernelEx(const CUlaunchConfig* config, void* function, void** arguments, void** extra) {
-  if (config->count != 1 || config->attributes->id != 6) return 1;
-  return start(function, config->sizes, config->stream, arguments, extra, config->attributes->value.allowed != 0);
+  How how;
+  for (unsigned i = 0; i < config->count; ++i) {
+    const CUlaunchAttribute& asked = config->attributes[i];
+    if (asked.id == 6) how.overlaps = asked.value.allowed != 0;
+    else if (asked.id == 4 && asked.value.cluster[1] == 1 && asked.value.cluster[2] == 1) how.cluster = asked.value.cluster[0];
+    else return 1;
+  }
+  return start(function, config->sizes, config->stream, arguments, extra, how);
 }
 int cuStreamBeginCapture_v2(void*, int) { return captured ? 1 : (captured = new Graph, 0); }
 int cuStreamEndCapture(void*, void** graph) {

@@ -67,6 +67,7 @@ class Emulated:
                 one.block,
                 one.shared_bytes,
                 overlaps=one.overlaps,
+                cluster=one.cluster,
             )
 
 

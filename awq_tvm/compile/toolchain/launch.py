@@ -16,6 +16,7 @@ class Launch:
         block: threads of a block.
         shared_bytes: dynamic shared memory of a block.
         overlaps: it may begin before those before it have ended, and waits for them itself.
+        cluster: blocks along x that run together and read each other's shared memory.
     """
 
     kernel: str
@@ -24,6 +25,7 @@ class Launch:
     block: tuple[int, int, int]
     shared_bytes: int
     overlaps: bool = False
+    cluster: int = 1
 
     @property
     def blocks(self) -> int:

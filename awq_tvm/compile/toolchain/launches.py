@@ -16,7 +16,7 @@ from awq_tvm.compile.toolchain.statements import inner_statements
 from awq_tvm.errors import UnsupportedError
 from awq_tvm.targets import Target
 
-_DYNAMIC_SHARED = "tirx.use_dyn_shared_memory"
+_DYNAMIC_SHARED, _CLUSTER = "tirx.use_dyn_shared_memory", "clusterCtaIdx.x"
 
 
 class HostPart:
@@ -105,6 +105,7 @@ class HostPart:
             _three(extents, "threadIdx"),
             extents.get(_DYNAMIC_SHARED, 0),
             str(name.value) in self._overlapping,
+            extents.get(_CLUSTER, 1),
         )
 
 

@@ -19,7 +19,7 @@ Array = np.ndarray[Any, Any]
 
 _MAJOR, _MINOR, _SMS, _L2_BYTES = 75, 76, 16, 38
 _DYNAMIC_SHARED = 8
-_PROGRAMMATIC_STREAM_SERIALIZATION = 6
+_CLUSTER_DIMENSION, _PROGRAMMATIC_STREAM_SERIALIZATION = 4, 6
 _DEFAULT_SHARED = 48 * 1024
 _THREAD_LOCAL_CAPTURE = 1
 
@@ -30,8 +30,8 @@ class _Attribute(ctypes.Structure):
     _fields_ = (
         ("id", ctypes.c_int),
         ("padding", ctypes.c_int),
-        ("allowed", ctypes.c_int),
-        ("rest", ctypes.c_char * 60),
+        ("values", ctypes.c_uint * 3),
+        ("rest", ctypes.c_char * 52),
     )
 
 
@@ -150,11 +150,16 @@ class Gpu:
         values = [buffers[one] if isinstance(one, str) else _number(one) for one in launch.arguments]
         pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
         sizes = (*launch.grid, *launch.block, ctypes.c_uint(launch.shared_bytes), self.stream)
-        if not (launch.overlaps and self.overlap):
+        asked: list[tuple[int, tuple[int, ...]]] = []
+        if launch.cluster > 1:
+            asked.append((_CLUSTER_DIMENSION, (launch.cluster, 1, 1)))
+        if launch.overlaps and self.overlap:
+            asked.append((_PROGRAMMATIC_STREAM_SERIALIZATION, (1,)))
+        if not asked:
             self._call("cuLaunchKernel", function, *sizes, pointers, None)
             return
-        may_begin_early = _Attribute(_PROGRAMMATIC_STREAM_SERIALIZATION, 0, 1)
-        config = _Config(*sizes, ctypes.pointer(may_begin_early), 1)
+        attributes = (_Attribute * len(asked))(*(_Attribute(which, 0, values) for which, values in asked))
+        config = _Config(*sizes, attributes, len(asked))
         self._call("cuLaunchKernelEx", ctypes.byref(config), function, pointers, None)
 
     def graph(self, start: Callable[[], None]) -> Callable[[], None]:

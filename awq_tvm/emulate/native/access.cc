@@ -235,6 +235,7 @@ inline __attribute__((always_inline)) void write_shared(Block& block, unsigned o
     std::fill_n(writes, count, mark(block.time, self));
     std::fill_n(reads, count, 0);
   }
+  if (__builtin_expect(block.meets_others, 0)) judge_cluster_write(block, offset, bytes);
   if (__builtin_expect(again, 0)) expect_same(block, block.arena + offset, bytes, other);
 }
 

@@ -51,6 +51,7 @@ struct Products {
 
 struct Fiber {
   bool waited = false;  // for the launches before
+  bool arrived = false;  // at a barrier of the cluster that it has still to wait at
   std::vector<Copy> copies;  // under way, in their order
   std::size_t committed = 0;  // groups of them
   Products products;
@@ -59,7 +60,7 @@ struct Fiber {
 
 // Lanes, a bit each, by what they do, and what those that wait have come to. One that runs is in none of the sets.
 struct Warp {
-  unsigned all = 0, ready = 0, at_barrier = 0, meeting = 0, at_wgmma = 0, done = 0;
+  unsigned all = 0, ready = 0, at_barrier = 0, meeting = 0, at_wgmma = 0, at_cluster = 0, done = 0;
   std::uint32_t time = 0;  // of its last barrier
   Work work[kWarpSize];
   unsigned mask[kWarpSize];
@@ -126,6 +127,12 @@ struct Unfinished {
   std::vector<const char*> names;  // of the kernels
 };
 
+// What outlives launches.
+struct History {
+  Written written;  // global memory
+  Unfinished unfinished;
+};
+
 // A buffer of global memory: first byte to end.
 struct Buffer {
   const unsigned char *first, *end;
@@ -140,14 +147,14 @@ struct Block {
   bool failed = false;
   std::string message;
   unsigned left = 0;  // threads that have not ended
-  // Now, at the block's beginning, and at its last barrier.
-  std::uint32_t time = 1, first_time = 1, barrier_time = 1;
+  // Now, at the block's beginning, at its last barrier, and at the last of its cluster.
+  std::uint32_t time = 1, first_time = 1, barrier_time = 1, cluster_time = 1;
   std::vector<Range> arrays;  // of shared memory, as offsets into the arena
   Range near_array = {};      // the one that was touched last
   SecondWrite second_write = {};
-  Written written;              // global memory
-  std::uint32_t serial = 0;     // of the block, among those of the launch
-  Unfinished unfinished;
+  Written& written;
+  Unfinished& unfinished;
+  std::uint32_t serial = 0;  // of the block, among those of the launch
   bool overlaps = false;  // the launch: it may have begun before those
   Context scheduler;
   // Apart from what else is known of a thread, as every switch looks at them.
@@ -166,10 +173,19 @@ struct Block {
   // The one that was touched last.
   const unsigned char *near_first = nullptr, *near_end = nullptr;
 
-  Block();
+  // Of a cluster: its blocks, this one's number among them, and since its last barrier: which two bytes of this block's
+  // shared memory others have read, and whether they have any, or one of its own threads has arrived at the next.
+  const std::vector<Block*>* cluster = nullptr;
+  unsigned rank = 0;
+  std::vector<bool> read_by_others;
+  bool meets_others = false;
+
+  explicit Block(History& history);
   ~Block();
-  bool run(Index which);
   void begin(Index which);
+  bool go_on();
+  bool waits_for_cluster() const;
+  void leave_cluster_barrier();
   unsigned next_of(Warp& warp);
   bool release();
   void report_stuck();
@@ -204,6 +220,8 @@ inline bool uniform(const Mark* marks, std::size_t count) {
 // The last write to a byte of shared memory.
 Mark last_write(const Block& block, unsigned offset);
 void count_async_read(Block& block, unsigned offset, std::size_t bytes, bool begins);
+// A write to shared memory where other blocks of the cluster may read.
+void judge_cluster_write(Block& block, unsigned offset, std::size_t bytes);
 void touch_register(Block& block, std::size_t offset, std::size_t bytes, bool write);
 void meet_warpgroup();
 void forget_products(Block& block, Fiber& fiber);

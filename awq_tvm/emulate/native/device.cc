@@ -26,6 +26,7 @@ int awq_emulate_launch(const char*, void**, const std::uint32_t*, const std::uin
 const char* awq_emulate_where();
 void awq_emulate_arguments(const void* const*, const std::size_t*, std::size_t);
 void awq_emulate_overlap();
+void awq_emulate_cluster(unsigned blocks);
 void awq_emulate_register(const void*, std::size_t);
 void awq_emulate_unregister(const void*);
 }
@@ -93,12 +94,14 @@ struct Launch {
   std::uint32_t sizes[2][3] = {{1, 1, 1}, {1, 1, 1}};
   std::uint32_t dynamic = 0;
   bool overlaps = false;
+  unsigned cluster = 1;  // blocks along x
 
   void run() {
     std::vector<void*> pointers;
     for (std::uint64_t& value : values) pointers.push_back(&value);
     awq_emulate_arguments(firsts.data(), lengths.data(), firsts.size());
     if (overlaps) awq_emulate_overlap();
+    awq_emulate_cluster(cluster);
     char message[2048];
     if (awq_emulate_launch(name.c_str(), pointers.data(), sizes[0], sizes[1], dynamic, message, sizeof message))
       TVM_FFI_THROW(RuntimeError) << "emulator: " << message;
@@ -298,6 +301,10 @@ void launch(const std::string& name, const Signature& signature, ffi::PackedArgs
     const auto given = args[at++].cast<std::int64_t>();
     if (tag == "tirx.use_dyn_shared_memory") {
       one.dynamic = static_cast<std::uint32_t>(given);
+      continue;
+    }
+    if (tag == "clusterCtaIdx.x") {
+      one.cluster = static_cast<unsigned>(given);
       continue;
     }
     const bool block = tag.rfind("threadIdx.", 0) == 0;

@@ -16,6 +16,7 @@ constexpr unsigned kArenaBytes = 512 * 1024;
 constexpr unsigned kDynamic = 1024 + 64;
 constexpr unsigned kStatic = 256 * 1024;
 constexpr unsigned kRedZone = 64;
+constexpr unsigned kMostOfCluster = 16;
 
 struct Index {
   unsigned x, y, z;
@@ -74,6 +75,14 @@ void fence_proxy();
 // the next may begin needs no more than the wait in it: it is held to the worst, whenever it is let begin.
 void wait_for_launches();
 inline void let_next_begin() {}
+
+// Blocks of a cluster. A barrier of it is arrived at, and then waited at with nothing between. An address of another's shared
+// memory has its number above the bits of an offset.
+unsigned cluster_rank();
+void cluster_arrive();
+void cluster_wait();
+std::uint32_t map_shared(std::uint32_t address, unsigned rank);
+void load_cluster(std::uint32_t address, std::size_t bytes, void* into);
 
 // Accesses that no compiler hook sees, because the runtime makes them for the kernel.
 void check_read(const void* pointer, std::size_t bytes);

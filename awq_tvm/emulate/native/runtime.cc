@@ -1,4 +1,4 @@
-// Runs a launch: blocks one after another, the threads of each as fibers.
+// Runs a launch: blocks one after another, those of a cluster by turns, the threads of each as fibers.
 #include "block.h"
 
 #include <sys/mman.h>
@@ -21,6 +21,7 @@ namespace {
 Kernel* kernels = nullptr;
 std::vector<Buffer> next_buffers;
 bool next_overlaps = false, next_begins_alone = false;
+unsigned next_cluster = 1;
 
 unsigned char* reserve(std::size_t bytes) {
   void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -53,6 +54,7 @@ void enter() {
   block.kernel->call(block.arguments);
   const Fiber& self = block.fibers[block.current];
   if (!self.products.reads.empty()) fail("the thread ends while a wgmma is under way");
+  if (self.arrived) fail("the thread ends, and has not waited at a barrier of the cluster where it arrived");
   if (block.overlaps && !self.waited)
     fail("the thread ends without griddepcontrol.wait in a launch that may begin early: who waits for it would not wait for "
          "kernel %s, launched before", name_before(block));
@@ -104,6 +106,22 @@ void block_barrier(int site) {
 const char* name_before(const Block& block) {
   const auto& names = block.unfinished.names;
   return names.size() > 1 ? names[names.size() - 2] : "(none)";
+}
+
+unsigned cluster_rank() { return running->rank; }
+
+void cluster_arrive() {
+  bool& arrived = running->fibers[running->current].arrived;
+  if (arrived) fail("the thread arrives at a barrier of the cluster, and has not waited at the one before");
+  arrived = running->meets_others = true;
+}
+
+void cluster_wait() {
+  Block& block = *running;
+  if (!std::exchange(block.fibers[block.current].arrived, false))
+    fail("the thread waits at a barrier of the cluster without arriving there");
+  block.warps[block.current / kWarpSize].at_cluster |= bit_of(block.current);
+  leave();
 }
 
 void wait_for_launches() { running->fibers[running->current].waited = true; }
@@ -188,8 +206,10 @@ void wait_copies(unsigned left) {
   copies.erase(copies.begin(), copies.begin() + std::ptrdiff_t(done));
 }
 
-Block::Block()
-    : stacks(reserve(kStackBytes * kMaxThreads)),
+Block::Block(History& history)
+    : written(history.written),
+      unfinished(history.unfinished),
+      stacks(reserve(kStackBytes * kMaxThreads)),
       arena(reserve(kArenaBytes)),
       registers(reserve(kStackBytes * kMaxThreads / 4)) {
   const auto marks = [](std::size_t count) { return reinterpret_cast<Mark*>(reserve(count * sizeof(Mark))); };
@@ -236,13 +256,26 @@ bool Block::release() {
   return released;
 }
 
+bool Block::waits_for_cluster() const {
+  return std::all_of(warps, warps + (threads + kWarpSize - 1) / kWarpSize,
+                     [](const Warp& warp) { return warp.at_cluster == warp.all; });
+}
+
+void Block::leave_cluster_barrier() {
+  for (unsigned w = 0; w * kWarpSize < threads; ++w) std::swap(warps[w].ready, warps[w].at_cluster);
+  cluster_time = barrier_time = ++time;
+  read_by_others.clear();
+  meets_others = false;
+}
+
 void Block::report_stuck() {
-  unsigned done = 0, waiting = 0, meeting = 0, first = threads;
+  unsigned done = 0, waiting = 0, meeting = 0, clustered = 0, first = threads;
   for (unsigned w = 0; w * kWarpSize < threads; ++w) {
     const Warp& warp = warps[w];
     done += __builtin_popcount(warp.done);
     waiting += __builtin_popcount(warp.at_barrier);
     meeting += __builtin_popcount(warp.meeting | warp.at_wgmma);
+    clustered += __builtin_popcount(warp.at_cluster);
     if (first == threads && warp.done != warp.all) first = w * kWarpSize + __builtin_ctz(warp.all & ~warp.done);
   }
   current = first;
@@ -251,31 +284,27 @@ void Block::report_stuck() {
   char text[512];
   std::snprintf(text, sizeof text,
                 "kernel %s, block (%u, %u, %u), thread (%u, %u, %u): divergent %s: of %u threads %u wait at a barrier "
-                "of the block, %u at one of their warp, %u have ended%s%s",
+                "of the block, %u at one of their warp, %u at one of the cluster, %u have ended%s%s",
                 kernel->name, index.x, index.y, index.z, at.x, at.y, at.z, barrier ? "barrier" : "warp-wide operation",
-                threads, waiting, meeting, done, message.empty() ? "" : "; ", message.c_str());
+                threads, waiting, meeting, clustered, done, message.empty() ? "" : "; ", message.c_str());
   message = text;
   failed = true;
 }
 
 void Block::begin(Index which) {
   index = which;
-  running = this;
-  running_stacks = stacks;
   if (time >> 31) {  // long before it comes round
     time = 0;
     std::memset(shadow.writes, 0, kArenaBytes / 2 * sizeof(Mark));
     std::memset(shadow.reads, 0, kArenaBytes / 2 * sizeof(Mark));
   }
-  first_time = barrier_time = ++time;
-  ++serial;
+  first_time = barrier_time = cluster_time = ++time;
   failed = false;
   message.clear();
   second_write.bytes = 0;
   if (watching_registers) {
     for (Fiber& fiber : fibers) forget_products(*this, fiber);
     for (Warpgroup& warpgroup : warpgroups) warpgroup = {};
-    watching_registers = false;
   }
   arrays.assign(1, {kDynamic, kDynamic + dynamic_bytes});
   near_array = {};
@@ -285,22 +314,24 @@ void Block::begin(Index which) {
     for (const Copy& copy : fiber.copies) set_pending(*this, copy.to, copy.bytes, false);
     fiber.copies.clear();
     fiber.committed = 0;
-    fiber.waited = false;
+    fiber.waited = fiber.arrived = false;
     positions[i] = {i % size.x, i / size.x % size.y, i / (size.x * size.y)};
     prepare(contexts[i], stacks + kStackBytes * i, kStackBytes, enter);
   }
   for (unsigned w = 0; w * kWarpSize < threads; ++w) {
     Warp& warp = warps[w];
     warp.all = warp.ready = threads - w * kWarpSize < kWarpSize ? (1u << threads % kWarpSize) - 1 : ~0u;
-    warp.at_barrier = warp.meeting = warp.at_wgmma = warp.done = 0;
+    warp.at_barrier = warp.meeting = warp.at_wgmma = warp.at_cluster = warp.done = 0;
     warp.time = 0;
   }
   left = threads;
 }
 
-// A warp's threads run until each of them waits for another warp, or has ended; then those of the next do.
-bool Block::run(Index which) {
-  begin(which);
+// A warp's threads run until each of them waits for another warp, or has ended; then those of the next do. Until all wait for
+// the other blocks of the cluster, or have ended; false if something went wrong.
+bool Block::go_on() {
+  running = this;
+  running_stacks = stacks;
   while (left) {
     for (unsigned w = 0; w * kWarpSize < threads; ++w) {
       if (!warps[w].ready) continue;
@@ -308,11 +339,30 @@ bool Block::run(Index which) {
       if (failed) return false;
     }
     if (left && !release()) {
+      if (waits_for_cluster()) return true;
       report_stuck();
       return false;
     }
   }
   return true;
+}
+
+// Runs the blocks of a cluster, which have begun. Null, or the one in which something went wrong.
+Block* run_together(const std::vector<Block*>& blocks) {
+  for (;;) {
+    for (Block* block : blocks)
+      if (block->left && !block->go_on()) return block;
+    const auto ended = std::find_if(blocks.begin(), blocks.end(), [](const Block* block) { return !block->left; });
+    const auto waits = std::find_if(blocks.begin(), blocks.end(), [](const Block* block) { return block->left != 0; });
+    if (waits == blocks.end()) return nullptr;
+    if (ended != blocks.end()) {
+      running = *waits;
+      (*waits)->current = 0;
+      (*waits)->report_stuck();
+      return *waits;
+    }
+    for (Block* block : blocks) block->leave_cluster_barrier();
+  }
 }
 
 }  // namespace emulator
@@ -348,12 +398,16 @@ void awq_emulate_arguments(const void* const* first, const std::size_t* bytes, s
 // The next launch may begin before those before it have ended.
 void awq_emulate_overlap() { next_overlaps = true; }
 
+// Of the next launch, so many blocks along x are a cluster each.
+void awq_emulate_cluster(unsigned blocks) { next_cluster = blocks; }
+
 // All launches have ended: the host has waited for them.
 void awq_emulate_synchronize() { next_begins_alone = true; }
 
 int awq_emulate_launch(const char* name, void** arguments, const std::uint32_t grid[3], const std::uint32_t block[3],
                        std::uint32_t dynamic_shared_bytes, char* error, std::size_t error_length) {
   const bool overlaps = std::exchange(next_overlaps, false);
+  const unsigned of_cluster = std::exchange(next_cluster, 1);
   const auto refuse = [&](const std::string& why) {
     std::snprintf(error, error_length, "%s", why.c_str());
     return 1;
@@ -366,31 +420,52 @@ int awq_emulate_launch(const char* name, void** arguments, const std::uint32_t g
   if (dynamic_shared_bytes > kStatic - kDynamic) return refuse(std::string("kernel ") + name + ": too much dynamic shared memory");
   const std::uint64_t blocks = std::uint64_t(grid[0]) * grid[1] * grid[2];
   if (blocks == 0) return refuse(std::string("kernel ") + name + ": a grid of no blocks");
+  if (of_cluster == 0 || of_cluster > kMostOfCluster || grid[0] % of_cluster)
+    return refuse(std::string("kernel ") + name + ": clusters of " + std::to_string(of_cluster) + " in " +
+                  std::to_string(grid[0]) + " blocks");
 
   // The block that runs is a plain global, which every access looks at: one launch at a time.
   static std::mutex launching;
   const std::lock_guard<std::mutex> hold(launching);
+  static History history;
+  history.written.begin(history.unfinished.first);
+  if (std::exchange(next_begins_alone, false) || !overlaps) history.unfinished = {history.written.launch(), {}};
+  history.unfinished.names.push_back(kernel->name);
   // Kept for the next launch: stacks and arena are large.
-  static Block* own = new Block;
-  own->kernel = kernel;
-  own->arguments = arguments;
-  own->grid = {grid[0], grid[1], grid[2]};
-  own->size = {block[0], block[1], block[2]};
-  own->threads = static_cast<unsigned>(threads);
-  own->dynamic_bytes = dynamic_shared_bytes;
-  own->overlaps = overlaps;
-  own->written.begin(own->unfinished.first);
-  if (std::exchange(next_begins_alone, false) || !overlaps) own->unfinished = {own->written.launch(), {}};
-  own->unfinished.names.push_back(kernel->name);
-  own->serial = 0;
-  own->buffers = std::move(next_buffers);
+  static std::vector<std::unique_ptr<Block>> kept;
+  while (kept.size() < of_cluster) kept.push_back(std::make_unique<Block>(history));
+  std::vector<Block*> cluster;
+  for (unsigned rank = 0; rank < of_cluster; ++rank) {
+    Block* own = kept[rank].get();
+    cluster.push_back(own);
+    own->kernel = kernel;
+    own->arguments = arguments;
+    own->grid = {grid[0], grid[1], grid[2]};
+    own->size = {block[0], block[1], block[2]};
+    own->threads = static_cast<unsigned>(threads);
+    own->dynamic_bytes = dynamic_shared_bytes;
+    own->overlaps = overlaps;
+    own->buffers = next_buffers;
+    own->near_first = own->near_end = nullptr;
+    own->cluster = &cluster;
+    own->rank = rank;
+    own->read_by_others.clear();
+    own->meets_others = false;
+  }
   next_buffers.clear();
-  own->near_first = own->near_end = nullptr;
-  bool good = true;
-  for (unsigned z = 0; good && z < grid[2]; ++z)
-    for (unsigned y = 0; good && y < grid[1]; ++y)
-      for (unsigned x = 0; good && x < grid[0]; ++x) good = own->run({x, y, z});
+  Block* bad = nullptr;
+  std::uint32_t serial = 0;
+  for (unsigned z = 0; !bad && z < grid[2]; ++z)
+    for (unsigned y = 0; !bad && y < grid[1]; ++y)
+      for (unsigned x = 0; !bad && x < grid[0]; x += of_cluster) {
+        for (Block* own : cluster) {
+          own->serial = ++serial;
+          own->begin({x + own->rank, y, z});
+        }
+        watching_registers = false;
+        bad = run_together(cluster);
+      }
   running = nullptr;
-  return good ? 0 : refuse(own->message);
+  return bad ? refuse(bad->message) : 0;
 }
 }
