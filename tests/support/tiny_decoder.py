@@ -91,12 +91,16 @@ def save_dense(model: Any, folder: Path) -> Path:
     return folder
 
 
-def round_to_nearest(weight: Array, bits: int, group_size: int) -> QuantizedWeight:
-    """Asymmetric codes of W[N, K] by group."""
+def round_to_nearest(
+    weight: Array, bits: int, group_size: int, *, symmetric: bool = False
+) -> QuantizedWeight:
+    """Codes of W[N, K] by group; symmetric ones have their zero point in the middle."""
     groups = weight.reshape(weight.shape[0], -1, group_size).astype(np.float64)
     low, high = np.minimum(groups.min(-1), 0), np.maximum(groups.max(-1), 0)
-    scales = ((high - low) / (2**bits - 1)).astype(np.float16)
-    zeros = np.rint(-low / scales).clip(0, 2**bits - 1)
+    middle = 2 ** (bits - 1)
+    step = np.maximum(-low, high) / (middle - 1) if symmetric else (high - low) / (2**bits - 1)
+    scales = step.astype(np.float16)
+    zeros = np.full(scales.shape, middle) if symmetric else np.rint(-low / scales).clip(0, 2**bits - 1)
     q = np.rint(groups / scales[..., None].astype(np.float64) + zeros[..., None]).clip(0, 2**bits - 1)
     return QuantizedWeight(
         q.reshape(weight.shape).astype(np.uint8), scales, zeros.astype(np.uint8), bits, group_size
@@ -123,13 +127,21 @@ def save_quantized(
     exceptions: Mapping[str, QuantizationScheme] | None = None,
     side_files: Mapping[str, bytes] | None = None,
     act_order: bool = False,
+    symmetric: bool = False,
 ) -> Path:
     """Quantize the layers' linears, the embedding if asked, and `exceptions` in place; write a checkpoint."""
-    scheme = QuantizationScheme(bits, group_size, exceptions=exceptions or {}, act_order=act_order)
+    scheme = QuantizationScheme(
+        bits, group_size, zero_point=not symmetric, exceptions=exceptions or {}, act_order=act_order
+    )
     state = {name: array.numpy() for name, array in model.state_dict().items()}
     config = model.config.to_dict()
     linears = {
-        name: round_to_nearest(array, scheme.of(name).bits, scheme.of(name).width(array.shape[1]))
+        name: round_to_nearest(
+            array,
+            scheme.of(name).bits,
+            scheme.of(name).width(array.shape[1]),
+            symmetric=not scheme.of(name).zero_point,
+        )
         for name, array in ((key.removesuffix(".weight"), value) for key, value in state.items())
         if array.ndim == 2
         and (
@@ -212,6 +224,7 @@ def compile_quantized(
     embedding: bool = False,
     exceptions: Mapping[str, QuantizationScheme] | None = None,
     act_order: bool = False,
+    symmetric: bool = False,
     **options: Any,
 ) -> Compiled:
     """Quantize the model in place, save, compile for this machine with float activations."""
@@ -223,6 +236,7 @@ def compile_quantized(
         embedding=embedding,
         exceptions=exceptions,
         act_order=act_order,
+        symmetric=symmetric,
     )
     return _compile(model, checkpoint, folder / "bundle", {"activations": "float", **options})
 
