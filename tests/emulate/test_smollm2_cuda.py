@@ -12,7 +12,9 @@ from tests.support.emulated_smollm2 import DOWN, GATE_UP, OUT, QKV, TENSOR_CORES
 
 pytestmark = [*needs_this_machine, pytest.mark.slow]
 
-CASE = Case(resolve("cuda"), TENSOR_CORES, fork=21, alone={QKV: 1301, OUT: 2101, GATE_UP: 401, DOWN: 2101})
+CASE = Case(
+    resolve("cuda"), TENSOR_CORES, fork=21, alone=[(QKV, 1301), (OUT, 2101), (GATE_UP, 401), (DOWN, 2101)]
+)
 
 
 def test_every_kernel_of_smollm2_agrees_with_pytorch(

@@ -16,7 +16,7 @@ CASE = Case(
     resolve("h100"),
     TENSOR_CORES,
     fork=21,
-    alone={QKV: 3101, OUT: 4101, GATE_UP: 1101, DOWN: 4101, HEAD: 129},
+    alone=[(QKV, 3101), (OUT, 4101), (GATE_UP, 1101), (DOWN, 201), (DOWN, 4101), (HEAD, 129)],
     float16_weights=True,  # for wgmma
 )
 
