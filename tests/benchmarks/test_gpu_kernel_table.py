@@ -40,8 +40,11 @@ def test_every_kernel_has_a_row(target: str, by: dict[str, str], capsys: pytest.
     assert {m: table[m]["by"] for m in by} == by
     for row in table.values():
         assert row["bytes spilled"] == "0"
-        assert int(row["all instructions of it"]) > int(row["matrix instructions of a round"]) > 0
+        if row["all instructions of it"]:  # parts of few blocks of k have no loop
+            assert int(row["all instructions of it"]) > int(row["matrix instructions of a round"]) > 0
         assert 0 < int(row["registers"]) < 256
+    assert table["8"]["all instructions of it"]
+    assert table["more"]["all instructions of it"]
     assert table["8"]["outputs x tokens of a block"] == "16 x 8"
 
 

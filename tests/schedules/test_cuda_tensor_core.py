@@ -280,7 +280,9 @@ def test_sums_pass_through_shared_memory_without_a_conflict(rows: int) -> None:
 
 @pytest.fixture(scope="module")
 def square():
-    return build_for(RULE, spec(4096, 4096, 4, 128), resolve("nvidia-h100"))
+    """For 132 SMs, without clusters."""
+    case, target = spec(4096, 4096, 4, 128), resolve("nvidia-h100")
+    return build_for(RULE, case, target, default_config(case, target.num_sms, target.shared_memory_bytes))
 
 
 @pytest.mark.parametrize(
