@@ -229,23 +229,29 @@ def _wgmma(found: re.Match[str], operands: Operands) -> str:
     return f"ptx::wgmma<{bfloat16}>({', '.join([*a, b, add, *accumulators])});"
 
 
+_NUMBERS = r"(?:\.v(?P<count>[24]))?\.(?P<type>b32|u32|f32)"
+"""How the name of a load or store ends: how many numbers, and of which type."""
+
+
+def _numbers(found: re.Match[str], operand: str | list[str], what: str) -> tuple[str, int]:
+    """The C++ type of the numbers, and how many there are: as many as registers, or ``what`` is not known."""
+    kind = {"f32": "float", "b32": "std::uint32_t", "u32": "std::uint32_t"}[found["type"]]
+    count = int(found["count"] or 1)
+    if count != len(_many(operand)):
+        raise _unknown(f"{what} with so many registers", found.group(0))
+    return kind, count
+
+
 def _load(found: re.Match[str], operands: Operands) -> str:
-    kind = {"f32": "float", "b32": "std::uint32_t", "u32": "std::uint32_t"}[found.group(2)]
-    count = int(found.group(1) or 1)
-    if count != len(_many(operands[0])):
-        raise _unknown("a load with so many registers", found.group(0))
+    kind, count = _numbers(found, operands[0], "a load")
     return _into_registers(operands[0], kind, f"ptx::load<{kind}, {count}>({_pointer(operands[1])}, awq_d)")
 
 
 def _store(found: re.Match[str], operands: Operands) -> str:
-    kind = {"f32": "float", "b32": "std::uint32_t", "u32": "std::uint32_t"}[found.group(3)]
-    registers = _many(operands[1])
-    count = int(found.group(2) or 1)
-    if count != len(registers):
-        raise _unknown("a store with so many registers", found.group(0))
+    kind, count = _numbers(found, operands[1], "a store")
     shared = found.group(1).startswith("shared")
     to = f"emulator::shared_pointer({_address(operands[0])})" if shared else _pointer(operands[0])
-    return f"ptx::store<{kind}, {count}>({to}, {{{', '.join(registers)}}});"
+    return f"ptx::store<{kind}, {count}>({to}, {{{', '.join(_many(operands[1]))}}});"
 
 
 def _map_shared(_: re.Match[str], operands: Operands) -> str:
@@ -254,10 +260,7 @@ def _map_shared(_: re.Match[str], operands: Operands) -> str:
 
 
 def _load_cluster(found: re.Match[str], operands: Operands) -> str:
-    kind = {"f32": "float", "b32": "std::uint32_t", "u32": "std::uint32_t"}[found.group(2)]
-    count = int(found.group(1) or 1)
-    if count != len(_many(operands[0])):
-        raise _unknown("a load with so many registers", found.group(0))
+    kind, _ = _numbers(found, operands[0], "a load")
     call = f"emulator::load_cluster({_address(operands[1])}, sizeof awq_d, awq_d)"
     return _into_registers(operands[0], kind, call)
 
@@ -297,14 +300,14 @@ _INSTRUCTIONS = (
     _instruction(r"griddepcontrol\.wait", lambda _, o: "emulator::wait_for_launches();"),
     _instruction(r"griddepcontrol\.launch_dependents", lambda _, o: "emulator::let_next_begin();"),
     _instruction(r"mapa\.shared::cluster\.u32", _map_shared),
-    _instruction(r"ld\.shared::cluster(?:\.v([24]))?\.(b32|u32|f32)", _load_cluster),
+    _instruction(rf"ld\.shared::cluster{_NUMBERS}", _load_cluster),
     _instruction(
         r"barrier\.cluster\.arrive(?:\.release)?\.aligned", lambda _, o: "emulator::cluster_arrive();"
     ),
     _instruction(r"barrier\.cluster\.wait(?:\.acquire)?\.aligned", lambda _, o: "emulator::cluster_wait();"),
     _instruction(r"ldmatrix\.sync\.aligned\.m8n8\.x([124])(\.trans)?\.shared(?:::cta)?\.b16", _ldmatrix),
-    _instruction(r"ld\.global(?:\.nc)?(?:\.L1::\w+)?(?:\.L2::\w+)?(?:\.v([24]))?\.(b32|u32|f32)", _load),
-    _instruction(r"st\.(global|shared(?:::cta)?)(?:\.v([24]))?\.(b32|u32|f32)", _store),
+    _instruction(rf"ld\.global(?:\.nc)?(?:\.L1::\w+)?(?:\.L2::\w+)?{_NUMBERS}", _load),
+    _instruction(rf"st\.(global|shared(?:::cta)?){_NUMBERS}", _store),
     _instruction(r"cp\.async\.c[ag]\.shared(?:::cta)?\.global(?:\.L2::\w+)?", _copy),
     _instruction(r"cp\.async\.commit_group", lambda _, operands: "emulator::commit_copies();"),
     _instruction(

@@ -29,7 +29,7 @@ from awq_tvm.schedules.rule import Match
 from awq_tvm.schedules.spec import MatmulSpec
 from awq_tvm.targets import Target, resolve
 
-from .counts import config_for, counts_of
+from .counts import Config, config_for, counts_of
 from .machine_code import disassemble, read_listing
 from .model_build import LLAMA_3_8B, build_model
 from .pack import OURS, WITH_MMA, Case, Pack
@@ -62,30 +62,40 @@ def build_cases(spec: MatmulSpec, target: Target, tokens: Sequence[int], folder:
         UnsupportedError: the tensor-core kernels do not serve it.
         TargetError: nvcc is missing or rejects the source.
     """
-    hopper, others = HopperRule(), TensorCoreRule()
-    if not isinstance(hopper.applies(spec, target), Match):
-        return (_build_case(OURS, others, spec, target, target.own_cuda_arch, tokens, folder),)
-    ours = _build_case(OURS, hopper, spec, target, target.own_cuda_arch, tokens, folder)
+    ours = _build_case(OURS, spec, target, target.own_cuda_arch, tokens, folder)
     if not ours.rounds_weights_at:
         return (ours,)
     # Of the same target, so that the instructions alone are compared.
     arch = str(target.sm_arch)
-    return (ours, _build_case(WITH_MMA, others, spec, target, arch, ours.rounds_weights_at, folder))
+    return (ours, _build_case(WITH_MMA, spec, target, arch, ours.rounds_weights_at, folder))
+
+
+def rule_of(name: str, spec: MatmulSpec, target: Target) -> tuple[TensorCoreRule, Config]:
+    """What builds a case, and how: what ships, or the kernels of `mma` beside it.
+
+    Raises:
+        UnsupportedError: the tensor-core kernels do not serve the linear.
+    """
+    hopper = HopperRule()
+    match = hopper.applies(spec, target)
+    if name == OURS and isinstance(match, Match):
+        return hopper, match.config
+    others = TensorCoreRule()
+    match = others.applies(spec, target)
+    if not isinstance(match, Match):
+        raise UnsupportedError("The tensor-core kernels do not serve this linear", why=match.reason)
+    return others, match.config
 
 
 def _build_case(
     name: str,
-    rule: TensorCoreRule,
     spec: MatmulSpec,
     target: Target,
     arch: str,
     tokens: Sequence[int],
     folder: Path,
 ) -> Case:
-    match = rule.applies(spec, target)
-    if not isinstance(match, Match):
-        raise UnsupportedError("The tensor-core kernels do not serve this linear", why=match.reason)
-    config = match.config
+    rule, config = rule_of(name, spec, target)
     func = rule.build(spec, target, config).with_attr("global_symbol", "matmul")
     host, layout = HostPart(func, target), str(func.attrs[ir_attrs.LAYOUT])
     source = folder / f"{spec.in_features}x{spec.out_features}-w{spec.bits}-g{spec.group_size}-{arch}.cu"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -53,13 +54,17 @@ class EmulatedDevice:
 
     def launch(self, image: EmulatedKernels, launch: Launch, buffers: dict[str, Array]) -> None:
         """See ``check.Device``."""
-        arguments = [buffers[one] if isinstance(one, str) else one for one in launch.arguments]
-        image.launch(
-            launch.kernel,
-            arguments,
-            launch.grid,
-            launch.block,
-            launch.shared_bytes,
-            overlaps=launch.overlaps,
-            cluster=launch.cluster,
-        )
+        launch_emulated(image, launch, buffers)
+
+
+def launch_emulated(kernels: EmulatedKernels, launch: Launch, buffers: Mapping[str, Array]) -> None:
+    """Run a launch on buffers by name, after those before it."""
+    kernels.launch(
+        launch.kernel,
+        [buffers[one] if isinstance(one, str) else one for one in launch.arguments],
+        launch.grid,
+        launch.block,
+        launch.shared_bytes,
+        overlaps=launch.overlaps,
+        cluster=launch.cluster,
+    )

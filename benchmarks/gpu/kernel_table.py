@@ -11,16 +11,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from awq_tvm.errors import AwqTvmError, TargetError, UnsupportedError
+from awq_tvm.errors import AwqTvmError, TargetError
 from awq_tvm.schedules.cuda.config import FewConfig
 from awq_tvm.schedules.cuda.division import division_of
-from awq_tvm.schedules.cuda.hopper import HopperRule
-from awq_tvm.schedules.cuda.tensor_core import TensorCoreRule
-from awq_tvm.schedules.rule import Match
 from awq_tvm.schedules.spec import MatmulSpec
 from awq_tvm.targets import Target, resolve
 
-from .build import build_cases
+from .build import build_cases, rule_of
 from .count_table import instructions_of
 from .counts import Config, config_for
 from .machine_code import find_disassembler
@@ -54,27 +51,17 @@ def kernel_table(spec: MatmulSpec, target: Target) -> list[str]:
             why="nvdisasm was not found",
             fix="pip install nvidia-cuda-nvdisasm, or put the CUDA toolkit's bin folder on PATH",
         )
-    ships = _config(OURS, spec, target)
+    configs = {name: rule_of(name, spec, target)[1] for name in (OURS, WITH_MMA)}
+    ships = configs[OURS]
     ends = [few.most_tokens for few in ships.few] + [one.tokens for one in ships.middle]
-    ends += [m for name in (OURS, WITH_MMA) for m in _most_in_clusters(spec, _config(name, spec, target))]
+    ends += [m for config in configs.values() for m in _most_in_clusters(spec, config)]
     with TemporaryDirectory(prefix="awq-tvm-") as folder:
         cases = build_cases(spec, target, sorted({*ends, MANY}), Path(folder))
     lines = [f"| {' | '.join(HEADER)} |", "|" + "---|" * len(HEADER)]
     for case in cases:
-        rows = _rows(case, spec, _config(case.name, spec, target))
+        rows = _rows(case, spec, configs[case.name])
         lines += [f"| {' | '.join(cells)} |" for cells in rows]
     return lines
-
-
-def _config(name: str, spec: MatmulSpec, target: Target) -> Config:
-    """Of the kernels that ship, or of those of `mma` beside them."""
-    rules = (TensorCoreRule(),) if name == WITH_MMA else (HopperRule(), TensorCoreRule())
-    answers = [rule.applies(spec, target) for rule in rules]
-    for answer in answers:
-        if isinstance(answer, Match):
-            config: Config = answer.config
-            return config
-    raise UnsupportedError("The tensor-core kernels do not serve this linear", why=str(answers[-1]))
 
 
 def _most_in_clusters(spec: MatmulSpec, config: Config) -> list[int]:

@@ -147,7 +147,7 @@ def _multiply(
         config: sizes.
         weights: of the linear.
         sums: of the thread.
-        shared: where ``Fragments.copy`` has put the tiles of the block.
+        shared: where ``WeightCopies.copy_next`` has put the tiles of the block.
         codes: where they begin.
         x: the descriptor of the block's tokens, in a register.
         thread: of the block.

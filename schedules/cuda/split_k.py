@@ -30,6 +30,7 @@ from awq_tvm.schedules.cuda.division import (
 )
 from awq_tvm.schedules.cuda.epilogue import MOST, finish_together
 from awq_tvm.schedules.cuda.fragments import BLOCK_K
+from awq_tvm.schedules.cuda.warp_sum import clear
 from awq_tvm.schedules.gpu.weights import local
 from awq_tvm.schedules.spec import MatmulSpec
 
@@ -227,8 +228,7 @@ def add_parts_kernel(tiles: Tiles, arguments: dict[str, Any], tokens: Any, overl
             inside.insert(0, own_token < tile.tokens)
         with T.If(functools.reduce(T.And, inside)), T.Then():
             totals = local("totals", width, "float32")
-            for i in range(width):
-                T.buffer_store(totals, T.float32(0), [i])
+            clear(totals, width)
             with T.serial(0, division.parts) as part:
                 found = local("found", width, "float32")
                 for first in range(0, width, 4):

@@ -25,6 +25,7 @@ from awq_tvm.schedules.cuda import ptx
 from awq_tvm.schedules.cuda.config import EIGHT, PADDING, eights_at_once
 from awq_tvm.schedules.cuda.epilogue import MOST, finish_together
 from awq_tvm.schedules.cuda.split_k import Share, Tiles
+from awq_tvm.schedules.cuda.warp_sum import clear
 from awq_tvm.schedules.gpu.weights import local
 
 _FLOATS = 4
@@ -182,8 +183,7 @@ class TileOutputs:
 
         def finish(at: Any, token: Any, row: Any) -> None:
             totals = local("totals", width, "float32")
-            for i in range(width):
-                T.buffer_store(totals, T.float32(0), [i])
+            clear(totals, width)
             addresses = local("addresses", 2, "uint32")
             with of_parts(0, parts) as part:
                 found = local("found", width, "float32")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import numpy as np
 import pytest
 
 from awq_tvm.checkpoint import PER_CHANNEL
-from awq_tvm.targets import Target, resolve
-from tests.emulate.test_bundles import GREEDY, PARTS, TIE, TOLERANCE, needs_this_machine, target_of
+from tests.emulate.test_bundles import (
+    GREEDY,
+    PARTS,
+    compile_without_nvcc,
+    expect_pytorchs,
+    needs_this_machine,
+)
 from tests.support import tiny_decoder as tiny
 from tests.support.emulated_bundle import run_in_emulator
 
@@ -56,11 +59,6 @@ MADE = [
 ]
 
 
-def one_of(kind: str) -> Target:
-    """The target, with so few SMs that small linears fill it."""
-    return dataclasses.replace(resolve("h100"), num_sms=1) if kind == "h100" else target_of(kind)
-
-
 @pytest.mark.parametrize("made", MADE, ids=lambda made: "-".join(map(str, made)))
 def test_any_two_choices_together(made: Made, tmp_path: Path) -> None:
     """The head stays in float16: on CUDA it is multiplied by TVM's own schedule, with nvcuda::wmma."""
@@ -73,21 +71,15 @@ def test_any_two_choices_together(made: Made, tmp_path: Path) -> None:
         hidden_act=made.hidden_act,
         tie_word_embeddings=tied,
     )
-    compiled = tiny.compile_quantized(
+    compiled = compile_without_nvcc(
         model,
         tmp_path,
+        made.kind,
         bits=made.bits,
         group_size=made.group_size,
         symmetric=made.rounding == "symmetric",
         act_order=made.rounding == "order",
-        target=one_of(made.kind),
-        kv_cache="auto",
         opt=made.opt,
-        source_only=made.kind != "metal",
     )
     found = run_in_emulator(compiled.bundle, tmp_path, parts=PARTS, greedy=GREEDY, vocabulary=tiny.VOCAB)
-    expected = tiny.torch_logits(model, found.ids)
-    assert tiny.relative_error(found.logits, expected[found.rows]) < TOLERANCE
-    choices = expected[-GREEDY - 1 : -1]
-    short = choices.max(1) - choices[range(GREEDY), found.ids[-GREEDY:]]
-    assert short.max() < TIE * np.abs(expected).max()
+    expect_pytorchs(found, model)

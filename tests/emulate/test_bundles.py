@@ -20,7 +20,7 @@ from awq_tvm.targets import Target, resolve
 from tests.cli.conftest import awq_tvm
 from tests.support import tiny_decoder as tiny
 from tests.support.child import output_of
-from tests.support.emulated_bundle import TOLERANCE, Part, run_in_emulator
+from tests.support.emulated_bundle import TOLERANCE, Emulated, Part, run_in_emulator
 
 needs_this_machine = [
     pytest.mark.skipif(
@@ -43,9 +43,19 @@ TIE = 1e-3
 
 def target_of(kind: str) -> Target:
     """The target, its host part for this machine; of so few SMs that small linears fill it as large ones do a GPU."""
-    if kind == "cuda":
-        return dataclasses.replace(resolve("nvidia-a100"), num_sms=1)
+    gpus = {"cuda": "nvidia-a100", "h100": "nvidia-h100"}
+    if kind in gpus:
+        return dataclasses.replace(resolve(gpus[kind]), num_sms=1)
     return dataclasses.replace(resolve("metal"), host=resolve("cuda").host)
+
+
+def expect_pytorchs(found: Emulated, model: Any) -> None:
+    """Logits are PyTorch's, and the greedy tokens those that it would choose, but for ties."""
+    expected = tiny.torch_logits(model, found.ids)
+    assert tiny.relative_error(found.logits, expected[found.rows]) < TOLERANCE
+    choices = expected[-GREEDY - 1 : -1]
+    short = choices.max(1) - choices[range(GREEDY), found.ids[-GREEDY:]]
+    assert short.max() < TIE * np.abs(expected).max()
 
 
 def seal(bundle: Path, change: Callable[[Manifest], dict[str, Any]]) -> None:
@@ -75,11 +85,7 @@ def test_logits_and_greedy_tokens_are_those_of_pytorch(compiled: tiny.Compiled, 
     kernels = {kernel["reason"] for kernel in compiled.report.kernels if kernel["source"] != "fallback"}
     assert kernels in ({"cuda_tensor_core_matmul"}, {"metal_simdgroup_matmul"})
     found = run_in_emulator(compiled.bundle, tmp_path, parts=PARTS, greedy=GREEDY, vocabulary=tiny.VOCAB)
-    expected = tiny.torch_logits(compiled.model, found.ids)
-    assert tiny.relative_error(found.logits, expected[found.rows]) < TOLERANCE
-    choices = expected[-GREEDY - 1 : -1]
-    short = choices.max(1) - choices[range(GREEDY), found.ids[-GREEDY:]]
-    assert short.max() < TIE * np.abs(expected).max()
+    expect_pytorchs(found, compiled.model)
     # The linear of gate and up has done it.
     assert "gated_kernel" not in found.launches
 
@@ -87,7 +93,7 @@ def test_logits_and_greedy_tokens_are_those_of_pytorch(compiled: tiny.Compiled, 
 def compile_without_nvcc(model: Any, folder: Path, kind: str, **options: Any) -> tiny.Compiled:
     """Of kernels for CUDA the emulator reads the source, and nvcc takes half a minute for them."""
     return tiny.compile_quantized(
-        model, folder, target=target_of(kind), kv_cache="auto", source_only=kind == "cuda", **options
+        model, folder, target=target_of(kind), kv_cache="auto", source_only=kind != "metal", **options
     )
 
 
@@ -122,11 +128,7 @@ def test_a_window_shorter_than_the_context(kind: str, tmp_path: Path) -> None:
     model = tiny.make_model("mistral", intermediate_size=128, sliding_window=24)
     made = compile_without_nvcc(model, tmp_path, kind, context_length=tiny.CONTEXT)
     found = run_in_emulator(made.bundle, tmp_path, parts=PARTS, greedy=GREEDY, vocabulary=tiny.VOCAB)
-    expected = tiny.torch_logits(model, found.ids)
-    assert tiny.relative_error(found.logits, expected[found.rows]) < TOLERANCE
-    choices = expected[-GREEDY - 1 : -1]
-    short = choices.max(1) - choices[range(GREEDY), found.ids[-GREEDY:]]
-    assert short.max() < TIE * np.abs(expected).max()
+    expect_pytorchs(found, model)
 
 
 def test_reshapes_are_views_and_have_no_kernels(compiled: tiny.Compiled) -> None:

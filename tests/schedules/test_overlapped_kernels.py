@@ -31,6 +31,7 @@ from awq_tvm.schedules.gpu.norm import rms_norm
 from awq_tvm.schedules.layout import LAYOUTS
 from awq_tvm.schedules.spec import MatmulSpec
 from awq_tvm.targets import resolve
+from benchmarks.gpu.emulated import launch_emulated
 from benchmarks.gpu.machine_code import MachineCode, disassemble, find_disassembler, read_listing
 from tests.support.gpu_kernels import Built, Emulated, build_for, needs_compiler, random_arrays
 
@@ -65,14 +66,7 @@ def run_twice(source: str, built: Built, m: int, folder: Path, *, waits_between:
         kernels.kernels.synchronize()
     for one in launches:
         given = {**arrays, "x": arrays["y"], "y": y}
-        kernels.kernels.launch(
-            one.kernel,
-            [given[name] if isinstance(name, str) else name for name in one.arguments],
-            one.grid,
-            one.block,
-            one.shared_bytes,
-            overlaps=one.overlaps,
-        )
+        launch_emulated(kernels.kernels, one, given)
     return y
 
 
@@ -140,8 +134,7 @@ def test_a_norm_waits_for_its_rows_and_not_for_its_weight(features: int, tmp_pat
     def run(source: str, given: dict[str, np.ndarray]) -> None:
         kernels = Emulated(source, "cuda", Path(mkdtemp(dir=tmp_path)))
         kernels.launch([dataclasses.replace(launch, overlaps=False)], arrays)
-        operands = [given[name] if isinstance(name, str) else name for name in launch.arguments]
-        kernels.kernels.launch(launch.kernel, operands, launch.grid, launch.block, 0, overlaps=True)
+        launch_emulated(kernels.kernels, launch, given)
 
     arrays = {"x": x.astype(np.float16), "weight": weight.astype(np.float16), "y": first}
     run(host.source, {**arrays, "x": first, "y": second})

@@ -21,6 +21,7 @@ from awq_tvm.schedules.layout import LAYOUTS, Layout
 from awq_tvm.schedules.rule import Match, MatmulRule
 from awq_tvm.schedules.spec import MatmulSpec
 from awq_tvm.targets import Target
+from benchmarks.gpu.emulated import launch_emulated
 
 needs_compiler = pytest.mark.skipif(
     shutil.which("g++") is None, reason="kernels run on the CPU through g++, not installed"
@@ -60,15 +61,7 @@ class Emulated:
         """Run launches in their order, after all that was run before."""
         self.kernels.synchronize()
         for one in launches:
-            self.kernels.launch(
-                one.kernel,
-                [arrays[name] if isinstance(name, str) else name for name in one.arguments],
-                one.grid,
-                one.block,
-                one.shared_bytes,
-                overlaps=one.overlaps,
-                cluster=one.cluster,
-            )
+            launch_emulated(self.kernels, one, arrays)
 
 
 @dataclass(frozen=True)
