@@ -35,6 +35,7 @@ BODIES = {
     "no_first_barrier": f"{PUT}{ALL}{MEET}{STORE}",
     "barrier_of_the_block": f"{PUT}__syncthreads(); {ALL}{MEET}{STORE}",
     "no_last_barrier": f"{PUT}{MEET}{ALL}{STORE}",
+    "first_alone_reads_and_none_waits": f"{PUT}{MEET}if (rank == 0) {{ {ALL} }} {STORE}",
     "writes_too_early": f"{PUT}{MEET}{ALL}__syncthreads(); s[threadIdx.x] = 0; {MEET}{STORE}",
     "last_writes_too_early": (
         f"{PUT}{MEET}{ALL}__syncthreads(); if (rank == 3) s[threadIdx.x] = 0; {MEET}{STORE}"
@@ -90,6 +91,7 @@ FAULTS = {
     "no_first_barrier": "uninitialised",
     "barrier_of_the_block": "need not have begun",
     "no_last_barrier": "has ended, and its shared memory with it",
+    "first_alone_reads_and_none_waits": "the thread ends, and another block read its shared memory",
     "writes_too_early": "missing barrier of the cluster: thread 63 of block 0 wrote its shared memory",
     "last_writes_too_early": "missing barrier of the cluster: another block read shared memory",
     "never_written": "uninitialised",

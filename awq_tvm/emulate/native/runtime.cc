@@ -55,6 +55,8 @@ void enter() {
   const Fiber& self = block.fibers[block.current];
   if (!self.products.reads.empty()) fail("the thread ends while a wgmma is under way");
   if (self.arrived) fail("the thread ends, and has not waited at a barrier of the cluster where it arrived");
+  if (!block.read_by_others.empty())
+    fail("missing barrier of the cluster: the thread ends, and another block read its shared memory since the last");
   if (block.overlaps && !self.waited)
     fail("the thread ends without griddepcontrol.wait in a launch that may begin early: who waits for it would not wait for "
          "kernel %s, launched before", name_before(block));
@@ -299,6 +301,8 @@ void Block::begin(Index which) {
     std::memset(shadow.reads, 0, kArenaBytes / 2 * sizeof(Mark));
   }
   first_time = barrier_time = cluster_time = ++time;
+  read_by_others.clear();
+  meets_others = false;
   failed = false;
   message.clear();
   second_write.bytes = 0;
@@ -449,8 +453,6 @@ int awq_emulate_launch(const char* name, void** arguments, const std::uint32_t g
     own->near_first = own->near_end = nullptr;
     own->cluster = &cluster;
     own->rank = rank;
-    own->read_by_others.clear();
-    own->meets_others = false;
   }
   next_buffers.clear();
   Block* bad = nullptr;
