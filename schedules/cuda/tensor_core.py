@@ -27,7 +27,7 @@ class TensorCoreRule(MatmulRule):
     """Weights as the left operand of `mma.m16n8k16`, x in float16 or bfloat16, sums in float32."""
 
     name = "cuda_tensor_core_matmul"
-    version = 9
+    version = 10
     gates_outputs = True
 
     def applies(self, spec: MatmulSpec, target: Target) -> Match | NotApplicable:

@@ -176,16 +176,17 @@ def _add_up(
         T.buffer_store(at, at[0], [1])
         T.buffer_store(at, at[0] + T.Select(at[0] >= last, -last, one), [0])
 
+    # Left to itself nvcc unrolls a few steps that it can count, and then holds 20 registers more.
     run_length = config.run_of(spec.group_size)
     if run_length > 1:
         products = local("run_products", config.sums, "float32")
-        with T.serial(0, T.truncdiv(count, run_length)) as run:
+        with T.serial(0, T.truncdiv(count, run_length), unroll=False) as run:
             for number in range(run_length):
                 advance(run * run_length + number)
                 work(at[0] * 4, Run(products, number == 0, number == run_length - 1))
                 turn()
         return stages
-    with T.serial(0, steps) as step:
+    with T.serial(0, steps, unroll=False) as step:
         advance(step)
         if even:
             work(at[0] * 4)
