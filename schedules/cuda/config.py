@@ -10,6 +10,11 @@ from awq_tvm.errors import UnsupportedError
 MAX_SUMS = 128
 """Float32 sums a thread may hold: half of its 255 registers."""
 
+BESIDE_SUMS, A_SUM = 42, 2
+"""Registers of a thread: for addresses and counters, and for a sum with its operands; as nvcc needs them, about."""
+
+REGISTERS_OF_SM = 65536
+
 ROWS = 16
 """Outputs of a tile."""
 
@@ -161,6 +166,11 @@ class TiledConfig:
     def sums(self) -> int:
         """Of a thread."""
         return 4 * self.eights * self.tiles
+
+    @property
+    def blocks_by_registers(self) -> int:
+        """How many blocks the registers of an SM are enough for."""
+        return REGISTERS_OF_SM // (self.threads * (BESIDE_SUMS + A_SUM * self.sums))
 
     def run_of(self, group_size: int) -> int:
         """Blocks of k whose products are added before they are scaled, where groups are so long.

@@ -12,7 +12,16 @@ from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING
 
-from awq_tvm.schedules.cuda.config import Dispatch, FewConfig, Tile, TiledConfig, tile_bytes
+from awq_tvm.schedules.cuda.config import (
+    A_SUM,
+    BESIDE_SUMS,
+    REGISTERS_OF_SM,
+    Dispatch,
+    FewConfig,
+    Tile,
+    TiledConfig,
+    tile_bytes,
+)
 from awq_tvm.schedules.cuda.division import Division, division_of, sums_bytes
 from awq_tvm.schedules.cuda.fragments import BLOCK_K
 
@@ -29,8 +38,8 @@ WARP_INSTRUCTIONS_A_CYCLE = 4
 """Of an SM."""
 DECODING = 40
 """Instructions of a warp for the codes of 16 outputs and 64 k, scales and zero points included."""
-BESIDE_SUMS, A_SUM, MOST_REGISTERS = 42, 2, 255
-"""Registers of a thread: for addresses and counters, and for a sum with its operands; as nvcc needs them, about."""
+MOST_REGISTERS = 255
+"""Of a thread."""
 L2_FACTOR = 3
 """So many times faster than memory the second-level cache is read."""
 ASSUMED_GB_PER_S, ASSUMED_GFLOPS, ASSUMED_SMS = 600.0, 125_000.0, 72
@@ -65,7 +74,7 @@ class Gpu:
             1e9 * (target.fp16_gflops or ASSUMED_GFLOPS),
             target.num_sms or ASSUMED_SMS,
             target.shared_memory_bytes or 0,
-            target.registers_per_sm or 65536,
+            target.registers_per_sm or REGISTERS_OF_SM,
         )
 
     def resident(self, threads: int, shared_bytes: int, sums: int) -> int:

@@ -7,6 +7,7 @@ where a warp would own too little to be worth the decoding, warps take the block
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from tvm.script.ir_builder import IRBuilder
@@ -47,6 +48,7 @@ def tiled_kernel(
         T.launch_thread("blockIdx.x", tiles.division.blocks) as block,
         tiles.clusters(),
         T.launch_thread("threadIdx.x", config.threads) as thread,
+        _room_on_an_sm(config),
     ):
         if overlaps:
             ptx.let_next_begin()
@@ -63,6 +65,12 @@ def tiled_kernel(
         row, token = own_tile * ROWS + lane // 4, own_token + lane % 4 * 2
         held = Held(config.tiles, ROWS, config.eights, row, token, own_k)
         TileOutputs(tiles, arguments, tokens, own, thread).store(sums, held, stages)
+
+
+def _room_on_an_sm(config: TiledConfig) -> AbstractContextManager[Any]:
+    """What tells nvcc that two blocks are to share an SM, where they just can; for more it leaves room by itself."""
+    blocks = config.blocks_by_registers
+    return T.attr({"tirx.launch_bounds_min_blocks_per_sm": blocks}) if blocks == 2 else nullcontext()
 
 
 def _add_up(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from tvm.script.ir_builder import tirx as T
 from awq_tvm.compile.toolchain import BuiltLibrary, Kernel, build_library
 from awq_tvm.compile.toolchain.cuda import CudaJob, tvm_cuda_library
 from awq_tvm.compile.toolchain.driver_stub import DRIVER_LIBRARY, undefined_symbols, write_stubs
-from awq_tvm.compile.toolchain.nvcc import Nvcc, kernel_at, read_report
+from awq_tvm.compile.toolchain.nvcc import Nvcc, kernel_at, one_block_at_a_time, read_report
 from awq_tvm.errors import ResourceError, TargetError
 from awq_tvm.targets import resolve
 from tests.compile.toolchain_modules import module_with, relax_module
@@ -97,6 +98,38 @@ def test_an_architecture_nvcc_does_not_know_is_an_error(tmp_path) -> None:
     assert [kernel.name for kernel in kernels] == ["ok_kernel"]
     with pytest.raises(TargetError, match="sm_33"):
         Nvcc.find().compile(source, ("sm_80", "sm_33"), None)
+
+
+@needs_nvcc
+def test_a_kernel_that_would_spill_to_share_an_sm_has_it_for_itself(tmp_path) -> None:
+    source = tmp_path / "kernels.cu"
+    kept, threads = range(64), "__launch_bounds__(256, 6)"
+    loads = "".join(f"float f{i} = x[{i} * 256 + threadIdx.x]; " for i in kept)
+    sums = "".join(f"f{i} = f{i} * f{(i + 1) % 64} + s; " for i in kept)
+    stores = "".join(f"x[{i} * 256 + threadIdx.x] = f{i}; " for i in kept)
+    source.write_text(
+        f'extern "C" __global__ void {threads} big(float* __restrict__ x, float s, int n) {{\n'
+        f"  {loads}\n  for (int step = 0; step < n; ++step) {{ {sums} }}\n  {stores}\n}}\n"
+        f'extern "C" __global__ void {threads} small(float* x) {{\n  x[threadIdx.x] = 1.0f;\n}}\n'
+    )
+    nvcc = Nvcc.find()
+    _, _, kernels = nvcc.compile(source, ("sm_80",), None)
+    uses = {kernel.name: kernel for kernel in kernels}
+    assert uses["big"].spill_store_bytes == uses["big"].spill_load_bytes == 0
+    # 42 registers are the most that leave room for six blocks of 256 threads.
+    assert uses["big"].registers > 64
+    assert [path.name for path in tmp_path.glob("*.cu")] == ["kernels.cu"]
+
+
+def test_only_the_kernels_that_spill_have_an_sm_for_themselves() -> None:
+    parts = ("(64) one(int)", "(64, 2) two(int)", "(64, 2) one_more(int)")
+    source = "".join(f"void __launch_bounds__{part} {{}}\n" for part in parts)
+    alone = one_block_at_a_time(source, ["one", "two"])
+    assert re.findall(r"__launch_bounds__(.*) \{", alone) == [
+        "(64, 1) one(int)",
+        "(64, 1) two(int)",
+        "(64, 2) one_more(int)",
+    ]
 
 
 @needs_nvcc

@@ -104,7 +104,9 @@ def test_what_a_graph_does_early_when_it_is_launched_again_is_found(library, tmp
 
 
 def kernels_that_wait(source: str) -> set[str]:
-    parts = re.split(r'^extern "C" __global__ void (?:__launch_bounds__\(\d+\) )?(\w+)\(', source, flags=re.M)
+    parts = re.split(
+        r'^extern "C" __global__ void (?:__launch_bounds__\([^)]*\) )?(\w+)\(', source, flags=re.M
+    )
     return {name for name, body in zip(parts[1::2], parts[2::2], strict=True) if CALL in body}
 
 

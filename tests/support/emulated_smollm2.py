@@ -171,7 +171,7 @@ def expect_agreement(case: Case, factory: pytest.TempPathFactory, folder: Path) 
 
     (source,) = bundle.glob("kernels.[cm][ue]*")
     kernels = set(
-        re.findall(r"void (?:__launch_bounds__\(\d+\) )?(\w+_kernel(?:_\d+)?)\(", source.read_text())
+        re.findall(r"void (?:__launch_bounds__\([^)]*\) )?(\w+_kernel(?:_\d+)?)\(", source.read_text())
     )
     assert len(kernels) > 20
     copied = set() if case.fork else {"copy_single_page_kernel"}

@@ -155,7 +155,9 @@ def kernel_names(source: str) -> list[str]:
 def one_block_at_a_time(source: str, kernels: Sequence[str]) -> str:
     """A CUDA source in which an SM need not have room for two blocks of some kernels."""
     names = "|".join(map(re.escape, kernels))
-    return re.sub(rf"__launch_bounds__\((\d+)\) (?=(?:{names})\()", r"__launch_bounds__(\1, 1) ", source)
+    return re.sub(
+        rf"__launch_bounds__\((\d+)(?:, \d+)?\) (?=(?:{names})\()", r"__launch_bounds__(\1, 1) ", source
+    )
 
 
 def kernel_at(source: str, line: int) -> str | None:
