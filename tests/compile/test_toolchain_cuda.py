@@ -14,7 +14,7 @@ from tvm.script.ir_builder import tirx as T
 from awq_tvm.compile.toolchain import BuiltLibrary, Kernel, build_library
 from awq_tvm.compile.toolchain.cuda import CudaJob, tvm_cuda_library
 from awq_tvm.compile.toolchain.driver_stub import DRIVER_LIBRARY, undefined_symbols, write_stubs
-from awq_tvm.compile.toolchain.nvcc import Nvcc, kernel_at, one_block_at_a_time, read_report
+from awq_tvm.compile.toolchain.nvcc import Nvcc, kernel_at, read_report, with_more_registers
 from awq_tvm.errors import ResourceError, TargetError
 from awq_tvm.targets import resolve
 from tests.compile.toolchain_modules import module_with, relax_module
@@ -33,6 +33,9 @@ ptxas info    : Function properties for mm_kernel
     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
 ptxas info    : Used 32 registers, used 0 barriers, 416 bytes cmem[0]
 """
+
+
+KERNELS = (("64", "one"), ("64, 2", "two"), ("64, 2", "one_more"))
 
 
 @pytest.fixture(scope="module")
@@ -121,15 +124,16 @@ def test_a_kernel_that_would_spill_to_share_an_sm_has_it_for_itself(tmp_path) ->
     assert [path.name for path in tmp_path.glob("*.cu")] == ["kernels.cu"]
 
 
-def test_only_the_kernels_that_spill_have_an_sm_for_themselves() -> None:
-    parts = ("(64) one(int)", "(64, 2) two(int)", "(64, 2) one_more(int)")
-    source = "".join(f"void __launch_bounds__{part} {{}}\n" for part in parts)
-    alone = one_block_at_a_time(source, ["one", "two"])
-    assert re.findall(r"__launch_bounds__(.*) \{", alone) == [
-        "(64, 1) one(int)",
-        "(64, 1) two(int)",
-        "(64, 2) one_more(int)",
-    ]
+def test_only_the_kernels_that_spill_get_more_registers() -> None:
+    def bounds_of(source: str) -> list[str]:
+        return re.findall(r"__launch_bounds__(.*) \{", source)
+
+    source = "".join(f"void __launch_bounds__({n}) {name}(int) {{}}\n" for n, name in KERNELS)
+    wider = with_more_registers(source, ["one", "two"])
+    assert bounds_of(wider) == ["(64, 1) one(int)", "(64) two(int)", "(64, 2) one_more(int)"]
+    widest = with_more_registers(wider, ["one", "two"])
+    assert bounds_of(widest) == ["(64, 1) one(int)", "(64, 1) two(int)", "(64, 2) one_more(int)"]
+    assert with_more_registers(widest, ["one", "two"]) == widest
 
 
 @needs_nvcc

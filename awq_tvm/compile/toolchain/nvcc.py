@@ -100,17 +100,17 @@ class Nvcc:
     def _compile_one(self, source: Path, arch: str, fast_math: bool) -> tuple[Path, tuple[Kernel, ...]]:
         form = "ptx" if arch.startswith("compute_") else "cubin"
         output = source.with_suffix(f".{arch}.{form}")
-        report = self._run(source, arch, output, fast_math)
-        kernels = read_report(report)
-        spilling = [kernel.name for kernel in kernels if kernel.spill_store_bytes or kernel.spill_load_bytes]
-        if spilling:
-            # To make room for another block on an SM. These may have it for themselves.
-            alone = source.with_suffix(f".{arch}.cu")
-            alone.write_text(
-                one_block_at_a_time(source.read_text(encoding="utf-8"), spilling), encoding="utf-8"
-            )
-            kernels = read_report(self._run(alone, arch, output, fast_math))
-            alone.unlink()
+        kernels = read_report(self._run(source, arch, output, fast_math))
+        text = source.read_text(encoding="utf-8")
+        changed = source.with_suffix(f".{arch}.cu")
+        while spilling := [one.name for one in kernels if one.spill_store_bytes or one.spill_load_bytes]:
+            # To make room for another block on an SM. These may have more of it for themselves.
+            before, text = text, with_more_registers(text, spilling)
+            if text == before:
+                break
+            changed.write_text(text, encoding="utf-8")
+            kernels = read_report(self._run(changed, arch, output, fast_math))
+            changed.unlink()
         return output, kernels
 
     def _run(self, source: Path, arch: str, output: Path, fast_math: bool) -> str:
@@ -152,11 +152,17 @@ def kernel_names(source: str) -> list[str]:
     return [found.group(1) for text in source.splitlines() if (found := _DEFINITION.match(text))]
 
 
-def one_block_at_a_time(source: str, kernels: Sequence[str]) -> str:
-    """A CUDA source in which an SM need not have room for two blocks of some kernels."""
+def with_more_registers(source: str, kernels: Sequence[str]) -> str:
+    """A CUDA source in which an SM need have room for fewer blocks of some kernels: as nvcc likes, and then one.
+
+    It is the same where they have all the registers already that a thread can have.
+    """
     names = "|".join(map(re.escape, kernels))
+    wider = {None: ", 1", ", 1": ", 1"}
     return re.sub(
-        rf"__launch_bounds__\((\d+)(?:, \d+)?\) (?=(?:{names})\()", r"__launch_bounds__(\1, 1) ", source
+        rf"__launch_bounds__\((\d+)(, \d+)?\) (?=(?:{names})\()",
+        lambda found: f"__launch_bounds__({found[1]}{wider.get(found[2], '')}) ",
+        source,
     )
 
 
