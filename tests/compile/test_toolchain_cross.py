@@ -13,7 +13,8 @@ import tvm_ffi
 from awq_tvm.compile.toolchain import build_library
 from awq_tvm.compile.toolchain.cross import cross_linker, has_zig
 from awq_tvm.compile.toolchain.host import host_linker, is_host
-from awq_tvm.compile.toolchain.linker import Linker, linker_for, run_tool
+from awq_tvm.compile.toolchain.linker import Linker, run_tool
+from awq_tvm.compile.toolchain.linkers import linker_for
 from awq_tvm.errors import TargetError
 from awq_tvm.schedules.rule import select
 from awq_tvm.targets import resolve

@@ -16,7 +16,7 @@ import tvm_ffi
 from awq_tvm.bundle.verify import verify_bundle
 from awq_tvm.compile.toolchain import build_library, cpu
 from awq_tvm.compile.toolchain.cross import ZIG, cross_linker, has_zig
-from awq_tvm.compile.toolchain.linker import linker_for
+from awq_tvm.compile.toolchain.linkers import linker_for
 from awq_tvm.compile.toolchain.static import Archiver, symbol_prefix
 from awq_tvm.errors import TargetError
 from awq_tvm.targets import resolve

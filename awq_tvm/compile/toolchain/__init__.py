@@ -27,7 +27,7 @@ def require_tools(target: Target, *, source_only: bool = False) -> None:
         TargetError: a compiler or linker is missing.
         ResourceError: there is hardly room for temporary files.
     """
-    from awq_tvm.compile.toolchain.linker import linker_for
+    from awq_tvm.compile.toolchain.linkers import linker_for
     from awq_tvm.compile.toolchain.nvcc import Nvcc
 
     if source_only and target.kind != "cuda":

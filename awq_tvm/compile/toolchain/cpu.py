@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from awq_tvm.compile.toolchain.linker import linker_for
+from awq_tvm.compile.toolchain.linkers import linker_for
 from awq_tvm.compile.toolchain.lower import build_executable, lower_relax
 from awq_tvm.compile.toolchain.result import BuiltLibrary
 from awq_tvm.compile.toolchain.static import Archiver, symbol_prefix, with_prefix

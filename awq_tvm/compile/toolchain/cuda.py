@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from awq_tvm import errors
 from awq_tvm.compile.toolchain.driver_stub import write_stubs
-from awq_tvm.compile.toolchain.linker import MESSAGE_LINES, linker_for
+from awq_tvm.compile.toolchain.linker import MESSAGE_LINES
+from awq_tvm.compile.toolchain.linkers import linker_for
 from awq_tvm.compile.toolchain.nvcc import Nvcc
 from awq_tvm.compile.toolchain.result import BuiltLibrary, Kernel
 from awq_tvm.disk import refuse_full_disk, require_room_to_compile

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from awq_tvm.compile.toolchain.cuda import JOB_NAME, MODULE_NAME, RESULT_NAME, CudaJob
-from awq_tvm.compile.toolchain.linker import linker_for
+from awq_tvm.compile.toolchain.linkers import linker_for
 from awq_tvm.compile.toolchain.nvcc import Nvcc, kernel_names
 from awq_tvm.compile.toolchain.result import Kernel
 from awq_tvm.errors import AwqTvmError, TargetError

@@ -1,4 +1,4 @@
-"""Linking objects into a shared library, and which linker a platform takes."""
+"""Linking objects into a shared library, and running the tools that do."""
 
 from __future__ import annotations
 
@@ -78,15 +78,3 @@ def run_tool(
         why = "\n".join(output.strip().splitlines()[-MESSAGE_LINES:])
         raise TargetError(failure, where=command[0], why=why or f"it ended with code {done.returncode}")
     return output
-
-
-def linker_for(mtriple: str) -> Linker:
-    """The linker for an LLVM triple: this machine's own where it fits, else a cross linker.
-
-    Raises:
-        TargetError: none is installed, or there is none for the platform.
-    """
-    from awq_tvm.compile.toolchain.cross import cross_linker
-    from awq_tvm.compile.toolchain.host import host_linker, is_host
-
-    return host_linker() if is_host(mtriple) else cross_linker(mtriple)

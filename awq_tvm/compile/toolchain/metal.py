@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from awq_tvm.compile.toolchain.linker import linker_for
+from awq_tvm.compile.toolchain.linkers import linker_for
 from awq_tvm.compile.toolchain.lower import build_executable, device_modules, lower_relax
 from awq_tvm.compile.toolchain.result import BuiltLibrary, Kernel
 

@@ -12,7 +12,8 @@ import tvm
 import tvm_ffi
 
 from awq_tvm.bundle.machine import operating_system
-from awq_tvm.compile.toolchain.linker import Linker, linker_for, run_tool
+from awq_tvm.compile.toolchain.linker import Linker, run_tool
+from awq_tvm.compile.toolchain.linkers import linker_for
 from awq_tvm.compile.tuning.measurement import Failed
 from awq_tvm.compile.tuning.problem import Problem
 from awq_tvm.compile.tuning.reach import way_to_measure
