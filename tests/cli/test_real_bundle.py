@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,14 @@ def test_chat_from_a_pipe(real: Paths) -> None:
     assert "1 answers" in done.stderr
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """What is started answers to SIGINT, although a shell that put the tests in the background had it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class _Terminal:
     """The program on a pseudo-terminal, as a person has it."""
 
@@ -175,6 +184,7 @@ class _Terminal:
         return os.waitstatus_to_exitcode(os.waitpid(self.process_id, 0)[1])
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_chat_on_a_terminal(real: Paths) -> None:
     terminal = _Terminal("chat", real["bundle"], "--max-tokens", 4)
     terminal.wait_for("> ")
@@ -201,6 +211,7 @@ def test_chat_on_a_terminal(real: Paths) -> None:
     assert terminal.end() == 0
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_interrupt_on_a_terminal_stops_the_answer_alone(real: Paths) -> None:
     """The answer takes a tenth of a second, so it may be there before the key is; one of many is caught."""
     terminal = _Terminal("chat", real["bundle"], "--max-tokens", 100, "--threads", 1)
@@ -226,6 +237,7 @@ def test_interrupt_on_a_terminal_stops_the_answer_alone(real: Paths) -> None:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.usefixtures("interruptible")
 def test_signals_end_a_waiting_program(real: Paths, number: signal.Signals, code: int) -> None:
     with subprocess.Popen(
         [sys.executable, "-m", "awq_tvm", "chat", str(real["bundle"]), "--max-tokens", "2"],
