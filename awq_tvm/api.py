@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from awq_tvm.quantize.report import QuantizeReport
     from awq_tvm.runtime.engine import Answer, Engine, Generation
     from awq_tvm.runtime.sampler import SamplingOptions
+    from awq_tvm.targets import Target
 
 Method = Literal["awq+", "awq", "rtn"]
 
@@ -135,6 +136,7 @@ def compile(
     records: Sequence[str | Path] = (),
     debug_dump: str | Path | None = None,
     source_only: bool = False,
+    host_here: bool = False,
     progress: ProgressCallback = ignore_progress,
 ) -> CompileReport:
     """Compile a model into a bundle for one target.
@@ -155,6 +157,7 @@ def compile(
         records: files or folders with more of them.
         debug_dump: a folder for the IR after every pass.
         source_only: leave the kernels of a CUDA target as source, for `python -m awq_tvm finish`.
+        host_here: the kernels of a GPU are called from this machine, for `python -m awq_tvm verify --emulate`.
         progress: told what is being done.
 
     Raises:
@@ -162,10 +165,11 @@ def compile(
     """
     from awq_tvm.compile.toolchain import require_tools
     from awq_tvm.output_folder import check_output
-    from awq_tvm.targets import resolve
+    from awq_tvm.targets import resolve, with_host_here
 
     check_output(Path(out))
-    require_tools(resolve(target), source_only=source_only)
+    chip = with_host_here(resolve(target)) if host_here else resolve(target)
+    require_tools(chip, source_only=source_only)
     formats: dict[str, Any] = {
         "activations": activations,
         "dtype": dtype,
@@ -179,7 +183,7 @@ def compile(
         Path(out),
         progress,
         lambda text: progress(ProgressEvent("quantize", 0, 0, text)),
-        target=target,
+        target=chip,
         **formats,
     )
     from awq_tvm.compile.driver import compile_model
@@ -187,7 +191,7 @@ def compile(
     report = compile_model(
         source,
         Path(out),
-        target=target,
+        target=chip,
         **formats,
         opt=opt,
         tuned=tuned,
@@ -315,7 +319,7 @@ def quantized_first(
     progress: ProgressCallback,
     tell: Callable[[str], None],
     *,
-    target: str,
+    target: Target,
     **formats: Any,
 ) -> tuple[str, str | None]:
     """What to compile, and the checkpoint that had to be made for it, None if the model was quantized.
@@ -333,9 +337,8 @@ def quantized_first(
     if open_checkpoint(model).quantized:
         return model, None
     from awq_tvm.compile.driver import read_source
-    from awq_tvm.targets import resolve
 
-    read_source(model, resolve(target), **formats)
+    read_source(model, target, **formats)
     made = out.with_name(out.name + ".quantized")
     tell(f"{model} is not quantized: quantizing it first, awq with 4 bits, into {made}")
     # Rounding is not learned here: who compiles waits, and `quantize` is there for the best weights.

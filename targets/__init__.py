@@ -8,7 +8,16 @@ if __name__ != "awq_tvm.targets":
     )
 
 from awq_tvm.targets.description import Target, missing_features
-from awq_tvm.targets.detection import detect
+from awq_tvm.targets.detection import detect, with_host_here
 from awq_tvm.targets.registry import ALIASES, all_targets, register, resolve
 
-__all__ = ["ALIASES", "Target", "all_targets", "detect", "missing_features", "register", "resolve"]
+__all__ = [
+    "ALIASES",
+    "Target",
+    "all_targets",
+    "detect",
+    "missing_features",
+    "register",
+    "resolve",
+    "with_host_here",
+]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import platform
 import subprocess
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from awq_tvm.errors import TargetError
+from awq_tvm.errors import TargetError, UsageError
 from awq_tvm.targets import arm, x86
 from awq_tvm.targets.description import Target
 
@@ -78,6 +79,26 @@ def detect() -> Target:
             _sysctl("machdep.cpu.brand_string"), int(_sysctl("hw.perflevel0.logicalcpu"))
         )
     raise _unknown_machine(f"{system} on {machine}")
+
+
+def with_host_here(target: Target) -> Target:
+    """A GPU whose kernels this machine calls, where the emulator is to run them, and not the one that it is in.
+
+    Tuned records of the GPU's own machine are of another fingerprint and not found.
+
+    Raises:
+        UsageError: the target is a CPU.
+        TargetError: see ``detect``.
+    """
+    if target.kind == "cpu":
+        raise UsageError(
+            "Only a GPU has a host part of its own.",
+            where="--host-here",
+            why=f"{target.name} is a CPU",
+            fix="leave out --host-here",
+        )
+    triple = detect().tvm_target["mtriple"]
+    return dataclasses.replace(target, host={"kind": "llvm", "mtriple": triple})
 
 
 def describe_linux_cpu(machine: str, cpuinfo: str, *, cores: int, caches: Mapping[str, int]) -> Target:

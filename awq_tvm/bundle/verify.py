@@ -209,10 +209,10 @@ def verify_bundle(path: Path, *, target: bool = True) -> Manifest:
     return manifest
 
 
-def rebuild_line(path: Path, manifest: Manifest) -> str:
-    """The command that builds this bundle for the machine it is typed on."""
+def rebuild_line(path: Path, manifest: Manifest, target: str = "auto") -> str:
+    """The command that builds this bundle for the machine it is typed on, or for another target."""
     model = manifest.recipe.extra.get("source", "MODEL")
-    return f"python -m awq_tvm compile {model} --target auto -o {path.name}.new"
+    return f"python -m awq_tvm compile {model} --target {target} -o {path.name}.new"
 
 
 def check_line(path: Path, manifest: Manifest) -> str:

@@ -50,6 +50,10 @@ def command(
         bool,
         typer.Option("--source-only", help="For CUDA without nvcc: leave kernels as source, for `finish`."),
     ] = False,
+    host_here: Annotated[
+        bool,
+        typer.Option("--host-here", help="Of a GPU: called from this machine, for `verify --emulate`."),
+    ] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Say why each kernel got its schedule.")] = False,
     json_output: Json = False,
 ) -> None:
@@ -58,10 +62,11 @@ def command(
     from awq_tvm.bundle.verify import read_manifest
     from awq_tvm.compile.toolchain import require_tools
     from awq_tvm.output_folder import check_output
-    from awq_tvm.targets import resolve
+    from awq_tvm.targets import resolve, with_host_here
 
     check_output(out)
-    require_tools(resolve(target), source_only=source_only)
+    chip = with_host_here(resolve(target)) if host_here else resolve(target)
+    require_tools(chip, source_only=source_only)
     formats: dict[str, Any] = {
         "activations": activations,
         "dtype": dtype,
@@ -71,13 +76,13 @@ def command(
         "max_sequences": max_sequences,
     }
     with ProgressDisplay() as display:
-        source, first = quantized_first(model, out, display.update, say, target=target, **formats)
+        source, first = quantized_first(model, out, display.update, say, target=chip, **formats)
         from awq_tvm.compile.driver import compile_model
 
         report = compile_model(
             source,
             out,
-            target=target,
+            target=chip,
             **formats,
             opt=opt,
             tuned=tuned,

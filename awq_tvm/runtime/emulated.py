@@ -20,7 +20,7 @@ from pathlib import Path
 from awq_tvm import errors
 from awq_tvm.bundle import machine
 from awq_tvm.bundle.reader import Bundle, open_bundle
-from awq_tvm.bundle.verify import check_line
+from awq_tvm.bundle.verify import rebuild_line
 from awq_tvm.emulate import build_device
 from awq_tvm.emulate.build import Dialect
 from awq_tvm.errors import BundleError, TargetError, UsageError
@@ -154,11 +154,12 @@ def emulated_executor(bundle: Bundle, *, graphs: bool = True) -> Iterator[Execut
     host = machine.architecture(target.triple), machine.operating_system(target.triple)
     here = machine.architecture(), machine.operating_system()
     if host != here:
+        rebuild = rebuild_line(bundle.path, bundle.manifest, f"{target.name} --host-here")
         raise TargetError(
             "The host part of the bundle is for another machine.",
             where=f"{bundle.path}, target {target.name}",
             why=f"it needs {' '.join(host)}; found {' '.join(here)}",
-            fix=check_line(bundle.path, bundle.manifest),
+            fix=f"`{rebuild}` makes one that runs here",
         )
     dialect, file = _SOURCES[target.kind]
     source = bundle.path / file

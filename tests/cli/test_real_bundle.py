@@ -123,6 +123,21 @@ def test_inspect_of_all_three(real: Paths) -> None:
     assert _json("verify", real["bundle"])["ok"] is True
 
 
+def test_a_bundle_for_another_system_runs_in_the_emulator_with_its_host_part_here(
+    real: Paths, tmp_path: Path
+) -> None:
+    bundle = tmp_path / "metal"
+    compiled = _json("compile", real["quantized"], "-o", bundle, "--target", "metal", "--host-here")
+    assert str(compiled["target"]).startswith("apple")
+    found = _json("verify", bundle, "--emulate", "--tokens", 2)
+    assert len(found["token_ids"]) == 2  # type: ignore[arg-type]
+    assert found["launches"]
+    # It is for an Apple GPU nevertheless.
+    done = awq_tvm("generate", bundle, "--prompt", "x", "--json")
+    assert done.returncode == 5
+    assert "an Apple GPU" in json.loads(done.stdout)["error"]["why"]
+
+
 def test_compile_refuses_an_output_that_exists(real: Paths) -> None:
     done = awq_tvm("compile", real["quantized"], "-o", real["bundle"])
     assert done.returncode == 7

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from awq_tvm.bundle.manifest import FileInfo, Manifest, parse_manifest
-from awq_tvm.targets import Target, resolve
+from awq_tvm.targets import Target, resolve, with_host_here
 from tests.cli.conftest import awq_tvm
 from tests.support import tiny_decoder as tiny
 from tests.support.child import output_of
@@ -46,7 +46,7 @@ def target_of(kind: str) -> Target:
     gpus = {"cuda": "nvidia-a100", "h100": "nvidia-h100"}
     if kind in gpus:
         return dataclasses.replace(resolve(gpus[kind]), num_sms=1)
-    return dataclasses.replace(resolve("metal"), host=resolve("cuda").host)
+    return with_host_here(resolve("metal"))
 
 
 def expect_pytorchs(found: Emulated, model: Any) -> None:
@@ -246,4 +246,4 @@ def test_a_host_part_for_another_machine_is_refused(compiled: tiny.Compiled, tmp
     assert done.returncode == 5
     error = json.loads(done.stdout)["error"]
     assert "aarch64 darwin" in error["why"]
-    assert f"verify {bundle} --any-target" in error["fix"]
+    assert " --host-here -o bundle.new`" in error["fix"]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from awq_tvm.errors import TargetError
-from awq_tvm.targets import detect
+from awq_tvm.errors import TargetError, UsageError
+from awq_tvm.targets import detect, resolve, with_host_here
 from awq_tvm.targets.detection import common_flags, describe_apple_cpu, describe_linux_cpu, read_caches
 
 V2 = "cx16 lahf_lm popcnt pni sse4_1 sse4_2 ssse3"
@@ -91,6 +91,19 @@ def test_another_operating_system_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(platform, "system", lambda: "Windows")
     with pytest.raises(TargetError, match="Windows on"):
         detect()
+
+
+def test_a_gpu_called_from_this_machine() -> None:
+    metal = resolve("metal")
+    here = with_host_here(metal)
+    assert here.host == {"kind": "llvm", "mtriple": detect().tvm_target["mtriple"]}
+    assert {**here.as_dict(), "host": None, "fingerprint": None} == {
+        **metal.as_dict(),
+        "host": None,
+        "fingerprint": None,
+    }
+    with pytest.raises(UsageError, match="graviton-3 is a CPU"):
+        with_host_here(resolve("graviton-3"))
 
 
 @pytest.mark.parametrize("text", ["", "processor : 0\n", "flagship : a b\n"])
