@@ -19,7 +19,7 @@ class HopperRule(TensorCoreRule):
     """``TensorCoreRule``, but for more than 64 tokens `wgmma`: on compute capability 9.0 and no other."""
 
     name = "cuda_hopper_matmul"
-    version = 7
+    version = 8
 
     def applies(self, spec: MatmulSpec, target: Target) -> Match | NotApplicable:
         """What ``TensorCoreRule`` takes, where all code is for Hopper alone."""

@@ -37,6 +37,12 @@ CASES = (
     ("x86-64-v4-vnni", AttentionSpec("decode", AttentionShape(9, 3, 64, "float16"))),
     ("x86-64-v4-vnni", AttentionSpec("prefill_paged", AttentionShape(9, 3, 64, int8_pages=True))),
     ("raspberry-pi-5", AttentionSpec("prefill_ragged", AttentionShape(9, 3, 64, "float16"))),
+    ("nvidia-a100", MatmulSpec(576, 960, 4, 64, "float16")),
+    ("nvidia-h100", MatmulSpec(576, 960, 4, 64, "float16")),
+    ("nvidia-t4", MatmulSpec(576, 960, 4, 64, "float16")),
+    ("metal", MatmulSpec(576, 960, 4, 64, "float16")),
+    # Of no whole blocks of k.
+    ("metal", MatmulSpec(100, 60, 4, 20, "float16")),
 )
 
 Entry = dict[str, Any]
