@@ -10,9 +10,6 @@ from awq_tvm.errors import UnsupportedError
 MAX_SUMS = 128
 """Float32 sums a thread may hold: half of its 255 registers."""
 
-BESIDE_SUMS, A_SUM = 42, 2
-"""Registers of a thread: for addresses and counters, and for a sum with its operands; as nvcc needs them, about."""
-
 REGISTERS_OF_SM = 65536
 
 ROWS = 16
@@ -170,7 +167,7 @@ class TiledConfig:
     @property
     def blocks_by_registers(self) -> int:
         """How many blocks the registers of an SM are enough for."""
-        return REGISTERS_OF_SM // (self.threads * (BESIDE_SUMS + A_SUM * self.sums))
+        return REGISTERS_OF_SM // (self.threads * registers_for(self.sums))
 
     def run_of(self, group_size: int) -> int:
         """Blocks of k whose products are added before they are scaled, where groups are so long.
@@ -242,6 +239,11 @@ def eights_at_once(tile: Tile, eights: int, room: int) -> int:
     """
     an_eight = 4 * tile.k_warps * (tile.tokens // eights) * (tile.rows + PADDING)
     return max((n for n in range(1, eights + 1) if eights % n == 0 and n * an_eight <= room), default=0)
+
+
+def registers_for(sums: int) -> int:
+    """Registers of a thread as nvcc needs them, about: each sum with its operand, and addresses and counters."""
+    return 42 + 2 * sums
 
 
 def tile_bytes(bits: int, group_size: int) -> int:

@@ -13,13 +13,12 @@ from math import ceil
 from typing import TYPE_CHECKING
 
 from awq_tvm.schedules.cuda.config import (
-    A_SUM,
-    BESIDE_SUMS,
     REGISTERS_OF_SM,
     Dispatch,
     FewConfig,
     Tile,
     TiledConfig,
+    registers_for,
     tile_bytes,
 )
 from awq_tvm.schedules.cuda.division import Division, division_of, sums_bytes
@@ -79,7 +78,7 @@ class Gpu:
 
     def resident(self, threads: int, shared_bytes: int, sums: int) -> int:
         """Blocks that an SM holds at once; 0 where not even one fits, or a thread would spill registers."""
-        registers = BESIDE_SUMS + A_SUM * sums
+        registers = registers_for(sums)
         if registers > MOST_REGISTERS:
             return 0
         return min(

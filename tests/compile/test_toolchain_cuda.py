@@ -35,9 +35,6 @@ ptxas info    : Used 32 registers, used 0 barriers, 416 bytes cmem[0]
 """
 
 
-KERNELS = (("64", "one"), ("64, 2", "two"), ("64, 2", "one_more"))
-
-
 @pytest.fixture(scope="module")
 def built(tmp_path_factory) -> BuiltLibrary:
     target = resolve("cuda")
@@ -128,7 +125,8 @@ def test_only_the_kernels_that_spill_get_more_registers() -> None:
     def bounds_of(source: str) -> list[str]:
         return re.findall(r"__launch_bounds__(.*) \{", source)
 
-    source = "".join(f"void __launch_bounds__({n}) {name}(int) {{}}\n" for n, name in KERNELS)
+    kernels = (("64", "one"), ("64, 2", "two"), ("64, 2", "one_more"))
+    source = "".join(f"void __launch_bounds__({n}) {name}(int) {{}}\n" for n, name in kernels)
     wider = with_more_registers(source, ["one", "two"])
     assert bounds_of(wider) == ["(64, 1) one(int)", "(64) two(int)", "(64, 2) one_more(int)"]
     widest = with_more_registers(wider, ["one", "two"])

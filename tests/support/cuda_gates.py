@@ -9,7 +9,7 @@ from pathlib import Path
 from awq_tvm.compile.toolchain.launch import Launch
 from awq_tvm.compile.toolchain.nvcc import Nvcc
 from awq_tvm.compile.toolchain.result import Kernel
-from awq_tvm.schedules.cuda.config import A_SUM, BESIDE_SUMS, FewConfig, TensorCoreConfig, TiledConfig
+from awq_tvm.schedules.cuda.config import FewConfig, TensorCoreConfig, TiledConfig, registers_for
 from awq_tvm.schedules.cuda.cost import MOST_REGISTERS
 from awq_tvm.schedules.cuda.hopper_config import HopperConfig, WarpgroupConfig
 from awq_tvm.schedules.cuda.tensor_core import TensorCoreRule
@@ -191,5 +191,5 @@ def _multiplies_by_warps(spec: MatmulSpec, one: Compiled, config: FewConfig | Ti
         assert products == 2 * scaled, where
         sums += sums // 2
     # As many blocks share an SM as the model takes for granted that prunes what a tuner can choose.
-    thought = min(BESIDE_SUMS + A_SUM * sums, MOST_REGISTERS)
+    thought = min(registers_for(sums), MOST_REGISTERS)
     assert one.blocks_of_sm(one.kernel.registers) >= one.blocks_of_sm(thought), where

@@ -158,12 +158,13 @@ def with_more_registers(source: str, kernels: Sequence[str]) -> str:
     It is the same where they have all the registers already that a thread can have.
     """
     names = "|".join(map(re.escape, kernels))
-    wider = {None: ", 1", ", 1": ", 1"}
-    return re.sub(
-        rf"__launch_bounds__\((\d+)(, \d+)?\) (?=(?:{names})\()",
-        lambda found: f"__launch_bounds__({found[1]}{wider.get(found[2], '')}) ",
-        source,
-    )
+
+    def fewer_blocks(bounds: re.Match[str]) -> str:
+        threads, blocks = bounds.groups()
+        one = ", 1" if blocks in (None, "1") else ""
+        return f"__launch_bounds__({threads}{one}) "
+
+    return re.sub(rf"__launch_bounds__\((\d+)(?:, (\d+))?\) (?=(?:{names})\()", fewer_blocks, source)
 
 
 def kernel_at(source: str, line: int) -> str | None:
